@@ -1,0 +1,106 @@
+"""Which axes share a mean and a variance: all that tells one norm from another (Figure 1 of Wu & He, 2018)."""
+
+import math
+from typing import Any, NamedTuple
+
+from anynorm.arrays import check_axes, check_int
+
+
+class Layout(NamedTuple):
+    """How an array of shape `shape` is divided into groups."""
+
+    shape: tuple[int, ...]
+    axes: tuple[int, ...]
+    """The axes, of the view, whose elements share a mean and a variance."""
+    parameter_axes: tuple[int, ...]
+    """The axes, of the array, that a short gamma or beta runs along."""
+    channel: int | None = None
+    """The axis that the view splits in two, (groups, channels of a group)."""
+    groups: int = 1
+
+    @property
+    def parameter_shape(self) -> tuple[int, ...]:
+        return tuple(self.shape[axis] for axis in self.parameter_axes)
+
+    @property
+    def kept_shape(self) -> tuple[int, ...]:
+        """The shape of the statistics: one for each group."""
+        return tuple(n for axis, n in enumerate(self.view(self.shape)) if axis not in self.axes)
+
+    @property
+    def keepdims_shape(self) -> tuple[int, ...]:
+        """The shape of the statistics beside the view."""
+        return tuple(1 if axis in self.axes else n for axis, n in enumerate(self.view(self.shape)))
+
+    @property
+    def count(self) -> int:
+        """The number of elements in a group."""
+        view = self.view(self.shape)
+        return math.prod([view[axis] for axis in self.axes])
+
+    def view(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """`shape`, the array's own or one that broadcasts to it, with the channels split into their groups."""
+        if self.channel is None:
+            return shape
+        n = shape[self.channel]
+        split = (1, 1) if n == 1 != self.shape[self.channel] else (self.groups, n // self.groups)
+        return (*shape[: self.channel], *split, *shape[self.channel + 1 :])
+
+    def full(self, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+        """The view of a parameter of shape `shape`, or None if it does not fit."""
+        rank = len(self.shape)
+        if shape == self.parameter_shape:
+            sizes = dict(zip(self.parameter_axes, shape, strict=True))
+            return self.view(tuple(sizes.get(axis, 1) for axis in range(rank)))
+        if len(shape) == rank and all(n in (1, whole) for n, whole in zip(shape, self.shape, strict=True)):
+            return self.view(shape)
+        return None
+
+
+def over(shape: tuple[int, ...], *, axis: Any) -> Layout:
+    """One group for each index along the other axes: layer and RMS normalization."""
+    axes = check_axes("axis", axis, shape)
+    return Layout(shape, axes, axes)
+
+
+def batch(shape: tuple[int, ...], *, channel_axis: Any) -> Layout:
+    """One group for each channel."""
+    channel = _channel(shape, channel_axis)
+    return Layout(shape, _others(len(shape), (channel,)), (channel,))
+
+
+def instance(shape: tuple[int, ...], *, channel_axis: Any) -> Layout:
+    """One group for each sample and channel."""
+    channel = _channel(shape, channel_axis)
+    return Layout(shape, _others(len(shape), (*_sample(channel), channel)), (channel,))
+
+
+def group(shape: tuple[int, ...], *, groups: Any, channel_axis: Any) -> Layout:
+    """One group for each sample and run of neighbouring channels."""
+    channel = _channel(shape, channel_axis)
+    groups = check_int("groups", groups)
+    if groups < 1 or shape[channel] % groups:
+        raise ValueError(f"groups must divide the {shape[channel]} channels of x, got {groups}")
+    return Layout(shape, _others(len(shape) + 1, (*_sample(channel), channel)), (channel,), channel, groups)
+
+
+def weight(shape: tuple[int, ...], *, axis: Any) -> Layout:
+    """One group for each index along `axis`; None is one group in all."""
+    kept = () if axis is None else check_axes("axis", axis, shape)
+    return Layout(shape, tuple(each for each in range(len(shape)) if each not in kept), kept)
+
+
+def _channel(shape: tuple[int, ...], channel_axis: Any) -> int:
+    return check_axes("channel_axis", check_int("channel_axis", channel_axis), shape)[0]
+
+
+def _sample(channel: int) -> tuple[int, ...]:
+    """Axis 0 is the batch; channels in its place say that there is none."""
+    return (0,) if channel else ()
+
+
+def _others(rank: int, kept: tuple[int, ...]) -> tuple[int, ...]:
+    axes = tuple(axis for axis in range(rank) if axis not in kept)
+    if not axes:
+        raise ValueError(f"x must have more than the {len(kept)} axes that keep statistics of their own, got {rank}")
+    return axes

@@ -1,0 +1,506 @@
+"""The named norms. They differ in which axes share a mean and a variance; `layouts.py` says which."""
+
+from typing import Literal, TypeVar, overload
+
+from anynorm import calls, schedules
+from anynorm.calls import Call
+from anynorm.kernels import Standardized
+from anynorm.statistics import Moments, Statistics
+
+ArrayT = TypeVar("ArrayT")
+Axis = int | tuple[int, ...] | None
+
+
+@overload
+def normalize(
+    x: ArrayT, /, gamma: ArrayT | None = None, beta: ArrayT | None = None, *, axis: Axis, eps: float = 1e-5,
+    moments: Statistics[ArrayT] | None = None, return_moments: Literal[False] = False,
+) -> ArrayT: ...  # fmt: skip
+@overload
+def normalize(
+    x: ArrayT, /, gamma: ArrayT | None = None, beta: ArrayT | None = None, *, axis: Axis, eps: float = 1e-5,
+    moments: Statistics[ArrayT] | None = None, return_moments: Literal[True],
+) -> tuple[ArrayT, Statistics[ArrayT]]: ...  # fmt: skip
+def normalize(
+    x: ArrayT,
+    /,
+    gamma: ArrayT | None = None,
+    beta: ArrayT | None = None,
+    *,
+    axis: Axis,
+    eps: float = 1e-5,
+    moments: Statistics[ArrayT] | None = None,
+    return_moments: bool = False,
+) -> ArrayT | tuple[ArrayT, Statistics[ArrayT]]:
+    r"""Bring x to mean 0 and variance 1 over any axes, then scale and shift it.
+
+    .. math:: y = \frac{x - E(x)}{\sqrt{Var(x) + \epsilon}} \, \gamma + \beta
+
+    Every norm with a mean is this one; the named ones only say which axes.
+
+    Parameters
+    ----------
+    x : array, any shape but ()
+        Real and floating. 2-byte floats are computed in float32 and returned in their own dtype.
+    gamma, beta : array, optional
+        Scale and shift, of the shape of the normalized axes in the order of x, or of x's rank and broadcasting to x.
+    axis : int, tuple of int or None
+        The axes that share a mean and a variance; None is all of them.
+    eps : float
+        Added to the variance; it has the square of x's unit.
+    moments : Moments or RunningStats, optional
+        Normalize with these, of the shape of the kept axes, in place of x's own.
+    return_moments : bool
+        Also return the moments that were used.
+
+    Returns
+    -------
+    y : array
+        Of x's library, device, dtype and shape. A group whose values are all equal becomes beta.
+    moments : Moments
+        With `return_moments`: of the kept axes, without a gradient; `moments` itself where it was given.
+
+    Raises
+    ------
+    TypeError
+        If an argument is not a real floating array, or two are of different libraries.
+    ValueError
+        If a shape, a device, an axis or eps does not fit.
+
+    Notes
+    -----
+    The mean is taken away in two stages, so that a large offset costs no digits, and a power of two is taken out of
+    groups so large or small that their squares would overflow or vanish.
+
+    References
+    ----------
+    Ioffe & Szegedy, "Batch Normalization", ICML 2015, algorithm 1; Wu & He, "Group Normalization", ECCV 2018, eq. 1.
+
+    Examples
+    --------
+    >>> import numpy as np, anynorm
+    >>> x = np.array([[1.0, 3.0], [10.0, 30.0]])
+    >>> anynorm.normalize(x, axis=1, eps=0)
+    array([[-1.,  1.],
+           [-1.,  1.]])
+    """
+    return _run(calls.over(x, gamma, beta, axis=axis, eps=eps, moments=moments), moments, return_moments)
+
+
+@overload
+def layer_norm(
+    x: ArrayT, /, gamma: ArrayT | None = None, beta: ArrayT | None = None, *, axis: Axis = -1, eps: float = 1e-5,
+    return_moments: Literal[False] = False,
+) -> ArrayT: ...  # fmt: skip
+@overload
+def layer_norm(
+    x: ArrayT, /, gamma: ArrayT | None = None, beta: ArrayT | None = None, *, axis: Axis = -1, eps: float = 1e-5,
+    return_moments: Literal[True],
+) -> tuple[ArrayT, Moments[ArrayT]]: ...  # fmt: skip
+def layer_norm(
+    x: ArrayT,
+    /,
+    gamma: ArrayT | None = None,
+    beta: ArrayT | None = None,
+    *,
+    axis: Axis = -1,
+    eps: float = 1e-5,
+    return_moments: bool = False,
+) -> ArrayT | tuple[ArrayT, Statistics[ArrayT]]:
+    r"""Layer normalization: each sample by the mean and variance over its own features.
+
+    .. math:: y_{n i} = \frac{x_{n i} - \mu_n}{\sqrt{\sigma_n^2 + \epsilon}} \, \gamma_i + \beta_i
+
+    Parameters
+    ----------
+    x : array, shape (\*samples, \*features)
+        Real and floating.
+    gamma, beta : array, shape (\*features,), optional
+        Scale and shift; or of x's rank and broadcasting to x.
+    axis : int, tuple of int or None
+        The feature axes, by default the last; None is all axes.
+    eps : float
+        Added to the variance.
+    return_moments : bool
+        Also return the moments, of shape (\*samples,).
+
+    Returns
+    -------
+    y : array
+        Of x's library, device, dtype and shape.
+    moments : Moments
+        With `return_moments`; without a gradient.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `normalize`.
+
+    References
+    ----------
+    Ba, Kiros & Hinton, "Layer Normalization", arXiv:1607.06450, eq. 3 and 4.
+
+    Examples
+    --------
+    >>> import numpy as np, anynorm
+    >>> anynorm.layer_norm(np.array([[1.0, 3.0], [5.0, 5.0]]), np.array([2.0, 2.0]), np.array([0.0, 1.0]), eps=0)
+    array([[-2.,  3.],
+           [ 0.,  1.]])
+    """
+    return _run(calls.over(x, gamma, beta, axis=axis, eps=eps), None, return_moments)
+
+
+@overload
+def batch_norm(
+    x: ArrayT, /, gamma: ArrayT | None = None, beta: ArrayT | None = None, *, channel_axis: int = 1,
+    eps: float = 1e-5, moments: Statistics[ArrayT] | None = None, return_moments: Literal[False] = False,
+) -> ArrayT: ...  # fmt: skip
+@overload
+def batch_norm(
+    x: ArrayT, /, gamma: ArrayT | None = None, beta: ArrayT | None = None, *, channel_axis: int = 1,
+    eps: float = 1e-5, moments: None = None, return_moments: Literal[True],
+) -> tuple[ArrayT, Moments[ArrayT]]: ...  # fmt: skip
+@overload
+def batch_norm(
+    x: ArrayT, /, gamma: ArrayT | None = None, beta: ArrayT | None = None, *, channel_axis: int = 1,
+    eps: float = 1e-5, moments: Statistics[ArrayT], return_moments: Literal[True],
+) -> tuple[ArrayT, Statistics[ArrayT]]: ...  # fmt: skip
+def batch_norm(
+    x: ArrayT,
+    /,
+    gamma: ArrayT | None = None,
+    beta: ArrayT | None = None,
+    *,
+    channel_axis: int = 1,
+    eps: float = 1e-5,
+    moments: Statistics[ArrayT] | None = None,
+    return_moments: bool = False,
+) -> ArrayT | tuple[ArrayT, Statistics[ArrayT]]:
+    r"""Batch normalization: each channel by its mean and variance over the batch and the space.
+
+    .. math:: y = \frac{x - E(x)}{\sqrt{Var(x) + \epsilon}} \, \gamma + \beta
+
+    Parameters
+    ----------
+    x : array, shape (N, C, \*spatial)
+        Real and floating; the channels may stand on another axis.
+    gamma, beta : array, shape (C,), optional
+        Scale and shift; or of x's rank and broadcasting to x.
+    channel_axis : int
+        The axis of the channels.
+    eps : float
+        Added to the variance.
+    moments : Moments or RunningStats, shape (C,), optional
+        Normalize with these in place of the batch's own: inference.
+    return_moments : bool
+        Also return the moments that were used: those of the batch, for `RunningStats.update`.
+
+    Returns
+    -------
+    y : array
+        Of x's library, device, dtype and shape.
+    moments : Moments
+        With `return_moments`; without a gradient; `moments` itself where it was given.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `normalize`.
+
+    References
+    ----------
+    Ioffe & Szegedy, "Batch Normalization", ICML 2015, algorithm 1; inference: algorithm 2.
+
+    Examples
+    --------
+    One training step, then inference:
+
+    >>> import numpy as np, anynorm
+    >>> x = np.array([[1.0, 0.0], [3.0, 8.0]])
+    >>> running = anynorm.RunningStats.init(2, like=x, momentum=0.5)
+    >>> y, batch = anynorm.batch_norm(x, eps=0, return_moments=True)
+    >>> running = running.update(batch)
+    >>> running.mean, running.var
+    (array([1., 2.]), array([1. , 8.5]))
+    >>> anynorm.batch_norm(np.array([[2.0, 2.0]]), moments=running, eps=0)
+    array([[1., 0.]])
+    """
+    call = calls.batch(x, gamma, beta, channel_axis=channel_axis, eps=eps, moments=moments)
+    return _run(call, moments, return_moments)
+
+
+@overload
+def instance_norm(
+    x: ArrayT, /, gamma: ArrayT | None = None, beta: ArrayT | None = None, *, channel_axis: int = 1,
+    eps: float = 1e-5, return_moments: Literal[False] = False,
+) -> ArrayT: ...  # fmt: skip
+@overload
+def instance_norm(
+    x: ArrayT, /, gamma: ArrayT | None = None, beta: ArrayT | None = None, *, channel_axis: int = 1,
+    eps: float = 1e-5, return_moments: Literal[True],
+) -> tuple[ArrayT, Moments[ArrayT]]: ...  # fmt: skip
+def instance_norm(
+    x: ArrayT,
+    /,
+    gamma: ArrayT | None = None,
+    beta: ArrayT | None = None,
+    *,
+    channel_axis: int = 1,
+    eps: float = 1e-5,
+    return_moments: bool = False,
+) -> ArrayT | tuple[ArrayT, Statistics[ArrayT]]:
+    r"""Instance normalization: each channel of each sample by its mean and variance over the space.
+
+    .. math:: y_{tijk} = \frac{x_{tijk} - \mu_{ti}}{\sqrt{\sigma_{ti}^2 + \epsilon}} \, \gamma_i + \beta_i
+
+    Parameters
+    ----------
+    x : array, shape (N, C, \*spatial)
+        Real and floating, with at least one spatial axis. With ``channel_axis=0`` x is one sample, (C, \*spatial).
+    gamma, beta : array, shape (C,), optional
+        Scale and shift; or of x's rank and broadcasting to x.
+    channel_axis : int
+        The axis of the channels.
+    eps : float
+        Added to the variance.
+    return_moments : bool
+        Also return the moments, of shape (N, C).
+
+    Returns
+    -------
+    y : array
+        Of x's library, device, dtype and shape.
+    moments : Moments
+        With `return_moments`; without a gradient.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `normalize`.
+
+    References
+    ----------
+    Ulyanov, Vedaldi & Lempitsky, "Instance Normalization", arXiv:1607.08022, eq. 2. Its sigma is printed for the
+    mean of squares; it is the variance.
+
+    Examples
+    --------
+    >>> import numpy as np, anynorm
+    >>> anynorm.instance_norm(np.array([[[1.0, 3.0], [50.0, 70.0]]]), eps=0)
+    array([[[-1.,  1.],
+            [-1.,  1.]]])
+    """
+    return _run(calls.instance(x, gamma, beta, channel_axis=channel_axis, eps=eps), None, return_moments)
+
+
+@overload
+def group_norm(
+    x: ArrayT, /, gamma: ArrayT | None = None, beta: ArrayT | None = None, *, groups: int, channel_axis: int = 1,
+    eps: float = 1e-5, return_moments: Literal[False] = False,
+) -> ArrayT: ...  # fmt: skip
+@overload
+def group_norm(
+    x: ArrayT, /, gamma: ArrayT | None = None, beta: ArrayT | None = None, *, groups: int, channel_axis: int = 1,
+    eps: float = 1e-5, return_moments: Literal[True],
+) -> tuple[ArrayT, Moments[ArrayT]]: ...  # fmt: skip
+def group_norm(
+    x: ArrayT,
+    /,
+    gamma: ArrayT | None = None,
+    beta: ArrayT | None = None,
+    *,
+    groups: int,
+    channel_axis: int = 1,
+    eps: float = 1e-5,
+    return_moments: bool = False,
+) -> ArrayT | tuple[ArrayT, Statistics[ArrayT]]:
+    r"""Group normalization: each run of C / groups channels of each sample by its mean and variance.
+
+    .. math:: y_i = \frac{x_i - \mu_i}{\sqrt{\sigma_i^2 + \epsilon}} \, \gamma_{c(i)} + \beta_{c(i)}, \qquad
+        S_i = \{k : k_N = i_N, \lfloor k_C / (C / G) \rfloor = \lfloor i_C / (C / G) \rfloor\}
+
+    Parameters
+    ----------
+    x : array, shape (N, C, \*spatial)
+        Real and floating. With ``channel_axis=0`` x is one sample, (C, \*spatial).
+    gamma, beta : array, shape (C,), optional
+        Scale and shift, one for each channel; or of x's rank and broadcasting to x.
+    groups : int
+        The number of groups, G, a divisor of C. 1 is layer normalization over channels and space, C is instance
+        normalization.
+    channel_axis : int
+        The axis of the channels.
+    eps : float
+        Added to the variance.
+    return_moments : bool
+        Also return the moments, of shape (N, G).
+
+    Returns
+    -------
+    y : array
+        Of x's library, device, dtype and shape.
+    moments : Moments
+        With `return_moments`; without a gradient.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `normalize`; also if `groups` does not divide the channels.
+
+    References
+    ----------
+    Wu & He, "Group Normalization", ECCV 2018, eq. 1, 2, 3 and 7.
+
+    Examples
+    --------
+    >>> import numpy as np, anynorm
+    >>> anynorm.group_norm(np.array([[1.0, 3.0, 10.0, 30.0]]), groups=2, eps=0)
+    array([[-1.,  1., -1.,  1.]])
+    """
+    call = calls.group(x, gamma, beta, groups=groups, channel_axis=channel_axis, eps=eps)
+    return _run(call, None, return_moments)
+
+
+def rms_norm(
+    x: ArrayT,
+    /,
+    gamma: ArrayT | None = None,
+    beta: ArrayT | None = None,
+    *,
+    axis: Axis = -1,
+    eps: float = 1e-5,
+) -> ArrayT:
+    r"""Root mean square normalization: layer normalization that takes no mean away.
+
+    .. math:: y_i = \frac{x_i}{\sqrt{\frac{1}{n} \sum_j x_j^2 + \epsilon}} \, \gamma_i + \beta_i
+
+    Parameters
+    ----------
+    x : array, shape (\*samples, \*features)
+        Real and floating.
+    gamma, beta : array, shape (\*features,), optional
+        Scale and shift; or of x's rank and broadcasting to x.
+    axis : int, tuple of int or None
+        The feature axes, by default the last; None is all axes.
+    eps : float
+        Added to the mean of squares.
+
+    Returns
+    -------
+    array
+        Of x's library, device, dtype and shape.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `normalize`.
+
+    References
+    ----------
+    Zhang & Sennrich, "Root Mean Square Layer Normalization", NeurIPS 2019, eq. 4.
+
+    Examples
+    --------
+    >>> import numpy as np, anynorm
+    >>> anynorm.rms_norm(np.array([[1.0, 7.0], [5.0, 5.0]]), eps=0)
+    array([[0.2, 1.4],
+           [1. , 1. ]])
+    """
+    call = calls.rms(x, gamma, beta, axis=axis, eps=eps)
+    return schedules.affine(call, schedules.standardize(call))  # type: ignore[no-any-return]
+
+
+def weight_norm(v: ArrayT, g: ArrayT, /, *, axis: Axis = 0) -> ArrayT:
+    r"""Weight normalization: the weight of direction v and magnitude g.
+
+    .. math:: \mathbf{w} = \frac{g}{\|\mathbf{v}\|} \mathbf{v}
+
+    Parameters
+    ----------
+    v : array, shape (out, \*rest)
+        Direction, real and floating, of any scale.
+    g : array, shape (out,)
+        Magnitude, one for each index along `axis`; shape () where `axis` is None; or of v's rank and broadcasting to v.
+    axis : int, tuple of int or None
+        The axes that keep a norm of their own; None is one norm for all of v.
+
+    Returns
+    -------
+    array
+        Of v's library, device, dtype and shape. A zero row of v has weight 0, and a finite gradient.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `normalize`.
+
+    Notes
+    -----
+    PyTorch's ``dim`` is this `axis`, but its ``dim=-1`` means all of v.
+
+    References
+    ----------
+    Salimans & Kingma, "Weight Normalization", NeurIPS 2016, eq. 2; the gradient: eq. 3.
+
+    Examples
+    --------
+    >>> import numpy as np, anynorm
+    >>> anynorm.weight_norm(np.array([[3.0, 4.0], [0.0, 2.0]]), np.array([10.0, 1.0]))
+    array([[6., 8.],
+           [0., 1.]])
+    """
+    call = calls.weight(v, g, axis=axis)
+    return schedules.affine(call, schedules.standardize(call))  # type: ignore[no-any-return]
+
+
+def moments(x: ArrayT, /, *, axis: Axis) -> Moments[ArrayT]:
+    r"""Mean, biased variance and count over some axes.
+
+    .. math:: \mu = \frac{1}{n} \sum_i x_i, \qquad \sigma^2 = \frac{1}{n} \sum_i (x_i - \mu)^2
+
+    Parameters
+    ----------
+    x : array, any shape but ()
+        Real and floating.
+    axis : int, tuple of int or None
+        The axes to take them over; None is all of them.
+
+    Returns
+    -------
+    Moments
+        Of the shape of the kept axes, without a gradient; of an empty batch mean 0, variance 0 and count 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `normalize`.
+
+    References
+    ----------
+    Chan, Golub & LeVeque, "Algorithms for computing the sample variance", 1983, eq. 1.7: the two-pass algorithm with
+    correction, of which centring in two stages is a variant.
+
+    Examples
+    --------
+    >>> import numpy as np, anynorm
+    >>> anynorm.moments(np.ones((8, 3, 5, 5), dtype=np.float32), axis=(0, 2, 3))
+    Moments(numpy float32 (3,), count=200)
+    """
+    call = calls.over(x, None, None, axis=axis, eps=0.0)
+    return moments_of(call, schedules.standardize(call))
+
+
+def _run(
+    call: Call, given: Statistics[ArrayT] | None, return_moments: bool
+) -> ArrayT | tuple[ArrayT, Statistics[ArrayT]]:
+    standardized = schedules.standardize(call)
+    y: ArrayT = schedules.affine(call, standardized)
+    if not return_moments:
+        return y
+    return y, (moments_of(call, standardized) if given is None else given)
+
+
+def moments_of(call: Call, standardized: Standardized) -> Moments[ArrayT]:
+    """The moments that a call took, as the caller sees them."""
+    mean, var = (schedules.statistic(call, each) for each in (standardized.mean, standardized.var))
+    return Moments(mean, var, call.layout.count)
