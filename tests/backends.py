@@ -1,0 +1,153 @@
+"""The array library of a cell, in the little that the tests need of it. Arrays are made on a device that is not the
+default one wherever there is a second."""
+
+import os
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+from array_api_extra.testing import assert_close
+from cells import Cell
+
+
+class Missing(Exception):
+    """A cell was asked for that cannot run here."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A library on one device."""
+
+    library: str
+    xp: Any
+    device: Any
+    float64: bool = True
+    tracked: bool = False
+    """Arrays require a gradient: the path on which PyTorch records."""
+
+    def __repr__(self) -> str:
+        return f"{self.library}-{self.device}{'-grad' if self.tracked else ''}"
+
+    @property
+    def widest(self) -> str:
+        """The widest dtype there is."""
+        return "float64" if self.float64 else "float32"
+
+    @property
+    def narrow(self) -> list[str]:
+        """The dtypes narrower than float64."""
+        halves = {"strict": [], "dask": ["float16"]}.get(self.library, ["float16", "bfloat16"])
+        return [*halves, "float32"]
+
+    @property
+    def tolerance(self) -> float:
+        """What a short computation in the widest dtype may be off by."""
+        return 1e-11 if self.float64 else 2e-5
+
+    def dtype(self, name: str) -> Any:
+        if name == "bfloat16" and self.library in ("numpy", "cupy"):
+            return import_module("ml_dtypes").bfloat16
+        return getattr(self.xp, name)
+
+    def array(self, values: Any, dtype: str | None = None) -> Any:
+        """The values in this library, on this device, in the widest dtype unless another is named."""
+        dtype = dtype or self.widest
+        values = np.asarray(values)
+        if self.library == "torch":
+            # through float64, as PyTorch takes neither negative strides nor foreign dtypes
+            array = self.xp.asarray(values.astype(np.float64), device=self.device).to(self.dtype(dtype))
+            return array.requires_grad_() if self.tracked else array
+        if self.library == "dask":
+            return self.xp.from_array(values.astype(dtype), chunks=tuple(max(1, -(-n // 2)) for n in values.shape))
+        if self.library in ("numpy", "cupy"):
+            return self.xp.asarray(values).astype(self.dtype(dtype))
+        if self.library == "strict":
+            values = values.astype(dtype)  # a device without float64 takes no array of it, not even to cast it
+        return self.xp.asarray(values, dtype=self.dtype(dtype), device=self.device)
+
+    def check(self, actual: Any, expected: Any, *, dtype: str | None = None, tolerance: float | None = None) -> None:
+        """Assert library, device, dtype, shape and, to an absolute and relative tolerance, the numbers."""
+        desired, tolerance = self.array(expected, dtype), self.tolerance if tolerance is None else tolerance
+        if self.library == "torch":
+            assert actual.requires_grad <= self.tracked
+            actual, desired = actual.detach(), desired.detach()
+        if dtype == "bfloat16":  # foreign to NumPy, which the comparison is made in
+            assert actual.dtype == desired.dtype
+            actual, desired = (x.float() if self.library == "torch" else x.astype("float32") for x in (actual, desired))
+        assert_close(actual, desired, rtol=tolerance, atol=tolerance)
+
+    def numpy(self, array: Any) -> Any:
+        """The array's numbers in NumPy, in float64."""
+        if self.library == "torch":
+            return array.detach().cpu().double().numpy()
+        if self.library == "dask":
+            with np.errstate(all="ignore"):
+                array = array.compute()
+        if self.library == "cupy":
+            array = array.get()
+        if self.library == "strict":
+            array = array.to_device(self.xp.Device("CPU_DEVICE"))
+        return np.asarray(array).astype(np.float64)
+
+
+def backends(cell: Cell) -> list[Backend]:
+    """The backends of a cell, one for each device; `Missing` if there is none."""
+    try:
+        found = _MAKE[cell.library](cell)
+    except ImportError as error:
+        raise Missing(f"cell {cell.id} cannot run: {error}") from error
+    if not found:
+        raise Missing(f"cell {cell.id} cannot run: {cell.library} finds no {cell.device} device")
+    return found
+
+
+def _numpy(cell: Cell) -> list[Backend]:  # noqa: ARG001
+    return [Backend("numpy", np, "cpu")]
+
+
+def _strict(cell: Cell) -> list[Backend]:  # noqa: ARG001
+    import array_api_strict as xp
+
+    xp.set_array_api_strict_flags(boolean_indexing=False, data_dependent_shapes=False, enabled_extensions=())
+    devices = xp.__array_namespace_info__().devices()
+    names = [str(device).partition("'")[2].partition("'")[0] for device in devices]
+    return [
+        Backend("strict", xp, device, float64=name not in ("no_float64", "no_x64"))
+        for device, name in zip(devices, names, strict=True)
+    ]
+
+
+def _torch(cell: Cell) -> list[Backend]:
+    import torch
+
+    if cell.device == "cuda" and not torch.cuda.is_available():
+        return []
+    device = torch.device("cuda", 0) if cell.device == "cuda" else torch.device("cpu")
+    return [Backend("torch", torch, device), Backend("torch", torch, device, tracked=True)]
+
+
+def _jax(cell: Cell) -> list[Backend]:  # noqa: ARG001
+    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_enable_x64", True)
+    return [Backend("jax", jax.numpy, jax.devices()[1])]
+
+
+def _dask(cell: Cell) -> list[Backend]:  # noqa: ARG001
+    import dask.array
+
+    return [Backend("dask", dask.array, "cpu")]
+
+
+def _cupy(cell: Cell) -> list[Backend]:  # noqa: ARG001
+    import cupy
+
+    if not cupy.cuda.is_available():
+        return []
+    return [Backend("cupy", cupy, cupy.cuda.Device(0))]
+
+
+_MAKE = {"numpy": _numpy, "strict": _strict, "torch": _torch, "jax": _jax, "dask": _dask, "cupy": _cupy}

@@ -1,0 +1,45 @@
+"""One cell a run: `pytest --cell=torch-cpu`. A cell that is asked for and cannot run is an error, never a skip."""
+
+import backends
+import pytest
+from cells import CELLS
+from hypothesis import settings
+
+settings.register_profile("anynorm", deadline=None, derandomize=True, max_examples=50)
+settings.load_profile("anynorm")
+
+
+def pytest_addoption(parser):
+    names = [cell.id for cell in CELLS]
+    parser.addoption("--cell", choices=names, default="numpy-cpu", help="the library and device to test")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "cells(*libraries): runs in the cells of these libraries alone")
+    cell = next(cell for cell in CELLS if cell.id == config.getoption("--cell"))
+    try:
+        config.stash[_BACKENDS] = backends.backends(cell)
+    except backends.Missing as error:
+        raise pytest.UsageError(str(error)) from error
+
+
+def pytest_collection_modifyitems(config, items):
+    library = config.stash[_BACKENDS][0].library
+    chosen, others = [], []
+    for item in items:
+        marker = item.get_closest_marker("cells")
+        (chosen if marker is None or library in marker.args else others).append(item)
+    items[:] = chosen
+    config.hook.pytest_deselected(items=others)
+
+
+def pytest_generate_tests(metafunc):
+    if "backend" in metafunc.fixturenames:
+        metafunc.parametrize("backend", metafunc.config.stash[_BACKENDS], ids=repr)
+
+
+def pytest_report_header(config):
+    return f"cell: {config.getoption('--cell')} on {config.stash[_BACKENDS]}"
+
+
+_BACKENDS = pytest.StashKey()

@@ -1,0 +1,117 @@
+"""What the norms must give, from the papers' formulas: a sum over the set of each element, one element at a time."""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import anynorm
+import numpy as np
+
+
+class Case(NamedTuple):
+    """A norm on a shape, and what the paper says of it."""
+
+    norm: Callable[..., Any]
+    shape: tuple[int, ...]
+    options: dict[str, Any]
+    set_of: Callable[[tuple[int, ...]], Any]
+    """The name of the set that an element is normalized with: Wu & He (2018), eq. 3 to 7."""
+    parameter_of: Callable[[tuple[int, ...]], tuple[int, ...]]
+    """The index of an element's gamma and beta."""
+    parameter_shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        options = "-".join(f"{name}={value}" for name, value in self.options.items())
+        return f"{self.norm.__name__}-{'x'.join(map(str, self.shape))}-{options}".replace(" ", "")
+
+    @property
+    def parameters(self) -> int:
+        return 1 if self.norm is anynorm.weight_norm else 2
+
+
+CASES = [
+    Case(anynorm.layer_norm, (3, 4, 5), {}, lambda i: i[:2], lambda i: i[2:], (5,)),
+    Case(anynorm.layer_norm, (3, 4, 5), {"axis": (-1, 1)}, lambda i: i[0], lambda i: i[1:], (4, 5)),
+    Case(anynorm.layer_norm, (3, 4, 5), {"axis": 1}, lambda i: (i[0], i[2]), lambda i: (i[1],), (4,)),
+    Case(anynorm.layer_norm, (7,), {"axis": 0}, lambda i: 0, lambda i: i, (7,)),  # noqa: ARG005
+    Case(anynorm.rms_norm, (3, 4, 5), {}, lambda i: i[:2], lambda i: i[2:], (5,)),
+    Case(anynorm.rms_norm, (3, 4, 5), {"axis": (0, 2)}, lambda i: i[1], lambda i: (i[0], i[2]), (3, 5)),
+    Case(anynorm.normalize, (3, 4, 5), {"axis": (0, 2)}, lambda i: i[1], lambda i: (i[0], i[2]), (3, 5)),
+    Case(anynorm.normalize, (3, 4), {"axis": None}, lambda i: 0, lambda i: i, (3, 4)),  # noqa: ARG005
+    Case(anynorm.batch_norm, (4, 3, 2, 2), {}, lambda i: i[1], lambda i: (i[1],), (3,)),
+    Case(anynorm.batch_norm, (6, 3), {}, lambda i: i[1], lambda i: (i[1],), (3,)),
+    Case(anynorm.batch_norm, (4, 2, 2, 3), {"channel_axis": -1}, lambda i: i[3], lambda i: (i[3],), (3,)),
+    Case(anynorm.instance_norm, (3, 2, 4, 2), {}, lambda i: i[:2], lambda i: (i[1],), (2,)),
+    Case(anynorm.instance_norm, (3, 5, 2), {"channel_axis": -1}, lambda i: (i[0], i[2]), lambda i: (i[2],), (2,)),
+    Case(anynorm.instance_norm, (3, 5), {"channel_axis": 0}, lambda i: i[0], lambda i: (i[0],), (3,)),
+    Case(anynorm.group_norm, (3, 6, 4), {"groups": 2}, lambda i: (i[0], i[1] // 3), lambda i: (i[1],), (6,)),
+    Case(anynorm.group_norm, (3, 6), {"groups": 3}, lambda i: (i[0], i[1] // 2), lambda i: (i[1],), (6,)),
+    Case(
+        anynorm.group_norm,
+        (2, 3, 2, 4),
+        {"groups": 2, "channel_axis": -1},
+        lambda i: (i[0], i[3] // 2),
+        lambda i: (i[3],),
+        (4,),
+    ),
+    Case(
+        anynorm.group_norm, (4, 5), {"groups": 2, "channel_axis": 0}, lambda i: i[0] // 2, lambda i: (i[0],), (4,)
+    ),
+    Case(anynorm.weight_norm, (4, 3, 2), {}, lambda i: i[0], lambda i: (i[0],), (4,)),
+    Case(anynorm.weight_norm, (4, 3, 2), {"axis": (0, -1)}, lambda i: (i[0], i[2]), lambda i: (i[0], i[2]), (4, 2)),
+    Case(anynorm.weight_norm, (4, 3), {"axis": None}, lambda i: 0, lambda i: (), ()),  # noqa: ARG005
+]
+
+
+def values(case: Case, x: Any, gamma: Any, beta: Any, eps: float = 1e-5, given: Any = None) -> Any:
+    """The result of a case in float64; `given` has (mean, var) for each set, in place of the set's own."""
+    sets: dict[Any, list[float]] = defaultdict(list)
+    for index in np.ndindex(*case.shape):
+        sets[case.set_of(index)].append(x[index])
+    if given is None:
+        given = {name: _statistics(case, numbers) for name, numbers in sets.items()}
+    y = np.empty(case.shape)
+    for index in np.ndindex(*case.shape):
+        mean, var = given[case.set_of(index)]
+        scale = _at(case, gamma, index, 1.0)
+        y[index] = scale * (x[index] - mean) / math.sqrt(var + (0 if case.norm is anynorm.weight_norm else eps))
+        y[index] += _at(case, beta, index, 0.0)
+    return y
+
+
+def gradient(function: Callable[[Any], Any], x: Any, dy: Any, step: float = 1e-5) -> Any:
+    """The gradient of sum(function(x) * dy), by central differences with one Richardson step: error O(step**4)."""
+    found = np.empty(x.shape)
+    for index in np.ndindex(*x.shape):
+
+        def slope(h: float, index: Any = index) -> float:
+            up, down = x.copy(), x.copy()
+            up[index] += h
+            down[index] -= h
+            return float(np.sum((function(up) - function(down)) * dy)) / (2 * h)
+
+        found[index] = (4 * slope(step) - slope(2 * step)) / 3
+    return found
+
+
+def standardized(x: Any, axes: Any, eps: float = 1e-5) -> Any:
+    """Equation 1 on a whole array, in the widest float there is."""
+    x = np.asarray(x).astype(np.longdouble)
+    mean = x.mean(axis=axes, keepdims=True)
+    return (x - mean) / np.sqrt(((x - mean) ** 2).mean(axis=axes, keepdims=True) + eps)
+
+
+def _statistics(case: Case, numbers: list[float]) -> tuple[float, float]:
+    if case.norm is anynorm.weight_norm:
+        return 0.0, math.fsum(number * number for number in numbers)
+    mean = 0.0 if case.norm is anynorm.rms_norm else math.fsum(numbers) / len(numbers)
+    return mean, math.fsum((number - mean) ** 2 for number in numbers) / len(numbers)
+
+
+def _at(case: Case, parameter: Any, index: tuple[int, ...], default: float) -> float:
+    if parameter is None:
+        return default
+    if parameter.shape == case.parameter_shape:
+        return parameter[case.parameter_of(index)]
+    return parameter[tuple(0 if n == 1 else i for i, n in zip(index, parameter.shape, strict=True))]

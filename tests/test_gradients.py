@@ -1,0 +1,121 @@
+"""`vjp` is the derivative of the formulas: against differences of the float64 loops, and automatic differentiation."""
+
+import anynorm
+import numpy as np
+import pytest
+from oracles import CASES, gradient, values
+
+
+def vjp(backend, case, x, params, dy, **options):
+    y, pullback = anynorm.vjp(
+        case.norm, backend.array(x), *[p if p is None else backend.array(p) for p in params], **case.options, **options
+    )
+    return y, pullback(backend.array(dy))
+
+
+@pytest.mark.parametrize("kind", ["short", "full-rank", "one number"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_pullback_is_the_derivative_of_the_formula(backend, case, kind):
+    rng = np.random.default_rng(0)
+    x, dy = rng.standard_normal(case.shape) + 1, rng.standard_normal(case.shape)
+    rank = len(case.shape)
+    shape = {
+        "short": case.parameter_shape,
+        "full-rank": (case.shape[0], *(1,) * (rank - 1)),
+        "one number": (1,) * rank,
+    }[kind]
+    params = [rng.standard_normal(shape) for _ in range(case.parameters)]
+    y, gradients = vjp(backend, case, x, params, dy)
+    backend.check(y, values(case, x, *params, *[None] * (2 - len(params))))
+    arguments = [x, *params, None][:3]
+    for position, found in enumerate(gradients):
+
+        def of_one(value, position=position):
+            return values(case, *[value if i == position else each for i, each in enumerate(arguments)])
+
+        backend.check(found, gradient(of_one, arguments[position], dy), tolerance=max(backend.tolerance, 1e-8))
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.norm is anynorm.batch_norm], ids=str)
+def test_given_moments_are_constants(backend, case):
+    rng = np.random.default_rng(1)
+    x, dy = rng.standard_normal(case.shape), rng.standard_normal(case.shape)
+    params, mean, var = [rng.standard_normal(3) for _ in range(2)], rng.standard_normal(3), rng.random(3) + 0.1
+    given = anynorm.Moments(backend.array(mean), backend.array(var), 5)
+    y, gradients = vjp(backend, case, x, params, dy, moments=given)
+    sets = dict(enumerate(zip(mean, var, strict=True)))
+    backend.check(y, values(case, x, *params, given=sets))
+    arguments = [x, *params]
+    for position, found in enumerate(gradients):
+
+        def of_one(value, position=position):
+            return values(case, *[value if i == position else a for i, a in enumerate(arguments)], given=sets)
+
+        backend.check(found, gradient(of_one, arguments[position], dy), tolerance=max(backend.tolerance, 1e-8))
+
+
+def test_there_is_a_gradient_for_each_array_that_was_passed(backend):
+    x, gamma = backend.array(np.ones((2, 3))), backend.array(np.ones(3))
+    dy = backend.array(np.ones((2, 3)))
+    assert len(anynorm.vjp(anynorm.layer_norm, x)[1](dy)) == 1
+    assert len(anynorm.vjp(anynorm.layer_norm, x, gamma)[1](dy)) == 2
+    dx, dgamma, dbeta = anynorm.vjp(anynorm.layer_norm, x, None, gamma)[1](dy)
+    assert dgamma is None
+    backend.check(dbeta, np.full(3, 2.0))
+    dx, dgamma, dbeta = anynorm.vjp(anynorm.layer_norm, x, beta=gamma)[1](dy)
+    assert dgamma is None
+    backend.check(dbeta, np.full(3, 2.0))
+    backend.check(dx, np.zeros((2, 3)))
+
+
+def test_return_moments_gives_them_beside_y(backend):
+    x = backend.array(np.random.default_rng(2).standard_normal((4, 3)))
+    (y, moments), pullback = anynorm.vjp(anynorm.batch_norm, x, return_moments=True)
+    expected, batch = anynorm.batch_norm(x, return_moments=True)
+    backend.check(y, backend.numpy(expected), tolerance=0)
+    backend.check(moments.mean, backend.numpy(batch.mean), tolerance=0)
+    assert moments.count == 4
+    backend.check(pullback(y)[0], backend.numpy(anynorm.vjp(anynorm.batch_norm, x)[1](y)[0]), tolerance=0)
+    (_, used), _ = anynorm.vjp(anynorm.batch_norm, x, moments=batch, return_moments=True)
+    assert used is batch
+
+
+def test_gradients_have_the_dtypes_of_what_they_are_gradients_of(backend):
+    rng = np.random.default_rng(3)
+    x, gamma = backend.array(rng.standard_normal((2, 3)), "float32"), backend.array(rng.standard_normal(3))
+    beta = backend.array(rng.standard_normal((1, 3)), "float32")
+    y, pullback = anynorm.vjp(anynorm.layer_norm, x, gamma, beta)
+    dx, dgamma, dbeta = pullback(backend.array(rng.standard_normal((2, 3))))
+    assert (y.dtype, dx.dtype, dgamma.dtype, dbeta.dtype) == (x.dtype, x.dtype, gamma.dtype, beta.dtype)
+    assert (tuple(dgamma.shape), tuple(dbeta.shape)) == ((3,), (1, 3))
+
+
+@pytest.mark.cells("numpy")
+def test_pullback_does_not_mind_what_becomes_of_the_arrays():
+    rng = np.random.default_rng(4)
+    for norm, params in ((anynorm.layer_norm, []), (anynorm.layer_norm, [rng.standard_normal(4)] * 2)):
+        x, dy = rng.standard_normal((3, 4)), rng.standard_normal((3, 4))
+        expected = anynorm.vjp(norm, x.copy(), *[p.copy() for p in params])[1](dy)
+        y, pullback = anynorm.vjp(norm, x, *params)
+        for array in (x, y, *params):
+            array[...] = np.nan
+        for _ in range(2):
+            for found, each in zip(pullback(dy), expected, strict=True):
+                np.testing.assert_array_equal(found, each)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case.norm not in (anynorm.rms_norm, anynorm.weight_norm)], ids=str
+)
+def test_float32_gradient_is_exact_at_an_offset(backend, case, offset):
+    rng = np.random.default_rng(5)
+    x = (rng.standard_normal(case.shape) + offset).astype(np.float32).astype(np.float64)
+    dy = rng.standard_normal(case.shape)
+    gamma = rng.standard_normal(case.parameter_shape)
+    arrays = (backend.array(each, "float32") for each in (x, gamma))
+    y, pullback = anynorm.vjp(case.norm, *arrays, **case.options)
+    dx, dgamma = pullback(backend.array(dy, "float32"))
+    step = 1e-4 if offset else 1e-5
+    backend.check(dx, gradient(lambda x: values(case, x, gamma, None), x, dy, step), dtype="float32", tolerance=2e-5)
+    backend.check(dgamma, gradient(lambda g: values(case, x, g, None), gamma, dy), dtype="float32", tolerance=2e-5)
