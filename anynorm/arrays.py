@@ -34,6 +34,8 @@ class Library(NamedTuple):
     """The device, or None where there is but one or the library itself is the better judge."""
     quiet: Callable[[], AbstractContextManager[Any]]
     """Silences the library's warnings of overflow and invalid values, which the results show."""
+    subnormal: Callable[[Array, float], Array] | None = None
+    """The subnormal numbers of an array times a power of two, and 0 elsewhere, if the library flushes them to 0."""
 
 
 def library_of(name: str, x: Array) -> Library:
@@ -45,8 +47,8 @@ def library_of(name: str, x: Array) -> Library:
 
 
 def one_library(**arrays: Array) -> Library:
-    """The library that all arguments share, those that are None left out; a TypeError that names two that differ."""
-    (first, x), *others = ((name, x) for name, x in arrays.items() if x is not None)
+    """The library that all arguments share; a TypeError that names two that differ."""
+    (first, x), *others = arrays.items()
     library = library_of(first, x)
     for name, other in others:
         theirs = library_of(name, other)
@@ -207,7 +209,12 @@ def _library(x: Array) -> Library:
         return eager
     unreadable = eager._replace(readable=lambda x: False)
     if array_api_compat.is_jax_array(x):
-        return unreadable._replace(constant=sys.modules["jax"].lax.stop_gradient, device=_jax_devices, quiet=nullcontext)
+        return unreadable._replace(
+            constant=sys.modules["jax"].lax.stop_gradient,
+            device=_jax_devices,
+            quiet=nullcontext,
+            subnormal=_jax_subnormal,
+        )
     if array_api_compat.is_dask_array(x):
         # a reshape across chunks would gather them
         return unreadable._replace(block=None, device=lambda x: None)
@@ -219,18 +226,27 @@ def _jax_devices(x: Array) -> frozenset[Any] | None:
     return None if traced or not x.committed else frozenset(x.devices())
 
 
+def _jax_subnormal(x: Array, power: float) -> Array:
+    """Read from the bits: XLA takes a subnormal number for 0 in every operation on a CPU."""
+    lax, jnp = sys.modules["jax"].lax, sys.modules["jax"].numpy
+    x, info = lax.stop_gradient(x), jnp.finfo(x.dtype)
+    bits = lax.bitcast_convert_type(x, jnp.int32 if info.bits == 32 else jnp.int64)
+    magnitude = bits & jnp.iinfo(bits.dtype).max
+    value = magnitude.astype(x.dtype) * (2.0 ** (info.minexp - info.nmant) * power)
+    flushed = (magnitude < 2**info.nmant) & (x * power == 0)
+    return jnp.where(flushed, jnp.where(bits < 0, -value, value), 0)
+
+
 def _find_compute_dtype(library: Library, name: str, dtype: Any) -> Any:
     # str(), as bfloat16 is a foreign dtype to NumPy and CuPy, and their isdtype raises on it
     plain = str(dtype).rpartition(".")[2]
     if plain in ("float16", "bfloat16"):
         return library.xp.float32
-    if plain.startswith("float8"):
-        raise TypeError(f"{name} must have at least 2 bytes a number, got {dtype}: write {name}.astype(float16)")
     try:
         floating = library.xp.isdtype(dtype, "real floating")
     except TypeError:
         floating = False
-    if not floating:
+    if not floating or plain.startswith("float8"):
         raise TypeError(
             f"{name} must have a real floating dtype, got {dtype}: "
             f"write {_cast(library, name, dtype)} if that is what you mean"
@@ -240,9 +256,8 @@ def _find_compute_dtype(library: Library, name: str, dtype: Any) -> Any:
 
 def _cast(library: Library, name: str, dtype: Any) -> str:
     part = f"{name}.real" if "complex" in str(dtype) else name
-    if library.name == "torch":
-        return f"{part}.to(torch.float32)"
-    return f"{part}.astype({library.name}.float32)" if library.name != "array_api_strict" else f"xp.astype({part}, xp.float32)"
+    casts = {"torch": f"{part}.to(torch.float32)", "array_api_strict": f"xp.astype({part}, xp.float32)"}
+    return casts.get(library.name, f"{part}.astype('float32')")
 
 
 def _show(device: Any) -> str:

@@ -85,8 +85,8 @@ def _prepare(
         raise TypeError(f"moments must be Moments or RunningStats, got {type(moments).__name__}")
     given = () if moments is None else (("moments.mean", moments.mean), ("moments.var", moments.var))
     parameters = ((names[1], gamma), ("beta", beta))
-    arrays = {name: array for name, array in ((names[0], x), *parameters, *given) if array is not None}
-    library = library_of(names[0], x) if len(arrays) == 1 else one_library(**arrays)
+    arrays = {names[0]: x} | {name: array for name, array in (*parameters, *given) if array is not None}
+    library = one_library(**arrays)
     dtype = compute_dtype(library, names[0], x)
     shape = tuple(x.shape)
     if not shape:

@@ -102,6 +102,17 @@ def standardized(x: Any, axes: Any, eps: float = 1e-5) -> Any:
     return (x - mean) / np.sqrt(((x - mean) ** 2).mean(axis=axes, keepdims=True) + eps)
 
 
+def standardized_gradient(x: Any, dy: Any, axes: Any, eps: float = 1e-5) -> Any:
+    """The derivative of equation 1, by the chain rule of Ioffe & Szegedy (2015), section 3, step by step as printed."""
+    x, dy = (np.asarray(each).astype(np.longdouble) for each in (x, dy))
+    m = x.size // x.sum(axis=axes).size
+    mean = x.mean(axis=axes, keepdims=True)
+    var = ((x - mean) ** 2).mean(axis=axes, keepdims=True) + eps
+    dvar = (dy * (x - mean)).sum(axis=axes, keepdims=True) * (-0.5) * var**-1.5
+    dmean = -dy.sum(axis=axes, keepdims=True) / np.sqrt(var) - 2 * dvar * (x - mean).mean(axis=axes, keepdims=True)
+    return dy / np.sqrt(var) + dvar * 2 * (x - mean) / m + dmean / m
+
+
 def _statistics(case: Case, numbers: list[float]) -> tuple[float, float]:
     if case.norm is anynorm.weight_norm:
         return 0.0, math.fsum(number * number for number in numbers)

@@ -1,0 +1,262 @@
+"""Bad input is refused before any work is done, in one sentence: argument, rule, received."""
+
+import re
+
+import anynorm
+import numpy as np
+import pytest
+
+NORMS = [
+    (anynorm.normalize, {"axis": -1}),
+    (anynorm.layer_norm, {}),
+    (anynorm.batch_norm, {}),
+    (anynorm.instance_norm, {}),
+    (anynorm.group_norm, {"groups": 1}),
+    (anynorm.rms_norm, {}),
+]
+norms = pytest.mark.parametrize(("norm", "options"), NORMS, ids=[norm.__name__ for norm, _ in NORMS])
+
+
+def refused(error, message, function, *args, **options):
+    """The call raises this error, with this message and nothing else."""
+    with pytest.raises(error, match=f"^{re.escape(message)}$"):
+        function(*args, **options)
+
+
+@norms
+@pytest.mark.parametrize(
+    ("x", "kind"), [([1.0, 2.0], "list"), (1.5, "float"), (None, "NoneType"), ("x", "str"), ((1.0,), "tuple")]
+)
+def test_what_is_not_an_array_is_refused(norm, options, x, kind):
+    refused(TypeError, f"x must be an array, got {kind}", norm, x, **options)
+
+
+@pytest.mark.cells("numpy")
+@pytest.mark.filterwarnings("ignore:the matrix subclass")
+@norms
+def test_masked_arrays_and_matrices_are_refused(norm, options):
+    refused(TypeError, "x must be a plain array, got MaskedArray", norm, np.ma.ones((2, 3, 4)), **options)
+    refused(TypeError, "x must be a plain array, got matrix", norm, np.asmatrix(np.ones((2, 3))), **options)
+
+
+@pytest.mark.cells("numpy", "torch", "jax", "strict")
+@norms
+@pytest.mark.parametrize("dtype", ["int32", "int64", "bool", "complex64"])
+def test_a_dtype_that_is_not_real_and_floating_is_refused_with_the_cast_to_write(backend, norm, options, dtype):
+    if backend.library == "torch":
+        dtype = getattr(backend.xp, dtype)
+        x = backend.xp.ones((2, 3, 4), dtype=dtype, device=backend.device)
+    else:
+        name = "bool_" if dtype == "bool" and not hasattr(backend.xp, "bool") else dtype
+        x = backend.xp.ones((2, 3, 4), dtype=getattr(backend.xp, name))
+    with pytest.raises(TypeError, match=r"^x must have a real floating dtype, got .*: write .*float32.*$") as caught:
+        norm(x, **options)
+    part = "x.real" if "complex" in str(dtype) else "x"
+    cast = {
+        "torch": f"{part}.to(torch.float32)",
+        "strict": f"xp.astype({part}, xp.float32)",
+    }.get(backend.library, f"{part}.astype('float32')")
+    assert f"write {cast} " in str(caught.value)
+
+
+@pytest.mark.cells("numpy")
+@norms
+def test_object_and_structured_arrays_are_refused(norm, options):
+    for x in (np.ones((2, 3), dtype=object), np.zeros((2, 3), dtype=[("a", "f4")]), np.full((2, 3), "a")):
+        with pytest.raises(TypeError, match="^x must have a real floating dtype, got "):
+            norm(x, **options)
+
+
+@pytest.mark.cells("torch", "jax", "dask", "strict")
+def test_arrays_of_two_libraries_are_refused_by_name(backend):
+    x, gamma = backend.array(np.ones((2, 3))), np.ones(3)
+    name = "array_api_strict" if backend.library == "strict" else backend.library
+    expected = f"x and gamma must come from one array library, got {name} and numpy"
+    for norm in (anynorm.layer_norm, anynorm.rms_norm):
+        refused(TypeError, expected, norm, x, gamma)
+    expected = f"x and beta must come from one array library, got numpy and {name}"
+    refused(TypeError, expected, anynorm.layer_norm, np.ones((2, 3)), None, backend.array(gamma))
+    expected = f"v and g must come from one array library, got {name} and numpy"
+    refused(TypeError, expected, anynorm.weight_norm, x, np.ones(2))
+    given = anynorm.moments(np.ones((2, 3)), axis=0)
+    expected = f"x and moments.mean must come from one array library, got {name} and numpy"
+    refused(TypeError, expected, anynorm.batch_norm, x, moments=given)
+    expected = f"mean and var must come from one array library, got {name} and numpy"
+    refused(TypeError, expected, anynorm.Moments, x, np.ones((2, 3)), 1)
+    _, pullback = anynorm.vjp(anynorm.layer_norm, x)
+    refused(
+        TypeError, f"y and dy must come from one array library, got {name} and numpy", pullback, np.ones((2, 3))
+    )
+
+
+def test_a_parameter_of_the_wrong_shape_is_refused(backend):
+    x = backend.array(np.ones((8, 64, 7, 7)))
+    wrong = backend.array(np.ones(32))
+    message = "{} must have shape (64,) or broadcast to (8, 64, 7, 7), got (32,)"
+    refused(ValueError, message.format("gamma"), anynorm.batch_norm, x, wrong)
+    refused(ValueError, message.format("beta"), anynorm.instance_norm, x, None, wrong)
+    refused(ValueError, message.format("gamma"), anynorm.group_norm, x, wrong, groups=8)
+    for shape in ((), (7,), (64, 1, 1), (1, 8, 64, 7, 7), (2, 64, 1, 1)):
+        with pytest.raises(ValueError, match=r"^gamma must have shape \(64,\) or broadcast to \(8, 64, 7, 7\), got"):
+            anynorm.batch_norm(x, backend.array(np.ones(shape)))
+    message = "gamma must have shape (7, 7) or broadcast to (8, 64, 7, 7), got (7,)"
+    refused(ValueError, message, anynorm.layer_norm, x, backend.array(np.ones(7)), axis=(2, 3))
+    message = "g must have shape (8,) or broadcast to (8, 64, 7, 7), got (64,)"
+    refused(ValueError, message, anynorm.weight_norm, x, backend.array(np.ones(64)))
+
+
+def test_a_parameter_that_is_no_floating_array_is_refused(backend):
+    x = backend.array(np.ones((2, 3)))
+    refused(TypeError, "gamma must be an array, got float", anynorm.layer_norm, x, 1.0)
+    refused(TypeError, "beta must be an array, got list", anynorm.layer_norm, x, None, [0.0] * 3)
+    refused(TypeError, "g must be an array, got float", anynorm.weight_norm, x, 1.0)
+    refused(TypeError, "g must be an array, got NoneType", anynorm.weight_norm, x, None)
+    with pytest.raises(TypeError, match="^gamma must have a real floating dtype, got "):
+        anynorm.layer_norm(x, x > 0)
+
+
+@pytest.mark.parametrize("norm", [anynorm.layer_norm, anynorm.rms_norm, anynorm.normalize, anynorm.moments])
+def test_an_axis_that_is_not_there_is_refused(backend, norm):
+    x = backend.array(np.ones((2, 3)))
+    for axis in (2, -3, (0, 2)):
+        refused(ValueError, f"axis must be in [-2, 2) for shape (2, 3), got {axis}", norm, x, axis=axis)
+    refused(ValueError, "axis must name at least one axis, got ()", norm, x, axis=())
+    for axis in ((0, 0), (1, -1)):
+        refused(ValueError, f"axis must name each axis once, got {axis} for shape (2, 3)", norm, x, axis=axis)
+    for axis in (1.0, "1", True, [0]):
+        refused(TypeError, f"axis must be an int or a tuple of ints, got {axis!r}", norm, x, axis=axis)
+    assert norm(x, axis=np.int64(1)) is not None
+
+
+def test_a_channel_axis_that_is_not_there_is_refused(backend):
+    x = backend.array(np.ones((2, 3, 4)))
+    for norm, options in ((anynorm.batch_norm, {}), (anynorm.instance_norm, {}), (anynorm.group_norm, {"groups": 1})):
+        message = "channel_axis must be in [-3, 3) for shape (2, 3, 4), got 3"
+        refused(ValueError, message, norm, x, channel_axis=3, **options)
+        for axis in (1.0, None, (1,)):
+            refused(TypeError, f"channel_axis must be an int, got {axis!r}", norm, x, channel_axis=axis, **options)
+    refused(
+        ValueError,
+        "x must have more than the 2 axes that keep statistics of their own, got 2",
+        anynorm.instance_norm,
+        backend.array(np.ones((2, 3))),
+    )
+    refused(
+        ValueError,
+        "x must have more than the 1 axes that keep statistics of their own, got 1",
+        anynorm.batch_norm,
+        backend.array(np.ones(3)),
+        channel_axis=0,
+    )
+
+
+@norms
+def test_a_number_is_not_enough_of_an_array(backend, norm, options):
+    refused(ValueError, "x must have at least one axis, got a 0-d array", norm, backend.array(1.0), **options)
+
+
+def test_groups_must_divide_the_channels(backend):
+    x = backend.array(np.ones((2, 6, 4)))
+    for groups in (4, 0, -1, 12):
+        refused(ValueError, f"groups must divide the 6 channels of x, got {groups}", anynorm.group_norm, x, groups=groups)
+    for groups in (2.0, None, "2", True):
+        refused(TypeError, f"groups must be an int, got {groups!r}", anynorm.group_norm, x, groups=groups)
+
+
+@norms
+def test_eps_must_be_a_finite_number_that_is_not_negative(backend, norm, options):
+    x = backend.array(np.ones((2, 3, 4)))
+    for eps in (-1e-5, float("nan"), float("inf")):
+        refused(ValueError, f"eps must be finite and at least 0, got {eps}", norm, x, eps=eps, **options)
+    for eps, kind in ((None, "NoneType"), ("1e-5", "str"), (True, "bool"), (1j, "complex")):
+        refused(TypeError, f"eps must be a real number, got {kind}", norm, x, eps=eps, **options)
+    backend.check(norm(x, eps=np.float32(1e-5), **options), backend.numpy(norm(x, eps=1, **options)), tolerance=1.0)
+
+
+def test_moments_must_be_moments_that_fit(backend):
+    x = backend.array(np.ones((2, 3, 4)))
+    pair = (backend.array(np.ones(3)), backend.array(np.ones(3)))
+    refused(
+        TypeError, "moments must be Moments or RunningStats, got tuple", anynorm.batch_norm, x, moments=pair
+    )
+    given = anynorm.moments(x, axis=0)
+    message = "moments.mean must have shape (3,), got (3, 4)"
+    refused(ValueError, message, anynorm.batch_norm, x, moments=given)
+
+
+def test_only_the_librarys_own_norms_have_a_pullback(backend):
+    x = backend.array(np.ones((2, 3)))
+    names = "normalize, layer_norm, batch_norm, instance_norm, group_norm, rms_norm, weight_norm"
+    refused(TypeError, f"norm must be one of anynorm's {names}, got 'moments'", anynorm.vjp, anynorm.moments, x, axis=0)
+    refused(TypeError, f"norm must be one of anynorm's {names}, got 'layer_norm'", anynorm.vjp, "layer_norm", x)
+    with pytest.raises(TypeError, match="momentum"):
+        anynorm.vjp(anynorm.batch_norm, x, momentum=0.1)
+
+
+def test_a_cotangent_must_fit(backend):
+    _, pullback = anynorm.vjp(anynorm.layer_norm, backend.array(np.ones((2, 3))))
+    message = "dy must have the shape of y, (2, 3), got (3,)"
+    refused(ValueError, message, pullback, backend.array(np.ones(3)))
+    refused(TypeError, "dy must be an array, got float", pullback, 1.0)
+
+
+@pytest.mark.cells("strict", "torch", "jax")
+def test_arrays_of_two_devices_are_refused(backend):
+    x = backend.array(np.ones((2, 3)), "float32")
+    if backend.library == "torch":
+        other = backend.xp.ones(3, device="meta")
+    elif backend.library == "jax":
+        jax = pytest.importorskip("jax")
+        other = jax.device_put(np.ones(3, dtype=np.float32), jax.devices()[0])
+    else:
+        elsewhere = next(d for d in backend.xp.__array_namespace_info__().devices() if d != backend.device)
+        other = backend.xp.ones(3, dtype=backend.xp.float32, device=elsewhere)
+    with pytest.raises(ValueError, match=r"^gamma must be on the device of x, .*, got "):
+        anynorm.layer_norm(x, other)
+    with pytest.raises(ValueError, match=r"^var must be on the device of mean, .*, got "):
+        anynorm.Moments(backend.array(np.ones(3), "float32"), other, 1)
+    _, pullback = anynorm.vjp(anynorm.layer_norm, backend.array(np.ones(3), "float32"))
+    with pytest.raises(ValueError, match=r"^dy must be on the device of y, .*, got "):
+        pullback(other)
+
+
+def test_states_of_the_wrong_kind_are_refused(backend):
+    three, four = backend.array(np.ones(3)), backend.array(np.ones(4))
+    refused(ValueError, "var must have the shape of mean, (3,), got (4,)", anynorm.Moments, three, four, 1)
+    refused(ValueError, "count must be at least 0, got -1", anynorm.Moments, three, three, -1)
+    refused(TypeError, "count must be a number, got str", anynorm.Moments, three, three, "1")
+    refused(TypeError, "mean must be an array, got list", anynorm.RunningStats, [1.0], three)
+    for momentum in (1.5, -0.1, float("nan")):
+        message = f"momentum must be in [0, 1], got {momentum}"
+        refused(ValueError, message, anynorm.RunningStats, three, three, momentum=momentum)
+    refused(TypeError, "momentum must be a real number, got str", anynorm.RunningStats, three, three, momentum="a")
+    message = "correction must be finite and at least 0, got -1"
+    refused(ValueError, message, anynorm.RunningStats, three, three, correction=-1)
+    refused(TypeError, "num_channels must be an int, got 1.5", anynorm.RunningStats.init, 1.5, like=three)
+    refused(ValueError, "num_channels must be at least 0, got -1", anynorm.RunningStats.init, -1, like=three)
+    refused(TypeError, "like must be an array, got int", anynorm.RunningStats.init, 3, like=0)
+    running = anynorm.RunningStats.init(3, like=three)
+    refused(TypeError, "moments must be Moments, got tuple", running.update, (three, three))
+    refused(TypeError, "moments must be Moments, got RunningStats", running.update, running)
+    refused(TypeError, "other must be RunningStats, got Moments", running.merge, anynorm.Moments(three, three, 1))
+    refused(
+        ValueError,
+        "both must have the same shape, got (3,) and (4,)",
+        running.update,
+        anynorm.Moments(four, four, 1),
+    )
+    refused(ValueError, "momentum must be None in both to merge, got 0.9 and 0.9", running.merge, running)
+    exact = [anynorm.RunningStats.init(3, like=three, momentum=None, correction=c) for c in (0, 1)]
+    refused(ValueError, "correction must be the same in both, got 0 and 1", exact[0].merge, exact[1])
+    refused(TypeError, "others must be Moments, got NoneType", anynorm.Moments(three, three, 1).merge, None)
+    message = "g must have shape (3,) or broadcast to (3,), got (4,)"
+    refused(ValueError, message, anynorm.WeightNorm, three, four)
+
+
+def test_one_value_has_no_unbiased_variance(backend):
+    x = backend.array(np.ones((1, 3)))
+    batch = anynorm.moments(x, axis=0)
+    message = "a batch of one value has no variance with correction=1, got count 1"
+    for momentum in (0.9, None):
+        running = anynorm.RunningStats.init(3, like=x, correction=1, momentum=momentum)
+        refused(ValueError, message, running.update, batch)

@@ -1,0 +1,193 @@
+"""The edges that the design defines, the same on every library."""
+
+import anynorm
+import numpy as np
+import pytest
+from oracles import CASES
+
+TWO = [case for case in CASES if case.parameters == 2]
+
+
+def arrays(backend, case, x):
+    rng = np.random.default_rng(0)
+    gamma, beta = rng.standard_normal((2, *case.parameter_shape))
+    return backend.array(x), backend.array(gamma), backend.array(beta)
+
+
+@pytest.mark.parametrize("case", [case for case in TWO if case.norm is not anynorm.rms_norm], ids=str)
+@pytest.mark.parametrize("eps", [0, 1e-5])
+@pytest.mark.parametrize("value", [0.0, 0.1, -1e4 / 3, 2.2e30, 3.3e-30])
+def test_constant_input_gives_beta(backend, case, eps, value):
+    x, gamma, beta = arrays(backend, case, np.full(case.shape, value))
+    dtype = "float32"
+    x = backend.array(np.full(case.shape, value), dtype)
+    y = case.norm(x, gamma, beta, eps=eps, **case.options)
+    zero = case.norm(x, gamma, eps=eps, **case.options)
+    backend.check(zero, np.zeros(case.shape), dtype=dtype, tolerance=0)
+    expected = backend.numpy(zero) + _broadcast(case, backend.numpy(beta))
+    backend.check(y, expected.astype(np.float32), dtype=dtype, tolerance=1e-7)
+    dx = anynorm.vjp(case.norm, x, gamma, beta, eps=eps, **case.options)[1](backend.array(np.ones(case.shape)))[0]
+    assert np.all(np.isfinite(backend.numpy(dx)))
+
+
+def _broadcast(case, parameter):
+    full = np.empty(case.shape)
+    for index in np.ndindex(*case.shape):
+        full[index] = parameter[case.parameter_of(index)]
+    return full
+
+
+@pytest.mark.parametrize("n", [3, 7, 15, 30, 257, 1000, 100003])
+@pytest.mark.parametrize("value", [0.1, 1 / 3, 7.7e5, 2.2e30])
+def test_a_constant_of_any_length_has_no_spread(backend, n, value):
+    y = anynorm.layer_norm(backend.array(np.full((2, n), value), "float32"), eps=0)
+    backend.check(y, np.zeros((2, n)), dtype="float32", tolerance=0)
+
+
+@pytest.mark.parametrize("eps", [0, 1e-5])
+def test_one_value_in_a_group_gives_beta(backend, eps):
+    beta = backend.array([5.0, 7.0])
+    for norm, shape, options in (
+        (anynorm.batch_norm, (1, 2), {}),
+        (anynorm.batch_norm, (1, 2, 1, 1), {}),
+        (anynorm.instance_norm, (3, 2, 1), {}),
+        (anynorm.group_norm, (3, 2), {"groups": 2}),
+    ):
+        x = backend.array(np.random.default_rng(0).standard_normal(shape))
+        y, moments = norm(x, None, beta, eps=eps, return_moments=True, **options)
+        expected = np.broadcast_to(np.reshape([5.0, 7.0], (1, 2, *(1,) * (len(shape) - 2))), shape)
+        backend.check(y, expected, tolerance=0)
+        assert moments.count == 1
+        backend.check(moments.var, np.zeros(tuple(moments.var.shape)), tolerance=0)
+        dx = anynorm.vjp(norm, x, None, beta, eps=eps, **options)[1](x)[0]
+        backend.check(dx, np.zeros(shape), tolerance=0)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_nan_and_inf_stay_in_their_group(backend, bad):
+    x = np.random.default_rng(0).standard_normal((4, 50))
+    expected = backend.numpy(anynorm.layer_norm(backend.array(x)))
+    spoiled = x.copy()
+    spoiled[2, 7] = bad
+    y = backend.numpy(anynorm.layer_norm(backend.array(spoiled)))
+    clean = [0, 1, 3]
+    np.testing.assert_array_equal(y[clean], expected[clean])
+    assert np.all(np.isnan(y[2]) | (y[2] == 0))
+    assert np.isnan(y[2, 7])
+    y, pullback = anynorm.vjp(anynorm.layer_norm, backend.array(spoiled))
+    dx = backend.numpy(pullback(backend.array(x))[0])
+    assert np.all(np.isfinite(dx[clean]))
+    assert np.any(np.isnan(dx[2]))
+    moments = anynorm.moments(backend.array(spoiled), axis=1)
+    assert np.isnan(backend.numpy(moments.var)[2])
+    assert np.all(np.isfinite(backend.numpy(moments.var)[clean]))
+
+
+@pytest.mark.parametrize(
+    ("norm", "shape", "options", "parameter"),
+    [
+        (anynorm.batch_norm, (0, 3, 4), {}, 3),
+        (anynorm.batch_norm, (2, 3, 0), {}, 3),
+        (anynorm.batch_norm, (2, 0, 4), {}, 0),
+        (anynorm.layer_norm, (0, 3), {}, 3),
+        (anynorm.layer_norm, (3, 0), {}, 0),
+        (anynorm.instance_norm, (0, 3, 4), {}, 3),
+        (anynorm.instance_norm, (2, 3, 0), {}, 3),
+        (anynorm.group_norm, (0, 4, 3), {"groups": 2}, 4),
+        pytest.param(
+            *(anynorm.group_norm, (2, 0, 3), {"groups": 2}, 0),
+            marks=pytest.mark.cells("numpy", "strict", "torch", "jax", "cupy"),  # Dask cannot reshape an empty axis
+        ),
+        (anynorm.normalize, (0, 3), {"axis": (0, 1)}, (0, 3)),
+        (anynorm.rms_norm, (0, 3), {}, 3),
+        (anynorm.rms_norm, (3, 0), {}, 0),
+        (anynorm.weight_norm, (0, 3), {}, 0),
+        (anynorm.weight_norm, (3, 0), {}, 3),
+    ],
+)
+def test_an_empty_array_gives_an_empty_array(backend, norm, shape, options, parameter):
+    count = 1 if norm is anynorm.weight_norm else 2
+    params = [np.ones(parameter)] * count
+    x, given = backend.array(np.ones(shape)), [backend.array(each) for each in params]
+    backend.check(norm(x, *given, **options), np.ones(shape))
+    y, pullback = anynorm.vjp(norm, x, *given, **options)
+    dx, *gradients = pullback(x)
+    backend.check(dx, np.ones(shape))
+    for found, each in zip(gradients, params, strict=True):
+        backend.check(found, np.zeros(each.shape))
+
+
+def test_an_empty_batch_has_empty_moments_and_leaves_the_statistics_alone(backend):
+    x = backend.array(np.ones((0, 3, 4)))
+    y, batch = anynorm.batch_norm(x, return_moments=True)
+    backend.check(batch.mean, np.zeros(3))
+    backend.check(batch.var, np.zeros(3))
+    assert batch.count == 0
+    for momentum in (0.9, None):
+        for correction in (0, 1):
+            running = anynorm.RunningStats.init(3, like=x, momentum=momentum, correction=correction)
+            assert running.update(batch) is running
+    full = anynorm.moments(backend.array(np.arange(6.0).reshape(2, 3)), axis=0)
+    for merged in (full.merge(batch), batch.merge(full)):
+        backend.check(merged.mean, [1.5, 2.5, 3.5])
+        backend.check(merged.var, [2.25, 2.25, 2.25])
+        assert merged.count == 2
+
+
+def test_a_zero_row_has_weight_zero_and_a_finite_gradient(backend):
+    v, g = np.array([[0.0, 0.0], [3.0, 4.0]]), np.array([2.0, 10.0])
+    w, pullback = anynorm.vjp(anynorm.weight_norm, backend.array(v), backend.array(g))
+    backend.check(w, [[0.0, 0.0], [6.0, 8.0]])
+    dv, dg = (backend.numpy(each) for each in pullback(backend.array([[1.0, -1.0], [1.0, -1.0]])))
+    assert np.all(np.isfinite(dv))
+    assert np.all(np.isfinite(dg))
+    np.testing.assert_allclose(dg, [0.0, -0.2], atol=1e-6)
+    state = anynorm.WeightNorm.from_weight(backend.array(v))
+    backend.check(state.g, [0.0, 5.0])
+    backend.check(state.weight, v)
+
+
+@pytest.mark.cells("numpy", "torch", "cupy", "strict")
+def test_nothing_of_the_callers_is_changed(backend):
+    rng = np.random.default_rng(1)
+    for case in CASES:
+        numbers = [rng.standard_normal(case.shape), *rng.standard_normal((case.parameters, *case.parameter_shape))]
+        given = [backend.array(each) for each in numbers]
+        _, pullback = anynorm.vjp(case.norm, *given, **case.options)
+        dy = backend.array(numbers[0])
+        pullback(dy)
+        case.norm(*given, **case.options)
+        for array, each in zip([*given, dy], [*numbers, numbers[0]], strict=True):
+            backend.check(array, each, tolerance=0 if backend.float64 else None)
+
+
+@pytest.mark.cells("numpy")
+def test_read_only_broadcast_and_memory_mapped_arrays_come_in(tmp_path):
+    x = np.random.default_rng(2).standard_normal((4, 6))
+    expected = anynorm.layer_norm(x)
+    frozen = x.copy()
+    frozen.flags.writeable = False
+    np.testing.assert_array_equal(anynorm.layer_norm(frozen), expected)
+    wide = np.broadcast_to(x[:1], (4, 6))
+    np.testing.assert_array_equal(anynorm.layer_norm(wide), np.broadcast_to(expected[:1], (4, 6)))
+    mapped = np.memmap(tmp_path / "x", dtype=np.float64, mode="w+", shape=(4, 6))
+    mapped[...] = x
+    np.testing.assert_array_equal(anynorm.layer_norm(mapped), expected)
+    gamma = np.broadcast_to(np.float64(2), (6,))
+    np.testing.assert_array_equal(anynorm.layer_norm(x, gamma), 2 * expected)
+
+
+@pytest.mark.cells("numpy")
+def test_a_result_never_shares_memory_with_an_argument():
+    for case in CASES:
+        for shape in (case.shape, tuple(1 for _ in case.shape)):
+            if shape != case.shape and case.options.get("groups", 1) > 1:
+                continue
+            x = np.random.default_rng(3).standard_normal(shape)
+            params = [np.ones(()) if case.parameter_shape == () else np.ones((1,) * len(shape))] * (
+                case.norm is anynorm.weight_norm
+            )
+            y, pullback = anynorm.vjp(case.norm, x, *params, **case.options)
+            assert not np.shares_memory(case.norm(x, *params, **case.options), x)
+            assert not np.shares_memory(y, x)
+            assert not any(np.shares_memory(each, x) for each in pullback(x))

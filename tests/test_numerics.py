@@ -1,0 +1,179 @@
+"""How far from float64: large offsets, large and small magnitudes, long leading axes, 2-byte floats."""
+
+import anynorm
+import numpy as np
+import pytest
+from anynorm import kernels
+from oracles import standardized, standardized_gradient
+
+LAYOUTS = {
+    "layer": (lambda x, **o: anynorm.layer_norm(x, **o), (256, 1000), (1,)),
+    "batch": (lambda x, **o: anynorm.batch_norm(x, **o), (16, 8, 28, 28), (0, 2, 3)),
+    "batch, channels last": (lambda x, **o: anynorm.batch_norm(x, channel_axis=-1, **o), (16, 28, 28, 8), (0, 1, 2)),
+    "batch, many rows": (lambda x, **o: anynorm.batch_norm(x, **o), (65536, 8), (0,)),
+    "instance": (lambda x, **o: anynorm.instance_norm(x, **o), (8, 4, 32, 32), (2, 3)),
+    "one group": (lambda x, **o: anynorm.group_norm(x, groups=1, **o), (8, 4, 32, 32), (1, 2, 3)),
+    "middle axis": (lambda x, **o: anynorm.normalize(x, axis=1, **o), (4, 3000, 5), (1,)),
+}
+
+
+@pytest.fixture(params=LAYOUTS.values(), ids=LAYOUTS)
+def layout(request):
+    return request.param
+
+
+def float32(shape, offset=0.0, scale=1.0):
+    """Normal numbers, rounded to float32, in float64."""
+    with np.errstate(under="ignore"):
+        return (np.random.default_rng(0).standard_normal(shape) * scale + offset).astype(np.float32).astype(np.float64)
+
+
+def distance(backend, y, expected):
+    return float(np.max(np.abs(backend.numpy(y) - expected)))
+
+
+@pytest.mark.cells("numpy", "strict", "torch", "jax", "cupy")
+@pytest.mark.parametrize(("offset", "bound"), [(0, 3e-6), (1e3, 6e-6), (1e4, 6e-6), (1e6, 6e-5)])
+def test_an_offset_costs_no_digits(backend, layout, offset, bound):
+    norm, shape, axes = layout
+    x = float32(shape, offset)
+    assert distance(backend, norm(backend.array(x, "float32")), standardized(x, axes)) <= bound
+
+
+@pytest.mark.cells("dask")
+@pytest.mark.parametrize(("offset", "bound"), [(1e4, 6e-6), (1e6, 6e-5)])
+def test_an_offset_costs_no_digits_over_trailing_axes(backend, offset, bound):
+    for name in ("layer", "instance", "one group"):
+        norm, shape, axes = LAYOUTS[name]
+        x = float32(shape, offset)
+        assert distance(backend, norm(backend.array(x, "float32")), standardized(x, axes)) <= bound
+
+
+@pytest.mark.cells("numpy", "torch")
+@pytest.mark.parametrize(
+    "order", ["fortran", "strided", "transposed", pytest.param("reversed", marks=pytest.mark.cells("numpy"))]
+)
+def test_order_in_memory_costs_no_digits(backend, layout, order):
+    norm, shape, axes = layout
+    x = float32(shape, 1e4)
+    array = np.asarray(x, dtype=np.float32)
+    if order == "fortran":
+        array = np.asfortranarray(array)
+    elif order == "strided":
+        array = np.repeat(array, 2, axis=-1)[..., ::2]
+    elif order == "reversed":
+        array = array[::-1].copy()[::-1]
+    else:
+        array = np.ascontiguousarray(array.T).T
+    if backend.library == "torch":
+        array = backend.xp.from_numpy(array)
+    assert distance(backend, norm(array), standardized(x, axes)) <= 6e-6
+
+
+@pytest.mark.parametrize("eps", [0, 1e-5])
+@pytest.mark.parametrize("scale", [1e30, 1e37])
+def test_large_magnitudes_are_exact(backend, layout, scale, eps):
+    norm, shape, axes = layout
+    if backend.library == "dask" and shape[0] == 65536:
+        shape = (256, 8)
+    x = float32(shape, scale=scale)
+    assert distance(backend, norm(backend.array(x, "float32"), eps=eps), standardized(x, axes, eps)) <= 6e-6
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-36])
+def test_small_magnitudes_are_exact_with_no_eps(backend, layout, scale):
+    norm, shape, axes = layout
+    if backend.library == "dask" and shape[0] == 65536:
+        shape = (256, 8)
+    x = float32(shape, scale=scale)
+    assert distance(backend, norm(backend.array(x, "float32"), eps=0), standardized(x, axes, 0)) <= 6e-6
+
+
+def test_small_magnitudes_beside_an_eps_are_scaled_by_it(backend):
+    x = float32((4, 100), scale=1e-30)
+    y = backend.numpy(anynorm.layer_norm(backend.array(x, "float32")))
+    np.testing.assert_allclose(y * 1e30, standardized(x, 1).astype(np.float64) * 1e30, rtol=1e-5, atol=1e-5 * 300)
+
+
+@pytest.mark.parametrize("limit", ["max", "smallest_normal"])
+def test_the_largest_and_the_smallest_normal_number(backend, limit):
+    signs = np.array([[1.0, -1, 1, 1, -1], [1, 1, 1, 1, -1]])
+    for dtype in ("float32", backend.widest):
+        size = getattr(np.finfo(dtype), limit)
+        x = signs * float(size)
+        y = anynorm.layer_norm(backend.array(x, dtype), eps=0)
+        backend.check(y, standardized(signs, 1, 0).astype(np.float64), dtype=dtype, tolerance=2e-6)
+        rms = anynorm.rms_norm(backend.array(x, dtype), eps=0)
+        backend.check(rms, signs, dtype=dtype, tolerance=2e-6)
+        weight = anynorm.weight_norm(backend.array(x, dtype), backend.array(np.ones(2), dtype))
+        backend.check(weight, signs / 5**0.5, dtype=dtype, tolerance=2e-6)
+
+
+def test_groups_of_very_different_magnitudes_stand_side_by_side(backend):
+    scales = np.array([[1e-37], [1e-30], [1e-12], [1.0], [1e12], [1e30], [1e37]])
+    x = float32((7, 200)) * scales
+    x = x.astype(np.float32).astype(np.float64)
+    y = anynorm.layer_norm(backend.array(x, "float32"), eps=0)
+    assert distance(backend, y, standardized(x, 1, 0)) <= 6e-6
+    rms = anynorm.rms_norm(backend.array(x, "float32"), eps=0)
+    assert distance(backend, rms, x / np.sqrt((x**2).mean(axis=1, keepdims=True))) <= 6e-6
+    w = anynorm.weight_norm(backend.array(x, "float32"), backend.array(np.ones(7), "float32"))
+    assert distance(backend, w, x / np.sqrt((x**2).sum(axis=1, keepdims=True))) <= 6e-6
+
+
+@pytest.mark.parametrize("scale", [1e37, 1e30, 1.0, 1e-30, 1e-36])
+def test_gradients_are_exact_at_every_magnitude(backend, scale):
+    x, dy = float32((5, 64), scale=scale), np.random.default_rng(1).standard_normal((5, 64))
+    _, pullback = anynorm.vjp(anynorm.layer_norm, backend.array(x, "float32"), eps=0)
+    (dx,) = pullback(backend.array(dy, "float32"))
+    flushed = float(np.finfo(np.float32).smallest_normal)  # what XLA makes 0 of, on a CPU
+    assert distance(backend, dx, standardized_gradient(x, dy, 1, 0)) <= max(2e-5 / scale, flushed)
+
+
+@pytest.mark.cells("numpy", "strict", "torch", "jax", "cupy")
+@pytest.mark.parametrize("offset", [0, 1e4])
+def test_parameter_gradients_over_many_rows_are_exact(backend, offset):
+    x, dy = float32((65536, 3), offset), float32((65536, 3), 2.0)
+    gamma = backend.array(np.ones(3), "float32")
+    _, pullback = anynorm.vjp(anynorm.batch_norm, backend.array(x, "float32"), gamma, gamma)
+    dx, dgamma, dbeta = (backend.numpy(each) for each in pullback(backend.array(dy, "float32")))
+    xhat = standardized(x, 0)
+    np.testing.assert_allclose(dx, standardized_gradient(x, dy, 0), rtol=0, atol=2e-5)
+    np.testing.assert_allclose(dbeta, dy.sum(axis=0), rtol=2e-6)
+    np.testing.assert_allclose(dgamma, (dy * xhat).sum(axis=0).astype(np.float64), rtol=0, atol=65536 * 2e-6)
+
+
+def test_two_byte_floats_are_computed_in_float32(backend):
+    for dtype in backend.narrow:
+        x = backend.array(float32((64, 500), 100.0, 300.0), dtype)  # its variance is infinite in float16
+        ulp = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2e-6}[dtype]
+        expected = standardized(backend.numpy(x), 1).astype(np.float64)
+        backend.check(anynorm.layer_norm(x), expected, dtype=dtype, tolerance=ulp)
+        moments = anynorm.moments(x, axis=1)
+        backend.check(moments.var, backend.numpy(x).var(axis=1), dtype="float32", tolerance=2e-6)
+
+
+@pytest.mark.cells("torch")
+def test_bfloat16_layer_norm_is_torchs_own(backend):
+    torch = backend.xp
+    x = backend.array(float32((64, 500)), "bfloat16").detach()
+    ours, theirs = anynorm.layer_norm(x), torch.nn.functional.layer_norm(x, (500,))
+    assert (ours == theirs).float().mean() > 0.999  # but for ties that float32 rounds either way
+    assert torch.allclose(ours, theirs, rtol=2.0**-7, atol=0)
+
+
+@pytest.mark.cells("numpy", "torch")
+def test_a_power_of_two_is_looked_for_only_where_it_is_needed(backend, monkeypatch):
+    calls = []
+    scaled = kernels.power_of_two
+    monkeypatch.setattr(kernels, "power_of_two", lambda *args, **options: calls.append(1) or scaled(*args, **options))
+    x = backend.array(float32((8, 64)), "float32")
+    on_gpu = backend.library == "torch" and x.is_cuda  # there a look at the numbers costs more than the pass it saves
+    for norm in (anynorm.layer_norm, anynorm.batch_norm, anynorm.rms_norm):
+        norm(x)
+        norm(x, eps=0)
+    assert len(calls) == (6 if on_gpu else 0)
+    for scale, eps, needed in ((1e30, 1e-5, True), (1e-30, 1e-5, False), (1e-30, 0, True)):
+        calls.clear()
+        anynorm.layer_norm(x * scale, eps=eps)
+        assert len(calls) == (needed or on_gpu)
