@@ -34,6 +34,8 @@ class Library(NamedTuple):
     """The device, or None where there is but one or the library itself is the better judge."""
     quiet: Callable[[], AbstractContextManager[Any]]
     """Silences the library's warnings of overflow and invalid values, which the results show."""
+    dense: Callable[[Array], bool] = lambda x: True  # noqa: ARG005, E731
+    """Whether the array holds all of its numbers."""
     subnormal: Callable[[Array, float], Array] | None = None
     """The subnormal numbers of an array times a power of two, and 0 elsewhere, if the library flushes them to 0."""
 
@@ -60,7 +62,9 @@ def one_library(**arrays: Array) -> Library:
 
 
 def compute_dtype(library: Library, name: str, x: Array) -> Any:
-    """The dtype that the argument `name` is computed in; a TypeError if it is not real and floating."""
+    """The dtype that the argument `name` is computed in; a TypeError if it is not real and floating, or not dense."""
+    if not library.dense(x):
+        raise TypeError(f"{name} must be a dense array, got {x.layout}: write {name}.to_dense()")
     try:
         return _compute_dtypes[library.name, x.dtype]
     except KeyError:
@@ -115,10 +119,23 @@ def check_real(name: str, value: Any, *, least: float, most: float = float("inf"
     """`value` as a finite float in [least, most]."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.floating, np.integer)):
         raise TypeError(f"{name} must be a real number, got {type(value).__name__}")
-    if not (least <= value <= most and value != float("inf")):
+    try:
+        number = float(value)
+    except OverflowError:  # an int that no float can hold
+        number = float("inf")
+    if not least <= number <= most or number == float("inf"):
         bounds = f"finite and at least {least:g}" if most == float("inf") else f"in [{least:g}, {most:g}]"
-        raise ValueError(f"{name} must be {bounds}, got {value}")
-    return float(value)
+        raise ValueError(f"{name} must be {bounds}, got {value!s:.20}")
+    return number
+
+
+def check_count(name: str, count: Any) -> Any:
+    """A number of values: a Python number, or one of JAX's, which may be traced."""
+    if isinstance(count, (np.integer, np.floating)):
+        count = count.item()
+    if isinstance(count, (int, float)) or not array_api_compat.is_jax_array(count):
+        check_real(name, count, least=0)
+    return count
 
 
 def pytree(*leaves: str) -> Callable[[type[T]], type[T]]:
@@ -172,7 +189,7 @@ def _recognise(name: str, x: Array) -> Library:
         return _libraries.setdefault(type(x), _torch_library())
     if isinstance(x, (np.ma.MaskedArray, np.matrix)):
         raise TypeError(f"{name} must be a plain array, got {type(x).__name__}")
-    if not array_api_compat.is_array_api_obj(x):
+    if isinstance(x, type) or not array_api_compat.is_array_api_obj(x):
         raise TypeError(f"{name} must be an array, got {type(x).__name__}")
     return _libraries.setdefault(type(x), _library(x))
 
@@ -189,6 +206,7 @@ def _torch_library() -> Library:
         block=_BLOCK,
         device=lambda x: x.device,
         quiet=nullcontext,
+        dense=lambda x: x.layout is sys.modules["torch"].strided,
     )
 
 

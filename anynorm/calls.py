@@ -7,7 +7,7 @@ from typing import Any
 from anynorm import layouts
 from anynorm.arrays import Library, check_device, check_real, compute_dtype, library_of, one_library
 from anynorm.kernels import Array, Groups
-from anynorm.layouts import Layout
+from anynorm.layouts import Layout, same_shape
 from anynorm.statistics import Statistics
 
 
@@ -92,27 +92,29 @@ def _prepare(
     if not shape:
         raise ValueError(f"{names[0]} must have at least one axis, got a 0-d array")
     layout = layout_of(shape)
-    count = layout.count
-    if count != count:
-        raise ValueError(f"{names[0]} must have known sizes along the axes it is normalized over, got shape {shape}")
     eps = check_real("eps", eps, least=0)
     full = {name: _fit(library, layout, x, names[0], name, array) for name, array in parameters if array is not None}
     for name, array in given:
-        if tuple(array.shape) != layout.kept_shape:
+        if not same_shape(tuple(array.shape), layout.kept_shape):
             raise ValueError(f"{name} must have shape {layout.kept_shape}, got {tuple(array.shape)}")
         check_device(library, names[0], x, name, array)
         full[name] = layout.keepdims_shape
+    count = layout.count
+    if _unknown(shape if layout.channel is not None else () if given else (count,)):
+        raise ValueError(f"{names[0]} must have known sizes where it is divided and counted, got shape {shape}")
 
-    def ready(array: Array, shape: tuple[int, ...]) -> Array:
+    def ready(array: Array, shape: tuple[int, ...] | None) -> Array:
         array = library.xp.astype(array, dtype, copy=False)
-        return array if tuple(array.shape) == shape else library.xp.reshape(array, shape)
+        return array if shape is None or tuple(array.shape) == shape else library.xp.reshape(array, shape)
 
-    prepared = {name: ready(arrays[name], shape) for name, shape in full.items()}
+    with library.quiet():
+        prepared = {name: ready(arrays[name], shape) for name, shape in full.items()}
+        values = ready(x, None if layout.channel is None else layout.view(shape))
     return Call(
         library=library,
         layout=layout,
         groups=Groups(layout.axes, count if divisor is None else divisor, library.block),
-        x=ready(x, layout.view(shape)),
+        x=values,
         gamma=prepared.get(names[1]),
         beta=prepared.get("beta"),
         eps=eps,
@@ -121,6 +123,11 @@ def _prepare(
         var=prepared.get("moments.var"),
         dtype=x.dtype,
     )
+
+
+def _unknown(sizes: tuple[Any, ...]) -> bool:
+    """Whether Dask does not know one of them: it is NaN."""
+    return any(n != n for n in sizes)
 
 
 def _fit(library: Library, layout: Layout, x: Array, x_name: str, name: str, parameter: Array) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ from anynorm import calls, kernels, norms, schedules
 from anynorm.arrays import check_device, compute_dtype, one_library
 from anynorm.calls import Call
 from anynorm.kernels import Array, Standardized
+from anynorm.layouts import same_shape
 
 Pullback = Callable[[Array], tuple[Array | None, ...]]
 
@@ -110,7 +111,10 @@ def _arguments(
     if signature is None:
         names = ", ".join(each.__name__ for each in _CALLS)
         raise TypeError(f"norm must be one of anynorm's {names}, got {getattr(norm, '__name__', norm)!r}")
-    bound = signature.bind(x, *params, **options)
+    try:
+        bound = signature.bind(x, *params, **options)
+    except TypeError as error:
+        raise TypeError(f"{norm.__name__}: {error}") from None
     bound.apply_defaults()
     return dict(bound.arguments)
 
@@ -127,11 +131,13 @@ def _pull(
     library, xp = call.library, call.library.xp
     one_library(y=standardized.xhat, dy=dy)
     compute_dtype(library, "dy", dy)
-    if tuple(dy.shape) != call.layout.shape:
+    if not same_shape(tuple(dy.shape), call.layout.shape):
         raise ValueError(f"dy must have the shape of y, {call.layout.shape}, got {tuple(dy.shape)}")
     check_device(library, "y", standardized.xhat, "dy", dy)
     with library.quiet():
-        dy = xp.reshape(xp.astype(dy, standardized.xhat.dtype, copy=False), tuple(standardized.xhat.shape))
+        dy = xp.astype(dy, standardized.xhat.dtype, copy=False)
+        if call.layout.channel is not None:
+            dy = xp.reshape(dy, tuple(standardized.xhat.shape))
         groups = call.groups if call.mean is None else None
         dx = kernels.input_gradient(xp, dy, call.gamma, standardized, groups=groups, centred=call.centred)
         gradients = [schedules.restore(call, dx)]

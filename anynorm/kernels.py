@@ -5,6 +5,7 @@ which elements share a mean, and in whether that mean is taken away (`centred`).
 """
 
 import math
+import sys
 from typing import Any, NamedTuple
 
 Array = Any
@@ -21,7 +22,7 @@ class Groups(NamedTuple):
     """The longest run of elements added in one go, or None to leave the order of a sum to the array library."""
 
     def mean(self, xp: Namespace, x: Array) -> Array:
-        return total(xp, x, axes=self.axes, block=self.block) / max(self.divisor, 1)
+        return total(xp, x, axes=self.axes, block=self.block) / float(max(self.divisor, 1))
 
 
 class Standardized(NamedTuple):
@@ -29,41 +30,82 @@ class Standardized(NamedTuple):
 
     xhat: Array
     rstd: Array
-    """1 / root, or 1 where the root is 0."""
-    root: Array
-    """sqrt(var + eps)."""
+    """1 / sqrt(var + eps); where that is 1 / 0, 1."""
     mean: Array | None
     """None where the array was not centred."""
     var: Array
 
 
-def standardize(xp: Namespace, x: Array, *, groups: Groups, eps: float, centred: bool, scaled: bool) -> Standardized:
+class Limits(NamedTuple):
+    """The magnitudes, powers of two, between which numbers of a dtype are squared and added up as they are."""
+
+    large: float
+    """2**31 squares of this have a sum."""
+    small: float
+    """A spread of one unit in its last place still has a square."""
+    step: float
+    """What larger numbers are divided by, and smaller ones multiplied with."""
+    further: float
+    """And again, those that are too large or too small even so."""
+    eps: float
+    """Beside an eps this large the square of a small number is nothing, and its underflow does no harm."""
+
+
+def standardize(
+    xp: Namespace,
+    x: Array,
+    *,
+    groups: Groups,
+    eps: float,
+    centred: bool,
+    scaled: bool,
+    subnormal: Array | None = None,
+) -> Standardized:
     """(x - mean) / sqrt(var + eps) in each group; without `centred` the mean is taken to be 0.
 
     `scaled` takes a power of two out of each group first, so that no square overflows or underflows. It costs a pass,
-    and changes nothing where the numbers are of ordinary size.
+    and changes nothing where the numbers are of ordinary size. `subnormal` holds the numbers that the library flushes
+    to 0, times the power of two that is taken out of the smallest.
     """
-    unit = power_of_two(xp, x, groups=groups, eps=eps) if scaled else 1.0
-    if scaled:
-        x = x * unit
+    if not scaled or not math.prod(x.shape) > 0:  # NaN: of a size that Dask does not know it takes no minimum
+        mean = None
+        if centred:
+            x, mean = centre(xp, x, groups=groups)
+        var = groups.mean(xp, x * x)
+        rstd = inverse_root(xp, var, eps=eps)
+        return Standardized(x * rstd, rstd, mean, var)
+    bottom, top = extremes(xp, x, groups=groups)
+    unit = power_of_two(xp, xp.maximum(top, -bottom), eps=eps)
+    x = x * unit
+    if subnormal is not None:
+        x = x + xp.where(unit > limits(xp, x.dtype).step, subnormal, xp.zeros_like(subnormal))
     mean = None
     if centred:
-        x, mean = centre(xp, x, groups=groups)
+        x, mean = centre(xp, x, groups=groups, alike=(top == bottom, top * unit))
+        mean = mean / unit
     var = groups.mean(xp, x * x)
-    root = xp.sqrt(var + eps * unit * unit)
-    rstd = 1 / xp.where(root == 0, xp.ones_like(root) * unit, root)
-    xhat = x * rstd
-    if scaled:
-        rstd, root, var = rstd * unit, root / unit, var / unit / unit
-        mean = mean / unit if centred else None
-    return Standardized(xhat, rstd, root, mean, var)
+    rstd = inverse_root(xp, var, eps=eps, unit=unit)
+    return Standardized(x * rstd, rstd * unit, mean, var / unit / unit)
 
 
 def standardize_with(xp: Namespace, x: Array, mean: Array, var: Array, *, eps: float) -> Standardized:
     """(x - mean) / sqrt(var + eps) for a mean and a variance that are given: inference."""
-    root = xp.sqrt(var + eps)
-    rstd = 1 / xp.where(root == 0, xp.ones_like(root), root)
-    return Standardized((x - mean) * rstd, rstd, root, mean, var)
+    rstd = inverse_root(xp, var, eps=eps)
+    return Standardized((x - mean) * rstd, rstd, mean, var)
+
+
+def inverse_root(xp: Namespace, var: Array, *, eps: float, unit: Array | float = 1.0) -> Array:
+    """1 / sqrt(var + eps), of numbers that were multiplied with `unit`; where var and eps are 0, 1 / unit.
+
+    Its derivative is finite there too, and where eps is lost beside the unit it still stands for a variance of 0.
+    """
+    if isinstance(unit, float) and eps >= limits(xp, var.dtype).eps:
+        return 1 / xp.sqrt(var + eps)
+    root_eps = math.sqrt(eps)
+    square = var + (root_eps * unit) * (root_eps * unit)
+    one = xp.ones_like(square)
+    lost = square < float(xp.finfo(square.dtype).smallest_normal)
+    return xp.where(lost, one / unit / (root_eps or 1.0), 1 / xp.sqrt(xp.where(lost, one, square)))
 
 
 def affine(xhat: Array, gamma: Array | None, beta: Array | None) -> Array:
@@ -90,7 +132,7 @@ def input_gradient(
 def parameter_gradient(xp: Namespace, d: Array, parameter: Array, *, block: int | None) -> Array:
     """The sum of `d` over the axes along which `parameter` was broadcast."""
     spread = tuple(axis for axis, n in enumerate(parameter.shape) if n == 1)
-    return total(xp, d, axes=spread, block=block)
+    return total(xp, d, axes=spread, block=block) if spread else d * 1.0  # never the caller's own array
 
 
 def merge(first: tuple[Array, Array], second: tuple[Array, Array], share: Any) -> tuple[Array, Array]:
@@ -104,37 +146,46 @@ def merge(first: tuple[Array, Array], second: tuple[Array, Array], share: Any) -
     return mean + delta * share, var * (1 - share) + other_var * share + between
 
 
-def centre(xp: Namespace, x: Array, *, groups: Groups) -> tuple[Array, Array]:
-    """x less its mean, and the mean, in two stages: the second takes away the rounding error of the first."""
+def centre(
+    xp: Namespace, x: Array, *, groups: Groups, alike: tuple[Array, Array] | None = None
+) -> tuple[Array, Array]:
+    """x less its mean, and the mean, in two stages: the second takes away the rounding error of the first.
+
+    `alike` says in which groups all numbers are one and the same, and which: their mean is that number to the last
+    bit, which a compiler that divides by multiplying would miss.
+    """
     first = groups.mean(xp, x)
+    if alike is not None:
+        first = xp.where(*alike, first)
     x = x - first
     second = groups.mean(xp, x)
     return x - second, first + second
 
 
-def power_of_two(xp: Namespace, x: Array, *, groups: Groups, eps: float) -> Array:
-    """For each group 1, or the power of two that makes its numbers safe to square and to add up.
+def extremes(xp: Namespace, x: Array, *, groups: Groups) -> tuple[Array, Array]:
+    """The smallest and the largest number of each group."""
+    if not groups.axes:
+        return x, x
+    return xp.min(x, axis=groups.axes, keepdims=True), xp.max(x, axis=groups.axes, keepdims=True)
 
-    With tiny = 1 / huge = 2**-42 in float32 (2**-341 in float64), numbers between tiny and huge are left as they are:
-    even 2**32 of their squares have a sum, and a spread of one unit in the last place still has a square.
-    """
-    huge, tiny = limits(xp, x.dtype)
-    if math.prod(x.shape) == 0:
-        return xp.ones_like(total(xp, x, axes=groups.axes, block=None))
-    top = xp.max(x, axis=groups.axes, keepdims=True) if groups.axes else x
-    bottom = xp.min(x, axis=groups.axes, keepdims=True) if groups.axes else x
-    largest = xp.maximum(top, -bottom)
+
+def power_of_two(xp: Namespace, largest: Array, *, eps: float) -> Array:
+    """1, or the power of two that makes numbers up to `largest` safe to square and to add up."""
+    large, small, step, further, enough = limits(xp, largest.dtype)
     one = xp.ones_like(largest)
-    unit = xp.where(largest > huge, one * tiny * tiny, one)
-    if eps >= tiny * tiny:
-        return unit  # beside such an eps the square of a tiny number is nothing, and its underflow does no harm
-    return xp.where(largest < tiny, one * huge * huge, unit)
+    unit = xp.where(largest > large, one / step, one)
+    unit = xp.where(largest > large * step, one / step / further, unit)
+    if eps >= enough:
+        return unit
+    unit = xp.where(largest < small, one * step, unit)
+    return xp.where(largest < small / step, one * step * further, unit)
 
 
-def limits(xp: Namespace, dtype: Any) -> tuple[float, float]:
-    """The largest and the smallest magnitude, powers of two, that are squared as they are."""
-    exponent = math.frexp(float(xp.finfo(dtype).max))[1] // 3
-    return 2.0**exponent, 2.0**-exponent
+def limits(xp: Namespace, dtype: Any) -> Limits:
+    """In float32 2**48, 2**-25, 2**64, 2**32 and 2**-85; in float64 eight times these exponents, but 2**-204."""
+    largest = min(float(xp.finfo(dtype).max), sys.float_info.max)  # a long double is scaled as a double
+    e = math.frexp(largest)[1]
+    return Limits(2.0 ** (3 * e // 8), 2.0 ** -(e // 5), 2.0 ** (e // 2), 2.0 ** (e // 4), 2.0 ** -(2 * e // 3))
 
 
 def total(xp: Namespace, x: Array, *, axes: tuple[int, ...], block: int | None) -> Array:

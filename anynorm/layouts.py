@@ -52,9 +52,14 @@ class Layout(NamedTuple):
         if shape == self.parameter_shape:
             sizes = dict(zip(self.parameter_axes, shape, strict=True))
             return self.view(tuple(sizes.get(axis, 1) for axis in range(rank)))
-        if len(shape) == rank and all(n in (1, whole) for n, whole in zip(shape, self.shape, strict=True)):
+        if len(shape) == rank and all(n == 1 or n == whole for n, whole in zip(shape, self.shape, strict=True)):
             return self.view(shape)
         return None
+
+
+def same_shape(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    """Whether two shapes are the same; a size that Dask does not know, NaN, may be any other."""
+    return len(one) == len(other) and all(m == n or m != m or n != n for m, n in zip(one, other, strict=True))
 
 
 def over(shape: tuple[int, ...], *, axis: Any) -> Layout:

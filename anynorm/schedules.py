@@ -27,21 +27,37 @@ def affine(call: Call, standardized: Standardized) -> Array:
         return restore(call, y)
 
 
+def length(call: Call) -> Array:
+    """The norm of each group of `calls.direction`, beside the view: v along its own direction."""
+    with call.library.quiet():
+        return call.groups.mean(call.library.xp, standardize(call).xhat * call.x)
+
+
 def restore(call: Call, value: Array) -> Array:
     """An array of the view, in the compute dtype, as the caller's x was."""
-    if tuple(value.shape) != call.layout.shape:
+    if call.layout.channel is not None:
         value = call.library.xp.reshape(value, call.layout.shape)
     return call.library.xp.astype(value, call.dtype, copy=False)
 
 
 def statistic(call: Call, value: Any) -> Array:
     """A mean, a variance or a norm, of the shape that the caller sees, as a constant."""
-    return call.library.constant(call.library.xp.reshape(value, call.layout.kept_shape))
+    return call.library.constant(call.library.xp.squeeze(value, axis=call.groups.axes))
 
 
 def _standardize(call: Call, *, scaled: bool) -> Standardized:
+    library, subnormal = call.library, None
+    if scaled and library.subnormal is not None:
+        limits = kernels.limits(library.xp, call.x.dtype)
+        subnormal = library.subnormal(call.x, limits.step * limits.further) if call.eps < limits.eps else None
     return kernels.standardize(
-        call.library.xp, call.x, groups=call.groups, eps=call.eps, centred=call.centred, scaled=scaled
+        library.xp,
+        call.x,
+        groups=call.groups,
+        eps=call.eps,
+        centred=call.centred,
+        scaled=scaled,
+        subnormal=subnormal,
     )
 
 
@@ -50,10 +66,8 @@ def _ordinary(call: Call, var: Array) -> bool:
     xp, var = call.library.xp, call.library.constant(var)
     if math.prod(var.shape) == 0:
         return True
-    _, tiny = kernels.limits(xp, var.dtype)
+    enough = kernels.limits(xp, var.dtype).eps
     try:
-        if not float(xp.max(var)) < math.inf:
-            return False
-        return call.eps >= tiny * tiny or float(xp.min(var)) >= tiny * tiny
+        return float(xp.max(var)) < math.inf and (call.eps >= enough or float(xp.min(var)) >= enough)
     except RuntimeError:  # torch.func.vmap and fake tensors: a number that cannot be read
         return False

@@ -14,7 +14,7 @@ from anynorm.arrays import (
     zeros,
 )
 from anynorm.norms import Axis, weight_norm
-from anynorm.statistics import Moments, Statistics, check_alike, describe, pooled
+from anynorm.statistics import Moments, Statistics, check_alike, describe, is_number, pooled, widened
 
 ArrayT = TypeVar("ArrayT")
 
@@ -128,21 +128,20 @@ class RunningStats(Statistics[ArrayT]):
         """
         if not isinstance(moments, Moments):
             raise TypeError(f"moments must be Moments, got {type(moments).__name__}")
-        check_alike(self, moments)
-        if _is_number(moments.count) and moments.count == 0:
+        check_alike(self, "moments", moments)
+        if is_number(moments.count) and moments.count == 0:
             return self
         if self.momentum is None:
             return self._joined(moments)
-        xp = library_of("mean", self.mean).xp
+        library = library_of("mean", self.mean)
         new: Any = 1 - self.momentum
-        if not _is_number(moments.count):
-            new = new * xp.astype(moments.count > 0, self.mean.dtype)  # type: ignore[attr-defined]
-        bessel = _bessel(moments.count, self.correction, xp)
-        return self._with(
-            (1 - new) * self.mean + new * moments.mean,
-            (1 - new) * self.var + new * (bessel * moments.var),
-            self.count + moments.count,
-        )
+        if not is_number(moments.count):
+            new = new * library.xp.astype(moments.count > 0, self.mean.dtype)  # type: ignore[attr-defined]
+        bessel = _bessel(moments.count, self.correction, library.xp)
+        with library.quiet():
+            mean, var = ((1 - new) * old for old in widened(self))
+            batch_mean, batch_var = widened(moments)
+            return self._with(mean + new * batch_mean, var + new * (bessel * batch_var), self.count + moments.count)
 
     def merge(self, other: "RunningStats[ArrayT]") -> "RunningStats[ArrayT]":
         """The statistics of all that both have seen, as if one pass had seen it; for ``momentum=None`` alone.
@@ -165,7 +164,7 @@ class RunningStats(Statistics[ArrayT]):
         """
         if not isinstance(other, RunningStats):
             raise TypeError(f"other must be RunningStats, got {type(other).__name__}")
-        check_alike(self, other)
+        check_alike(self, "other", other)
         if self.momentum is not None or other.momentum is not None:
             raise ValueError(f"momentum must be None in both to merge, got {self.momentum} and {other.momentum}")
         if self.correction != other.correction:
@@ -173,21 +172,20 @@ class RunningStats(Statistics[ArrayT]):
         return self._joined(other._biased())
 
     def _joined(self, others: Statistics[ArrayT]) -> "RunningStats[ArrayT]":
-        if _is_number(others.count) and others.count == 0:
+        if is_number(others.count) and others.count == 0:
             return self
         mean, var, count = pooled(self._biased(), others)
         xp = library_of("mean", self.mean).xp
         return self._with(mean, var * _bessel(count, self.correction, xp), count)
 
     def _biased(self) -> Moments[ArrayT]:
-        if _is_number(self.count) and self.count == 0:
+        if is_number(self.count) and self.count == 0:
             return Moments(self.mean, self.var, 0)
         xp = library_of("mean", self.mean).xp
         return Moments(self.mean, self.var / _bessel(self.count, self.correction, xp), self.count)
 
     def _with(self, mean: Any, var: Any, count: Any) -> "RunningStats[ArrayT]":
-        xp, dtype = library_of("mean", self.mean).xp, self.mean.dtype  # type: ignore[attr-defined]
-        mean, var = (xp.astype(each, dtype, copy=False) for each in (mean, var))
+        mean, var = self._like(mean), self._like(var)
         return RunningStats(mean, var, count, momentum=self.momentum, correction=self.correction)
 
 
@@ -243,7 +241,7 @@ class WeightNorm(Generic[ArrayT]):
 
     @classmethod
     def from_weight(cls, w: ArrayT, axis: Axis = 0) -> "WeightNorm[ArrayT]":
-        """The state whose weight is w: v is w, and g its norm.
+        """The state whose weight is w: v is w, and g its norm, in float32 for 2-byte floats.
 
         Parameters
         ----------
@@ -262,8 +260,7 @@ class WeightNorm(Generic[ArrayT]):
             As in `weight_norm`.
         """
         call = calls.direction(w, axis=axis)
-        norm = schedules.statistic(call, schedules.standardize(call).root)
-        return cls(w, call.library.xp.astype(norm, call.dtype, copy=False), axis=axis)
+        return cls(w, schedules.statistic(call, schedules.length(call)), axis=axis)
 
     @property
     def weight(self) -> ArrayT:
@@ -274,16 +271,13 @@ class WeightNorm(Generic[ArrayT]):
         return f"WeightNorm(v={describe(self.v)}, g={describe(self.g)}, axis={self.axis})"
 
 
-def _is_number(count: Any) -> bool:
-    return isinstance(count, (int, float))
-
-
 def _bessel(count: Any, correction: float, xp: Any) -> Any:
     """What turns a biased variance of `count` values into a corrected one."""
     if not correction:
         return 1
-    if not _is_number(count):
-        return count / xp.maximum(count - correction, xp.ones_like(count))
+    if not is_number(count):
+        some = count > correction
+        return xp.where(some, count / xp.where(some, count - correction, xp.ones_like(count)), xp.ones_like(count))
     if count <= correction:
         raise ValueError(
             f"a batch of one value has no variance with correction={correction}, got count {count}"

@@ -3,8 +3,17 @@
 from dataclasses import dataclass, fields
 from typing import Any, Generic, TypeVar
 
-from anynorm.arrays import check_device, compute_dtype, flush_pytrees, library_of, one_library, pytree
+from anynorm.arrays import (
+    check_count,
+    check_device,
+    compute_dtype,
+    flush_pytrees,
+    library_of,
+    one_library,
+    pytree,
+)
 from anynorm.kernels import Array, merge
+from anynorm.layouts import same_shape
 
 ArrayT = TypeVar("ArrayT")
 Count = Any
@@ -25,17 +34,21 @@ class Statistics(Generic[ArrayT]):
         for name in ("mean", "var"):
             compute_dtype(library, name, getattr(self, name))
         mean, var = _shape(self.mean), _shape(self.var)
-        if mean != var:
+        if not same_shape(mean, var):
             raise ValueError(f"var must have the shape of mean, {mean}, got {var}")
         check_device(library, "mean", self.mean, "var", self.var)
-        if isinstance(self.count, bool) or not (isinstance(self.count, (int, float)) or hasattr(self.count, "dtype")):
-            raise TypeError(f"count must be a number, got {type(self.count).__name__}")
-        if isinstance(self.count, (int, float)) and not self.count >= 0:
-            raise ValueError(f"count must be at least 0, got {self.count}")
+        object.__setattr__(self, "count", check_count("count", self.count))
 
     def __repr__(self) -> str:
         scalars = (field.name for field in fields(self) if field.name not in ("mean", "var"))
-        return f"{type(self).__name__}({describe(self.mean)}{''.join(f', {name}={getattr(self, name)}' for name in scalars)})"
+        shown = "".join(f", {name}={getattr(self, name)}" for name in scalars)
+        return f"{type(self).__name__}({describe(self.mean)}{shown})"
+
+    def _like(self, value: ArrayT) -> ArrayT:
+        """A value in the dtype of the mean."""
+        library, dtype = library_of("mean", self.mean), self.mean.dtype  # type: ignore[attr-defined]
+        cast: ArrayT = library.xp.astype(value, dtype, copy=False)
+        return cast
 
 
 @pytree("mean", "var", "count")
@@ -105,38 +118,57 @@ class Moments(Statistics[ArrayT]):
         for other in others:
             if not isinstance(other, Moments):
                 raise TypeError(f"others must be Moments, got {type(other).__name__}")
-            check_alike(self, other)
+            check_alike(self, "others", other)
         merged: Moments[ArrayT] = self
         for other in others:
-            merged = Moments(*pooled(merged, other))
+            mean, var, count = pooled(merged, other)
+            merged = Moments(self._like(mean), self._like(var), count)
         return merged
 
 
-def check_alike(these: Statistics[Any], others: Statistics[Any]) -> None:
-    """An error unless both are of one library, shape and device."""
-    library = one_library(mean=these.mean, **{"the other mean": others.mean})
-    if _shape(these.mean) != _shape(others.mean):
-        raise ValueError(f"both must have the same shape, got {_shape(these.mean)} and {_shape(others.mean)}")
-    check_device(library, "mean", these.mean, "the other mean", others.mean)
+def check_alike(these: Statistics[Any], name: str, others: Statistics[Any]) -> None:
+    """An error unless the statistics in the argument `name` are of the library, shape and device of `these`."""
+    library = one_library(**{"mean": these.mean, f"{name}.mean": others.mean})
+    mean, other = _shape(these.mean), _shape(others.mean)
+    if not same_shape(mean, other):
+        raise ValueError(f"{name} must have the shape of the statistics they join, {mean}, got {other}")
+    check_device(library, "mean", these.mean, f"{name}.mean", others.mean)
 
 
 def pooled(these: Statistics[ArrayT], others: Statistics[ArrayT]) -> tuple[ArrayT, ArrayT, Count]:
-    """Mean, biased variance and count of both together, from mean and biased variance of each; in the first's dtype."""
+    """Mean, biased variance and count of both together, from mean and biased variance of each."""
     library = library_of("mean", these.mean)
     count = these.count + others.count
-    if isinstance(count, (int, float)):
-        share = others.count / count if count else 0.0
+    if is_number(count):
+        if these.count == 0 or others.count == 0:
+            return (*widened(these if others.count == 0 else others), count)
+        share = others.count / count
     else:
         share = others.count / library.xp.maximum(count, library.xp.ones_like(count))
     with library.quiet():
-        mean, var = merge((these.mean, these.var), (others.mean, others.var), share)
-    dtype = these.mean.dtype  # type: ignore[attr-defined]
-    return library.xp.astype(mean, dtype, copy=False), library.xp.astype(var, dtype, copy=False), count
+        return (*merge(widened(these), widened(others), share), count)
+
+
+def widened(these: Statistics[ArrayT]) -> tuple[ArrayT, ArrayT]:
+    """Mean and variance in the dtype that they are computed in."""
+    library = library_of("mean", these.mean)
+    dtype = compute_dtype(library, "mean", these.mean)
+    mean, var = (library.xp.astype(each, dtype, copy=False) for each in (these.mean, these.var))
+    return mean, var
+
+
+def is_number(count: Count) -> bool:
+    """Whether it is a Python number, and not a traced one."""
+    return isinstance(count, (int, float))
 
 
 def describe(x: Array) -> str:
     """Library, dtype and shape, without the numbers."""
-    return f"{library_of('mean', x).name} {str(x.dtype).rpartition('.')[2]} {_shape(x)}"
+    try:
+        library = library_of("x", x).name
+    except TypeError:
+        return type(x).__name__  # a placeholder that JAX put into a pytree
+    return f"{library} {str(x.dtype).rpartition('.')[2]} {_shape(x)}"
 
 
 def _shape(x: Any) -> tuple[int, ...]:

@@ -27,8 +27,8 @@ def pytest_collection_modifyitems(config, items):
     library = config.stash[_BACKENDS][0].library
     chosen, others = [], []
     for item in items:
-        marker = item.get_closest_marker("cells")
-        (chosen if marker is None or library in marker.args else others).append(item)
+        wanted = all(library in marker.args for marker in item.iter_markers("cells"))
+        (chosen if wanted else others).append(item)
     items[:] = chosen
     config.hook.pytest_deselected(items=others)
 

@@ -223,8 +223,8 @@ def test_arrays_of_two_devices_are_refused(backend):
 def test_states_of_the_wrong_kind_are_refused(backend):
     three, four = backend.array(np.ones(3)), backend.array(np.ones(4))
     refused(ValueError, "var must have the shape of mean, (3,), got (4,)", anynorm.Moments, three, four, 1)
-    refused(ValueError, "count must be at least 0, got -1", anynorm.Moments, three, three, -1)
-    refused(TypeError, "count must be a number, got str", anynorm.Moments, three, three, "1")
+    refused(ValueError, "count must be finite and at least 0, got -1", anynorm.Moments, three, three, -1)
+    refused(TypeError, "count must be a real number, got str", anynorm.Moments, three, three, "1")
     refused(TypeError, "mean must be an array, got list", anynorm.RunningStats, [1.0], three)
     for momentum in (1.5, -0.1, float("nan")):
         message = f"momentum must be in [0, 1], got {momentum}"
@@ -241,7 +241,7 @@ def test_states_of_the_wrong_kind_are_refused(backend):
     refused(TypeError, "other must be RunningStats, got Moments", running.merge, anynorm.Moments(three, three, 1))
     refused(
         ValueError,
-        "both must have the same shape, got (3,) and (4,)",
+        "moments must have the shape of the statistics they join, (3,), got (4,)",
         running.update,
         anynorm.Moments(four, four, 1),
     )

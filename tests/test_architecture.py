@@ -1,0 +1,95 @@
+"""The house itself: what may import what, and what importing the package loads."""
+
+import ast
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import anynorm
+import pytest
+
+pytestmark = pytest.mark.cells("numpy")
+
+PACKAGE = Path(anynorm.__file__).parent
+FLOORS = ["kernels", "arrays", "layouts", "statistics", "calls", "schedules", "norms", "state", "gradients"]
+LIBRARIES = {"numpy", "array_api_compat", "torch", "jax", "cupy", "dask", "array_api_strict", "array_api_extra"}
+
+
+def imports(room):
+    """The modules that a room imports anywhere in its text."""
+    found = set()
+    for node in ast.walk(ast.parse((PACKAGE / f"{room}.py").read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} if node.module == "anynorm" else {node.module}
+    return found
+
+
+@pytest.mark.parametrize("room", FLOORS)
+def test_nothing_imports_upward(room):
+    own = {name.split(".")[1] for name in imports(room) if name.startswith("anynorm.")}
+    assert own <= set(FLOORS[: FLOORS.index(room)])
+
+
+@pytest.mark.parametrize("room", [floor for floor in FLOORS if floor != "arrays"])
+def test_only_the_door_imports_an_array_library(room):
+    assert not {name.split(".")[0] for name in imports(room)} & LIBRARIES
+
+
+def test_the_door_imports_numpy_and_array_api_compat_alone():
+    assert {name.split(".")[0] for name in imports("arrays")} & LIBRARIES == {"numpy", "array_api_compat"}
+
+
+def test_the_kernels_name_no_library():
+    tree = ast.parse((PACKAGE / "kernels.py").read_text())
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    assert not names & LIBRARIES
+    assert imports("kernels") <= {"math", "sys", "typing"}
+
+
+@pytest.mark.parametrize("module", ["anynorm", "anynorm.cli"])
+def test_importing_loads_no_optional_library(module):
+    optional = ["torch", "jax", "cupy", "dask", "array_api_strict", "array_api_extra", "safetensors", "rich"]
+    optional += ["matplotlib", "sklearn", "ml_dtypes", "hypothesis", "pytest"]
+    code = f"import sys, {module}; print([name for name in {optional} if name in sys.modules])"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert loaded.stdout.strip() == "[]"
+
+
+def test_signatures_are_those_of_the_design():
+    common = "x, /, gamma=None, beta=None, *, "
+    expected = {
+        "normalize": common + "axis, eps=1e-05, moments=None, return_moments=False",
+        "layer_norm": common + "axis=-1, eps=1e-05, return_moments=False",
+        "batch_norm": common + "channel_axis=1, eps=1e-05, moments=None, return_moments=False",
+        "instance_norm": common + "channel_axis=1, eps=1e-05, return_moments=False",
+        "group_norm": common + "groups, channel_axis=1, eps=1e-05, return_moments=False",
+        "rms_norm": common + "axis=-1, eps=1e-05",
+        "weight_norm": "v, g, /, *, axis=0",
+        "moments": "x, /, *, axis",
+        "vjp": "norm, x, /, *params, **options",
+        "RunningStats": "mean, var, count=0, *, momentum=0.9, correction=0",
+        "WeightNorm": "v, g, *, axis=0",
+        "Moments": "mean, var, count",
+    }
+    assert set(expected) == set(anynorm.__all__)
+    for name, text in expected.items():
+        signature = inspect.signature(getattr(anynorm, name))
+        bare = [p.replace(annotation=inspect.Parameter.empty) for p in signature.parameters.values()]
+        assert str(inspect.Signature(bare)) == f"({text})"
+
+
+@pytest.mark.parametrize("name", anynorm.__all__)
+def test_everything_public_is_documented_with_an_example(name):
+    thing = getattr(anynorm, name)
+    sections = ["Raises", "Examples", ">>> "]
+    sections += ["Parameters"] + (["Returns", "References"] if inspect.isfunction(thing) else [])
+    for section in sections:
+        assert section in inspect.getdoc(thing)
+    if inspect.isclass(thing):
+        for member, value in vars(thing).items():
+            if not member.startswith("_") and callable(getattr(value, "__func__", value)):
+                assert "Returns" in inspect.getdoc(value), member

@@ -1,0 +1,195 @@
+"""JAX: its transformations, its pytrees, its devices and its automatic differentiation as an oracle."""
+
+import subprocess
+import sys
+
+import anynorm
+import numpy as np
+import pytest
+from oracles import CASES, standardized
+
+pytestmark = pytest.mark.cells("jax")
+
+
+def arguments(backend, case, dtype=None):
+    rng = np.random.default_rng(0)
+    numbers = [rng.standard_normal(case.shape), *rng.standard_normal((case.parameters, *case.parameter_shape))]
+    return [backend.array(each, dtype) for each in numbers]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_jit_and_jax_vjp_agree_with_ours(backend, case):
+    import jax
+
+    arrays = arguments(backend, case)
+    dy = arrays[0] * 2 - 1
+
+    def function(*arrays):
+        return case.norm(*arrays, **case.options)
+
+    def ours(*arrays):
+        y, pullback = anynorm.vjp(case.norm, *arrays, **case.options)
+        return y, pullback(dy)
+
+    expected, pullback = jax.vjp(jax.jit(function), *arrays)
+    y, gradients = jax.jit(ours)(*arrays)
+    backend.check(y, backend.numpy(expected))
+    for found, each in zip(gradients, pullback(dy), strict=True):
+        backend.check(found, backend.numpy(each), tolerance=1e-9)
+
+
+def test_vmap_and_second_derivatives_agree_with_loops(backend):
+    import jax
+
+    x = backend.array(np.random.default_rng(1).standard_normal((3, 4, 6, 5)))
+    for axis in (0, 1, 3):
+        mapped = jax.vmap(anynorm.batch_norm, in_axes=axis, out_axes=axis)(x)
+        looped = np.stack([anynorm.batch_norm(each) for each in np.moveaxis(np.asarray(x), axis, 0)], axis=axis)
+        backend.check(mapped, looped)
+
+    def cubed(x):
+        return (anynorm.layer_norm(x) ** 3).sum()
+
+    small = x[0, 0, :2, :3]
+    hessian = jax.hessian(cubed)(small)
+    step = 1e-5
+    for index in np.ndindex(2, 3):
+        moved = [jax.grad(cubed)(small.at[index].add(sign * step)) for sign in (1, -1)]
+        np.testing.assert_allclose(hessian[(...,) + index], (moved[0] - moved[1]) / (2 * step), atol=1e-4)
+
+
+@pytest.mark.parametrize("momentum", [0.9, None])
+@pytest.mark.parametrize("correction", [0, 1])
+def test_a_training_loop_under_scan_is_the_loop(backend, momentum, correction):
+    import jax
+
+    x = backend.array(np.random.default_rng(2).standard_normal((5, 4, 3)))
+    start = anynorm.RunningStats.init(3, like=x, momentum=momentum, correction=correction)
+
+    def step(running, x):
+        y, batch = anynorm.batch_norm(x, return_moments=True)
+        return running.update(batch), y
+
+    traces = []
+    jitted = jax.jit(lambda running, x: traces.append(1) or step(running, x))
+    scanned, _ = jax.lax.scan(step, jax.tree.map(jax.numpy.asarray, start), x)
+    looped = stepped = start
+    for each in x:
+        looped, _ = step(looped, each)
+        stepped, _ = jitted(stepped, each)
+    for running in (scanned, stepped):
+        assert isinstance(running, anynorm.RunningStats)
+        assert (running.momentum, running.correction) == (momentum, correction)
+        backend.check(running.mean, backend.numpy(looped.mean))
+        backend.check(running.var, backend.numpy(looped.var))
+        assert int(running.count) == looped.count == 20
+    assert len(traces) <= 2, "a count must not be static"
+
+
+def test_an_empty_batch_under_jit_changes_nothing(backend):
+    import jax
+
+    x = backend.array(np.ones((4, 3)))
+    for momentum in (0.9, None):
+        running = anynorm.RunningStats.init(3, like=x, momentum=momentum).update(anynorm.moments(x, axis=0))
+        after = jax.jit(lambda running, batch: running.update(batch))(running, anynorm.moments(x[:0], axis=0))
+        backend.check(after.mean, backend.numpy(running.mean))
+        backend.check(after.var, backend.numpy(running.var))
+
+
+def test_states_are_pytrees(backend):
+    import jax
+
+    x = backend.array(np.ones((2, 3)))
+    moments, running = anynorm.moments(x, axis=0), anynorm.RunningStats.init(3, like=x, momentum=None)
+    weight = anynorm.WeightNorm.from_weight(x, axis=(0, 1))
+    for state, leaves in ((moments, 3), (running, 3), (weight, 2)):
+        assert len(jax.tree.leaves(state)) == leaves
+        copy = jax.tree.map(lambda leaf: leaf, state)
+        assert type(copy) is type(state)
+        assert repr(copy) == repr(state)
+        assert "ShapeDtypeStruct" in repr(jax.eval_shape(lambda state: state, state))
+    doubled = jax.jit(lambda state: state.weight)(weight)
+    backend.check(doubled, np.ones((2, 3)))
+    assert jax.jit(lambda: anynorm.moments(x, axis=0))().mean.shape == (3,)
+
+
+@pytest.mark.parametrize("first", ["jax", "anynorm"])
+def test_pytrees_are_registered_whichever_is_imported_first(first):
+    second = {"jax": "anynorm", "anynorm": "jax"}[first]
+    code = (
+        f"import {first}, {second}, jax.numpy as jnp\n"
+        "state = anynorm.RunningStats.init(3, like=jnp.ones(3))\n"
+        "print(len(jax.tree.leaves(state)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "3"
+
+
+def test_autodiff_is_finite_and_right_where_there_is_no_spread(backend):
+    import jax
+
+    dy = backend.array([[0.0, 1.0, 2.0, 3.0]], "float32")
+    for transform in (lambda f: f, jax.jit):
+        for value in (0.0, 1.0, 1e13, 1e18, 1e30):
+            x = backend.array(np.full((1, 4), value), "float32")
+            found = [
+                transform(jax.grad(lambda x: (anynorm.layer_norm(x) * dy).sum()))(x),
+                transform(lambda x: anynorm.vjp(anynorm.layer_norm, x)[1](dy)[0])(x),
+            ]
+            for dx in found:
+                np.testing.assert_allclose(dx, (np.arange(4.0)[None] - 1.5) / 1e-5**0.5, rtol=1e-4)
+            dx = transform(jax.grad(lambda x: (anynorm.layer_norm(x, eps=0) * dy).sum()))(x)
+            assert np.all(np.isfinite(dx))
+        v = backend.array([[0.0, 0.0], [3.0, 4.0]])
+        dv = transform(jax.grad(lambda v: anynorm.weight_norm(v, backend.array([1.0, 1.0])).sum()))(v)
+        assert np.all(np.isfinite(dv))
+
+
+@pytest.mark.parametrize("eps", [0, 1e-5])
+def test_every_power_of_ten_is_exact_under_jit(backend, eps):
+    import jax
+
+    with np.errstate(under="ignore"):
+        x = np.stack([10.0**k + 10.0 ** (k - 6) * np.random.default_rng(0).standard_normal(500) for k in range(-36, 38)])
+        x = x.astype(np.float32).astype(np.float64)
+    y = jax.jit(lambda x: anynorm.layer_norm(x, eps=eps))(backend.array(x, "float32"))
+    assert np.abs(np.asarray(y) - standardized(x, 1, eps)).max() <= 6e-6
+
+
+def test_constants_have_no_spread_under_jit(backend):
+    import jax
+
+    for n in (3, 7, 15, 30, 1000):
+        for value in (0.1, 1 / 3, 2.2e30):
+            x = backend.array(np.full((2, n), value), "float32")
+            assert not np.any(jax.jit(lambda x: anynorm.layer_norm(x, eps=0))(x))
+
+
+def test_without_float64_results_are_float32(backend):  # noqa: ARG001
+    import jax
+
+    with jax.enable_x64(False):
+        x = jax.numpy.asarray(np.random.default_rng(3).standard_normal((4, 6)))
+        y, batch = anynorm.batch_norm(x, return_moments=True)
+        assert y.dtype == batch.mean.dtype == np.float32
+        running = jax.jit(lambda running, batch: running.update(batch))(anynorm.RunningStats.init(6, like=x), batch)
+        np.testing.assert_allclose(running.mean, 0.1 * np.asarray(x).mean(axis=0), rtol=1e-5, atol=1e-6)
+
+
+def test_arrays_spread_over_devices_stay_spread(backend):  # noqa: ARG001
+    import jax
+
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("batch",))
+    spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch"))
+    x = jax.device_put(np.random.default_rng(4).standard_normal((4, 6)), spread)
+    y = anynorm.layer_norm(x, jax.numpy.ones(6))
+    assert y.sharding.device_set == set(jax.devices())
+    assert anynorm.RunningStats.init(6, like=x).mean.shape == (6,)
+
+
+def test_a_large_array_is_counted(backend):  # noqa: ARG001
+    import jax
+
+    shape = jax.ShapeDtypeStruct((70000, 70000), np.float32)
+    assert jax.eval_shape(lambda x: anynorm.layer_norm(x, axis=None), shape).shape == (70000, 70000)

@@ -1,0 +1,238 @@
+"""PyTorch: its own norms as oracles, its autograd, its transforms and its compiler."""
+
+import subprocess
+import sys
+
+import anynorm
+import numpy as np
+import pytest
+from oracles import CASES
+
+pytestmark = [
+    pytest.mark.cells("torch"),
+    # torch's own code, as its compiler and its forward mode load it
+    pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning"),
+]
+
+
+def native(torch):
+    """torch.nn.functional's norms beside ours."""
+    F = torch.nn.functional
+
+    def channels(norm):
+        return lambda x, gamma, beta: norm(x, weight=gamma, bias=beta)
+
+    return [
+        (anynorm.layer_norm, {"axis": (2, 3)}, (5, 7), lambda x, g, b: F.layer_norm(x, (5, 7), g, b)),
+        (anynorm.batch_norm, {}, (6,), channels(lambda x, **o: F.batch_norm(x, None, None, training=True, **o))),
+        (anynorm.instance_norm, {}, (6,), channels(F.instance_norm)),
+        (anynorm.group_norm, {"groups": 3}, (6,), lambda x, g, b: F.group_norm(x, 3, g, b)),
+        (anynorm.rms_norm, {"axis": 3}, (7,), lambda x, g, b: F.rms_norm(x, (7,), g, eps=1e-5) + b),
+    ]
+
+
+@pytest.mark.parametrize("index", range(5), ids=["layer", "batch", "instance", "group", "rms"])
+def test_values_and_gradients_are_those_of_torch(backend, index):
+    torch = backend.xp
+    norm, options, shape, theirs = native(torch)[index]
+    rng = np.random.default_rng(0)
+    numbers = [rng.standard_normal((4, 6, 5, 7)) + 2, *rng.standard_normal((2, *shape))]
+    arrays = [backend.array(each).detach().requires_grad_() for each in numbers]
+    dy = backend.array(rng.standard_normal((4, 6, 5, 7))).detach()
+    expected = theirs(*arrays)
+    backend_gradients = torch.autograd.grad(expected, arrays, dy)
+    y, pullback = anynorm.vjp(norm, *arrays, **options)
+    assert torch.allclose(y, expected, rtol=1e-11, atol=1e-11)
+    recorded = torch.autograd.grad(norm(*arrays, **options), arrays, dy)
+    for found in (pullback(dy), recorded):
+        for ours, each in zip(found, backend_gradients, strict=True):
+            assert torch.allclose(ours, each, rtol=1e-9, atol=1e-10)
+
+
+def test_inference_and_its_gradient_are_those_of_torch(backend):
+    torch = backend.xp
+    rng = np.random.default_rng(1)
+    x, gamma, beta = (backend.array(rng.standard_normal(s)).detach().requires_grad_() for s in ((4, 3, 5), 3, 3))
+    mean, var = backend.array(rng.standard_normal(3)).detach(), backend.array(rng.random(3)).detach()
+    expected = torch.nn.functional.batch_norm(x, mean, var, gamma, beta)
+    given = anynorm.RunningStats(mean, var)
+    y = anynorm.batch_norm(x, gamma, beta, moments=given)
+    dy = torch.ones_like(y)
+    assert torch.allclose(y, expected)
+    gradients = torch.autograd.grad(expected, (x, gamma, beta), dy, retain_graph=True)
+    for ours, theirs in zip(torch.autograd.grad(y, (x, gamma, beta), dy, retain_graph=True), gradients, strict=True):
+        assert torch.allclose(ours, theirs)
+    _, pullback = anynorm.vjp(anynorm.batch_norm, x, gamma, beta, moments=given)
+    for ours, theirs in zip(pullback(dy), gradients, strict=True):
+        assert torch.allclose(ours, theirs)
+
+
+@pytest.mark.parametrize("dim", [0, 1, 2])
+def test_weight_norm_is_torchs(backend, dim):
+    torch = backend.xp
+    rng = np.random.default_rng(2)
+    v = backend.array(rng.standard_normal((4, 3, 2)))
+    shape = [1, 1, 1]
+    shape[dim] = v.shape[dim]
+    g = backend.array(rng.standard_normal(shape))
+    assert torch.allclose(anynorm.weight_norm(v, g, axis=dim), torch._weight_norm(v, g, dim))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_first_and_second_derivatives_pass_gradcheck(backend, case):
+    torch = backend.xp
+    rng = np.random.default_rng(3)
+    numbers = [rng.standard_normal(case.shape), *rng.standard_normal((case.parameters, *case.parameter_shape))]
+    arrays = tuple(backend.array(each).detach().requires_grad_() for each in numbers)
+
+    def function(*arrays):
+        return case.norm(*arrays, **case.options)
+
+    assert torch.autograd.gradcheck(function, arrays)
+    assert torch.autograd.gradgradcheck(function, arrays)
+
+
+@pytest.mark.parametrize("scale", [1e30, 1e-30])
+def test_derivatives_pass_where_a_power_of_two_is_taken_out(backend, scale):
+    torch = backend.xp
+    x = backend.array(np.random.default_rng(4).standard_normal((3, 6)) * scale).detach().requires_grad_()
+    dy = backend.array(np.random.default_rng(5).standard_normal((3, 6)), "float32").detach()
+    for norm in (anynorm.layer_norm, anynorm.rms_norm):
+        (exact,) = torch.autograd.grad(norm(x, eps=0), x, dy.double())
+        (found,) = torch.autograd.grad(norm(x.float(), eps=0), x, dy)
+        assert torch.allclose(found * scale, exact * scale, rtol=1e-4, atol=1e-5)
+
+
+def test_autograd_is_finite_and_right_where_there_is_no_spread(backend):
+    torch = backend.xp
+    dy = backend.array([[0.0, 1.0, 2.0, 3.0]], "float32").detach()
+    for value in (0.0, 1.0, 1e13, 1e18, 1e30):
+        x = torch.full((1, 4), value, device=backend.device, requires_grad=True)
+        (dx,) = torch.autograd.grad(anynorm.layer_norm(x), x, dy)
+        assert torch.allclose(dx, (dy - 1.5) / 1e-5**0.5, rtol=1e-4)
+        (dx,) = torch.autograd.grad(anynorm.layer_norm(x, eps=0), x, dy)
+        assert torch.allclose(dx, anynorm.vjp(anynorm.layer_norm, x, eps=0)[1](dy)[0])
+        assert torch.all(torch.isfinite(dx))
+    v = backend.array([[0.0, 0.0], [3.0, 4.0]]).detach().requires_grad_()
+    g = backend.array([1.0, 1.0]).detach()
+    (dv,) = torch.autograd.grad(anynorm.weight_norm(v, g).sum(), v)
+    assert torch.all(torch.isfinite(dv))
+    assert torch.allclose(dv, anynorm.vjp(anynorm.weight_norm, v, g)[1](torch.ones_like(v))[0])
+
+
+def test_function_transforms_work_as_they_do_on_torchs_own(backend):
+    torch = backend.xp
+    x = backend.array(np.random.default_rng(6).standard_normal((3, 4, 6, 5))).detach()
+    gamma = backend.array(np.linspace(1, 2, 6)).detach()
+
+    def ours(x):
+        return anynorm.batch_norm(x, gamma)
+
+    def theirs(x):
+        return torch.nn.functional.batch_norm(x, None, None, gamma, training=True)
+
+    assert torch.allclose(torch.func.vmap(ours)(x), torch.stack([theirs(each) for each in x]))
+    cubed = [lambda x, f=f: f(x).pow(3).sum() for f in (ours, theirs)]
+    one, other = (torch.func.grad(f)(x[0]) for f in cubed)
+    assert torch.allclose(one, other)
+    one = torch.func.vmap(torch.func.grad(cubed[0]))(x)
+    assert torch.allclose(one, torch.stack([torch.func.grad(cubed[1])(each) for each in x]))
+    small = x[0, :3, :2, :2]
+    hessian = torch.func.hessian(lambda x: anynorm.layer_norm(x).pow(3).sum())(small)
+    expected = torch.autograd.functional.hessian(lambda x: anynorm.layer_norm(x).pow(3).sum(), small)
+    assert torch.allclose(hessian, expected)
+    assert torch.func.jvp(anynorm.rms_norm, (x,), (x,))[1].shape == x.shape
+    extreme = torch.stack([x[0].float() * 1e30, x[0].float()])
+    assert torch.allclose(torch.func.vmap(anynorm.layer_norm)(extreme), anynorm.layer_norm(extreme), atol=1e-5)
+
+
+def functions(torch, gamma):
+    def step(x):
+        y, batch = anynorm.batch_norm(x, gamma, return_moments=True)
+        running = anynorm.RunningStats.init(6, like=x).update(batch)
+        return y, running.mean, running.var
+
+    def backward(x):
+        y, pullback = anynorm.vjp(anynorm.layer_norm, x)
+        return y, *pullback(x)
+
+    return {
+        "layer": anynorm.layer_norm,
+        "batch, a training step": step,
+        "group": lambda x: anynorm.group_norm(x, gamma, groups=3),
+        "rms": anynorm.rms_norm,
+        "weight": lambda x: anynorm.weight_norm(x, torch.ones(x.shape[0], dtype=x.dtype, device=x.device)),
+        "vjp": backward,
+    }
+
+
+@pytest.mark.parametrize("name", ["layer", "batch, a training step", "group", "rms", "weight", "vjp"])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiles_to_one_graph(backend, name, dynamic):
+    torch = backend.xp
+    gamma = torch.linspace(1, 2, 6, device=backend.device)
+    function = functions(torch, gamma)[name]
+    graphs = []
+
+    def keep(graph, inputs):  # noqa: ARG001
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(function, fullgraph=True, dynamic=dynamic, backend=keep)
+    for n in (3, 5) if dynamic else (3,):
+        x = backend.array(np.random.default_rng(n).standard_normal((n, 6, 4)), "float32")
+        found, expected = compiled(x), function(x)
+        for ours, each in zip(*[v if isinstance(v, tuple) else (v,) for v in (found, expected)], strict=True):
+            assert torch.allclose(ours, each, atol=1e-6)
+    assert len(graphs) == 1
+    torch._dynamo.reset()
+
+
+def test_the_default_compiler_gives_the_same_numbers(backend):
+    torch = backend.xp
+    if backend.tracked:
+        pytest.skip(reason="compiled once, as compiling takes a while")
+    x = backend.array(np.random.default_rng(7).standard_normal((3, 6, 300)) + 1e4, "float32")
+    gamma = torch.linspace(1, 2, 6, device=backend.device)
+    compiled = torch.compile(lambda x: anynorm.batch_norm(x, gamma), fullgraph=True)
+    assert torch.allclose(compiled(x), anynorm.batch_norm(x, gamma), atol=6e-6)
+
+
+def test_the_first_call_of_a_process_may_be_compiled(backend):
+    if backend.tracked:
+        pytest.skip(reason="one process is enough")
+    code = (
+        "import warnings, torch, anynorm\n"
+        "warnings.simplefilter('error')\n"
+        "f = torch.compile(anynorm.layer_norm, fullgraph=True, backend='eager')\n"
+        f"print(f(torch.randn(4, 8, device={str(backend.device)!r})).shape)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "torch.Size([4, 8])", done.stderr
+
+
+def test_meta_and_inference_tensors_and_parameters_come_in(backend):
+    torch = backend.xp
+    assert anynorm.layer_norm(torch.empty(4, 6, device="meta")).shape == (4, 6)
+    x, gamma = torch.randn(4, 6, device=backend.device), torch.nn.Parameter(torch.ones(6, device=backend.device))
+    y = anynorm.layer_norm(x, gamma)
+    assert y.requires_grad
+    with torch.inference_mode():
+        assert torch.equal(anynorm.layer_norm(x, gamma), y)
+    last = torch.randn(2, 6, 4, 4, device=backend.device).to(memory_format=torch.channels_last)
+    theirs = torch.nn.functional.batch_norm(last, None, None, training=True)
+    assert torch.allclose(anynorm.batch_norm(last), theirs, atol=1e-5)
+
+
+def test_sparse_tensors_are_refused(backend):
+    with pytest.raises(TypeError, match=r"^x must be a dense array, got torch.sparse_coo: write x.to_dense\(\)$"):
+        anynorm.layer_norm(backend.xp.eye(3).to_sparse())
+
+
+def test_moments_carry_no_graph(backend):
+    x = backend.array(np.ones((4, 3))).detach().requires_grad_()
+    _, batch = anynorm.batch_norm(x, return_moments=True)
+    (_, other), _ = anynorm.vjp(anynorm.batch_norm, x, return_moments=True)
+    for moments in (batch, other, anynorm.moments(x, axis=0)):
+        assert moments.mean.grad_fn is None
+        assert moments.var.grad_fn is None
