@@ -75,7 +75,7 @@ def standardize(
         rstd = inverse_root(xp, var, eps=eps)
         return Standardized(x * rstd, rstd, mean, var)
     bottom, top = extremes(xp, x, groups=groups)
-    unit = power_of_two(xp, xp.maximum(top, -bottom), eps=eps)
+    unit, scaled_eps = power_of_two(xp, xp.maximum(top, -bottom), eps=eps)
     x = x * unit
     if subnormal is not None:
         x = x + xp.where(unit > limits(xp, x.dtype).step, subnormal, xp.zeros_like(subnormal))
@@ -84,7 +84,7 @@ def standardize(
         x, mean = centre(xp, x, groups=groups, alike=(top == bottom, top * unit))
         mean = mean / unit
     var = groups.mean(xp, x * x)
-    rstd = inverse_root(xp, var, eps=eps, unit=unit)
+    rstd = guarded_inverse_root(xp, var + scaled_eps, flat=1 / unit / (math.sqrt(eps) or 1.0))
     return Standardized(x * rstd, rstd * unit, mean, var / unit / unit)
 
 
@@ -94,18 +94,17 @@ def standardize_with(xp: Namespace, x: Array, mean: Array, var: Array, *, eps: f
     return Standardized((x - mean) * rstd, rstd, mean, var)
 
 
-def inverse_root(xp: Namespace, var: Array, *, eps: float, unit: Array | float = 1.0) -> Array:
-    """1 / sqrt(var + eps), of numbers that were multiplied with `unit`; where var and eps are 0, 1 / unit.
-
-    Its derivative is finite there too, and where eps is lost beside the unit it still stands for a variance of 0.
-    """
-    if isinstance(unit, float) and eps >= limits(xp, var.dtype).eps:
+def inverse_root(xp: Namespace, var: Array, *, eps: float) -> Array:
+    """1 / sqrt(var + eps); 1 where that is 1 / 0."""
+    if eps >= limits(xp, var.dtype).eps:
         return 1 / xp.sqrt(var + eps)
-    root_eps = math.sqrt(eps)
-    square = var + (root_eps * unit) * (root_eps * unit)
-    one = xp.ones_like(square)
+    return guarded_inverse_root(xp, var + eps, flat=xp.ones_like(var))
+
+
+def guarded_inverse_root(xp: Namespace, square: Array, *, flat: Array) -> Array:
+    """1 / sqrt(square), or `flat` where the square is 0 or too small to tell; its derivative is finite there too."""
     lost = square < float(xp.finfo(square.dtype).smallest_normal)
-    return xp.where(lost, one / unit / (root_eps or 1.0), 1 / xp.sqrt(xp.where(lost, one, square)))
+    return xp.where(lost, flat, 1 / xp.sqrt(xp.where(lost, xp.ones_like(square), square)))
 
 
 def affine(xhat: Array, gamma: Array | None, beta: Array | None) -> Array:
@@ -169,16 +168,21 @@ def extremes(xp: Namespace, x: Array, *, groups: Groups) -> tuple[Array, Array]:
     return xp.min(x, axis=groups.axes, keepdims=True), xp.max(x, axis=groups.axes, keepdims=True)
 
 
-def power_of_two(xp: Namespace, largest: Array, *, eps: float) -> Array:
-    """1, or the power of two that makes numbers up to `largest` safe to square and to add up."""
+def power_of_two(xp: Namespace, largest: Array, *, eps: float) -> tuple[Array, Array]:
+    """1, or the power of two that makes numbers up to `largest` safe to square and to add up; and eps so scaled.
+
+    Both are chosen among constants: a compiler may put the factors of a product in an order that overflows.
+    """
     large, small, step, further, enough = limits(xp, largest.dtype)
+    levels = [(largest > large, 1 / step), (largest > large * step, 1 / step / further)]
+    if eps < enough:
+        levels += [(largest < small, step), (largest < small / step, step * further)]
     one = xp.ones_like(largest)
-    unit = xp.where(largest > large, one / step, one)
-    unit = xp.where(largest > large * step, one / step / further, unit)
-    if eps >= enough:
-        return unit
-    unit = xp.where(largest < small, one * step, unit)
-    return xp.where(largest < small / step, one * step * further, unit)
+    unit, scaled_eps = one, one * eps
+    for beyond, factor in levels:
+        unit = xp.where(beyond, one * factor, unit)
+        scaled_eps = xp.where(beyond, one * (eps * factor * factor), scaled_eps)
+    return unit, scaled_eps
 
 
 def limits(xp: Namespace, dtype: Any) -> Limits:
