@@ -34,7 +34,7 @@ class Library(NamedTuple):
     """The device, or None where there is but one or the library itself is the better judge."""
     quiet: Callable[[], AbstractContextManager[Any]]
     """Silences the library's warnings of overflow and invalid values, which the results show."""
-    dense: Callable[[Array], bool] = lambda x: True  # noqa: ARG005, E731
+    dense: Callable[[Array], bool] = lambda x: True
     """Whether the array holds all of its numbers."""
     subnormal: Callable[[Array, float], Array] | None = None
     """The subnormal numbers of an array times a power of two, and 0 elsewhere, if the library flushes them to 0."""
@@ -79,7 +79,7 @@ def check_device(library: Library, name: str, x: Array, other_name: str, other: 
 
 
 def zeros(n: int, like: Array, dtype: Any) -> Array:
-    """n zeros, beside `like`."""
+    """N zeros, beside `like`."""
     library = library_of("like", like)
     device = library.device(like)
     if isinstance(device, frozenset):  # JAX spreads an array over several

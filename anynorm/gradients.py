@@ -18,8 +18,8 @@ Pullback = Callable[[Array], tuple[Array | None, ...]]
 def vjp(norm: Callable[..., Any], x: Array, /, *params: Array | None, **options: Any) -> tuple[Any, Pullback]:
     r"""The value of a norm, and its pullback: from a cotangent of y to those of x and of each parameter.
 
-    With :math:`\hat{x} = (x - \mu) r`, :math:`r = 1 / \sqrt{\sigma^2 + \epsilon}`, :math:`g = \gamma \, dy` and means over the
-    elements that share a mean and a variance:
+    With :math:`\hat{x} = (x - \mu) r`, :math:`r = 1 / \sqrt{\sigma^2 + \epsilon}`, :math:`g = \gamma \, dy` and
+    means over the elements that share a mean and a variance:
 
     .. math:: dx = r \, (g - E(g) - \hat{x} \, E(g \hat{x})), \qquad
         d\gamma = \sum dy \, \hat{x}, \qquad d\beta = \sum dy

@@ -22,6 +22,7 @@ class Groups(NamedTuple):
     """The longest run of elements added in one go, or None to leave the order of a sum to the array library."""
 
     def mean(self, xp: Namespace, x: Array) -> Array:
+        """The mean of each group, beside x."""
         return total(xp, x, axes=self.axes, block=self.block) / float(max(self.divisor, 1))
 
 
@@ -108,7 +109,7 @@ def guarded_inverse_root(xp: Namespace, square: Array, *, flat: Array) -> Array:
 
 
 def affine(xhat: Array, gamma: Array | None, beta: Array | None) -> Array:
-    """xhat * gamma + beta."""
+    """Xhat * gamma + beta."""
     y = xhat if gamma is None else xhat * gamma
     return y if beta is None else y + beta
 
@@ -145,10 +146,8 @@ def merge(first: tuple[Array, Array], second: tuple[Array, Array], share: Any) -
     return mean + delta * share, var * (1 - share) + other_var * share + between
 
 
-def centre(
-    xp: Namespace, x: Array, *, groups: Groups, alike: tuple[Array, Array] | None = None
-) -> tuple[Array, Array]:
-    """x less its mean, and the mean, in two stages: the second takes away the rounding error of the first.
+def centre(xp: Namespace, x: Array, *, groups: Groups, alike: tuple[Array, Array] | None = None) -> tuple[Array, Array]:
+    """X less its mean, and the mean, in two stages: the second takes away the rounding error of the first.
 
     `alike` says in which groups all numbers are one and the same, and which: their mean is that number to the last
     bit, which a compiler that divides by multiplying would miss.

@@ -20,6 +20,7 @@ class Layout(NamedTuple):
 
     @property
     def parameter_shape(self) -> tuple[int, ...]:
+        """The shape of a short gamma or beta."""
         return tuple(self.shape[axis] for axis in self.parameter_axes)
 
     @property
@@ -33,7 +34,7 @@ class Layout(NamedTuple):
         return tuple(1 if axis in self.axes else n for axis, n in enumerate(self.view(self.shape)))
 
     @property
-    def count(self) -> int:
+    def group_size(self) -> int:
         """The number of elements in a group."""
         view = self.view(self.shape)
         return math.prod([view[axis] for axis in self.axes])

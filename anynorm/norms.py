@@ -503,4 +503,4 @@ def _run(
 def moments_of(call: Call, standardized: Standardized) -> Moments[ArrayT]:
     """The moments that a call took, as the caller sees them."""
     mean, var = (schedules.statistic(call, each) for each in (standardized.mean, standardized.var))
-    return Moments(mean, var, call.layout.count)
+    return Moments(mean, var, call.layout.group_size)

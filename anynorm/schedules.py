@@ -1,4 +1,4 @@
-"""How a call is run: the kernels over the whole array, plainly where numbers can be looked at, else proof to any size."""
+"""How a call is run: plainly where its numbers can be looked at and turn out ordinary, else proof to any size."""
 
 import math
 from typing import Any

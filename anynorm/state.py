@@ -241,11 +241,11 @@ class WeightNorm(Generic[ArrayT]):
 
     @classmethod
     def from_weight(cls, w: ArrayT, axis: Axis = 0) -> "WeightNorm[ArrayT]":
-        """The state whose weight is w: v is w, and g its norm, in float32 for 2-byte floats.
+        r"""The state whose weight is w: v is w, and g its norm, in float32 for 2-byte floats.
 
         Parameters
         ----------
-        w : array, shape (out, \\*rest)
+        w : array, shape (out, \*rest)
             The weight to start from.
         axis : int, tuple of int or None
             The axes that keep a norm of their own.

@@ -102,11 +102,11 @@ def backends(cell: Cell) -> list[Backend]:
     return found
 
 
-def _numpy(cell: Cell) -> list[Backend]:  # noqa: ARG001
+def _numpy(cell: Cell) -> list[Backend]:
     return [Backend("numpy", np, "cpu")]
 
 
-def _strict(cell: Cell) -> list[Backend]:  # noqa: ARG001
+def _strict(cell: Cell) -> list[Backend]:
     import array_api_strict as xp
 
     xp.set_array_api_strict_flags(boolean_indexing=False, data_dependent_shapes=False, enabled_extensions=())
@@ -127,7 +127,7 @@ def _torch(cell: Cell) -> list[Backend]:
     return [Backend("torch", torch, device), Backend("torch", torch, device, tracked=True)]
 
 
-def _jax(cell: Cell) -> list[Backend]:  # noqa: ARG001
+def _jax(cell: Cell) -> list[Backend]:
     os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
     import jax
 
@@ -136,13 +136,13 @@ def _jax(cell: Cell) -> list[Backend]:  # noqa: ARG001
     return [Backend("jax", jax.numpy, jax.devices()[1])]
 
 
-def _dask(cell: Cell) -> list[Backend]:  # noqa: ARG001
+def _dask(cell: Cell) -> list[Backend]:
     import dask.array
 
     return [Backend("dask", dask.array, "cpu")]
 
 
-def _cupy(cell: Cell) -> list[Backend]:  # noqa: ARG001
+def _cupy(cell: Cell) -> list[Backend]:
     import cupy
 
     if not cupy.cuda.is_available():

@@ -5,8 +5,9 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import anynorm
 import numpy as np
+
+import anynorm
 
 
 class Case(NamedTuple):
@@ -34,11 +35,11 @@ CASES = [
     Case(anynorm.layer_norm, (3, 4, 5), {}, lambda i: i[:2], lambda i: i[2:], (5,)),
     Case(anynorm.layer_norm, (3, 4, 5), {"axis": (-1, 1)}, lambda i: i[0], lambda i: i[1:], (4, 5)),
     Case(anynorm.layer_norm, (3, 4, 5), {"axis": 1}, lambda i: (i[0], i[2]), lambda i: (i[1],), (4,)),
-    Case(anynorm.layer_norm, (7,), {"axis": 0}, lambda i: 0, lambda i: i, (7,)),  # noqa: ARG005
+    Case(anynorm.layer_norm, (7,), {"axis": 0}, lambda i: 0, lambda i: i, (7,)),
     Case(anynorm.rms_norm, (3, 4, 5), {}, lambda i: i[:2], lambda i: i[2:], (5,)),
     Case(anynorm.rms_norm, (3, 4, 5), {"axis": (0, 2)}, lambda i: i[1], lambda i: (i[0], i[2]), (3, 5)),
     Case(anynorm.normalize, (3, 4, 5), {"axis": (0, 2)}, lambda i: i[1], lambda i: (i[0], i[2]), (3, 5)),
-    Case(anynorm.normalize, (3, 4), {"axis": None}, lambda i: 0, lambda i: i, (3, 4)),  # noqa: ARG005
+    Case(anynorm.normalize, (3, 4), {"axis": None}, lambda i: 0, lambda i: i, (3, 4)),
     Case(anynorm.batch_norm, (4, 3, 2, 2), {}, lambda i: i[1], lambda i: (i[1],), (3,)),
     Case(anynorm.batch_norm, (6, 3), {}, lambda i: i[1], lambda i: (i[1],), (3,)),
     Case(anynorm.batch_norm, (4, 2, 2, 3), {"channel_axis": -1}, lambda i: i[3], lambda i: (i[3],), (3,)),
@@ -55,12 +56,10 @@ CASES = [
         lambda i: (i[3],),
         (4,),
     ),
-    Case(
-        anynorm.group_norm, (4, 5), {"groups": 2, "channel_axis": 0}, lambda i: i[0] // 2, lambda i: (i[0],), (4,)
-    ),
+    Case(anynorm.group_norm, (4, 5), {"groups": 2, "channel_axis": 0}, lambda i: i[0] // 2, lambda i: (i[0],), (4,)),
     Case(anynorm.weight_norm, (4, 3, 2), {}, lambda i: i[0], lambda i: (i[0],), (4,)),
     Case(anynorm.weight_norm, (4, 3, 2), {"axis": (0, -1)}, lambda i: (i[0], i[2]), lambda i: (i[0], i[2]), (4, 2)),
-    Case(anynorm.weight_norm, (4, 3), {"axis": None}, lambda i: 0, lambda i: (), ()),  # noqa: ARG005
+    Case(anynorm.weight_norm, (4, 3), {"axis": None}, lambda i: 0, lambda i: (), ()),
 ]
 
 

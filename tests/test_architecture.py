@@ -6,8 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import anynorm
 import pytest
+
+import anynorm
 
 pytestmark = pytest.mark.cells("numpy")
 
@@ -24,7 +25,9 @@ def imports(room):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute"
-            found |= {f"{node.module}.{alias.name}" for alias in node.names} if node.module == "anynorm" else {node.module}
+            found |= (
+                {f"{node.module}.{alias.name}" for alias in node.names} if node.module == "anynorm" else {node.module}
+            )
     return found
 
 

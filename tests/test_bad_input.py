@@ -2,9 +2,10 @@
 
 import re
 
-import anynorm
 import numpy as np
 import pytest
+
+import anynorm
 
 NORMS = [
     (anynorm.normalize, {"axis": -1}),
@@ -84,9 +85,7 @@ def test_arrays_of_two_libraries_are_refused_by_name(backend):
     expected = f"mean and var must come from one array library, got {name} and numpy"
     refused(TypeError, expected, anynorm.Moments, x, np.ones((2, 3)), 1)
     _, pullback = anynorm.vjp(anynorm.layer_norm, x)
-    refused(
-        TypeError, f"y and dy must come from one array library, got {name} and numpy", pullback, np.ones((2, 3))
-    )
+    refused(TypeError, f"y and dy must come from one array library, got {name} and numpy", pullback, np.ones((2, 3)))
 
 
 def test_a_parameter_of_the_wrong_shape_is_refused(backend):
@@ -158,7 +157,9 @@ def test_a_number_is_not_enough_of_an_array(backend, norm, options):
 def test_groups_must_divide_the_channels(backend):
     x = backend.array(np.ones((2, 6, 4)))
     for groups in (4, 0, -1, 12):
-        refused(ValueError, f"groups must divide the 6 channels of x, got {groups}", anynorm.group_norm, x, groups=groups)
+        refused(
+            ValueError, f"groups must divide the 6 channels of x, got {groups}", anynorm.group_norm, x, groups=groups
+        )
     for groups in (2.0, None, "2", True):
         refused(TypeError, f"groups must be an int, got {groups!r}", anynorm.group_norm, x, groups=groups)
 
@@ -176,9 +177,7 @@ def test_eps_must_be_a_finite_number_that_is_not_negative(backend, norm, options
 def test_moments_must_be_moments_that_fit(backend):
     x = backend.array(np.ones((2, 3, 4)))
     pair = (backend.array(np.ones(3)), backend.array(np.ones(3)))
-    refused(
-        TypeError, "moments must be Moments or RunningStats, got tuple", anynorm.batch_norm, x, moments=pair
-    )
+    refused(TypeError, "moments must be Moments or RunningStats, got tuple", anynorm.batch_norm, x, moments=pair)
     given = anynorm.moments(x, axis=0)
     message = "moments.mean must have shape (3,), got (3, 4)"
     refused(ValueError, message, anynorm.batch_norm, x, moments=given)

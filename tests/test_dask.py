@@ -1,9 +1,10 @@
 """Dask: nothing is computed at a call, and chunks make no difference."""
 
-import anynorm
 import numpy as np
 import pytest
 from oracles import CASES, values
+
+import anynorm
 
 pytestmark = pytest.mark.cells("dask")
 

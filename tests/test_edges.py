@@ -1,9 +1,10 @@
 """The edges that the design defines, the same on every library."""
 
-import anynorm
 import numpy as np
 import pytest
 from oracles import CASES
+
+import anynorm
 
 TWO = [case for case in CASES if case.parameters == 2]
 

@@ -1,9 +1,10 @@
 """Every norm is the formula of its paper, on every library, with every kind of gamma and beta."""
 
-import anynorm
 import numpy as np
 import pytest
 from oracles import CASES, Case, values
+
+import anynorm
 
 
 @pytest.fixture(params=CASES, ids=str)

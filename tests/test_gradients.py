@@ -1,9 +1,10 @@
 """`vjp` is the derivative of the formulas: against differences of the float64 loops, and automatic differentiation."""
 
-import anynorm
 import numpy as np
 import pytest
 from oracles import CASES, gradient, values
+
+import anynorm
 
 
 def vjp(backend, case, x, params, dy, **options):

@@ -3,10 +3,11 @@
 import subprocess
 import sys
 
-import anynorm
 import numpy as np
 import pytest
 from oracles import CASES, standardized
+
+import anynorm
 
 pytestmark = pytest.mark.cells("jax")
 
@@ -55,7 +56,7 @@ def test_vmap_and_second_derivatives_agree_with_loops(backend):
     step = 1e-5
     for index in np.ndindex(2, 3):
         moved = [jax.grad(cubed)(small.at[index].add(sign * step)) for sign in (1, -1)]
-        np.testing.assert_allclose(hessian[(...,) + index], (moved[0] - moved[1]) / (2 * step), atol=1e-4)
+        np.testing.assert_allclose(hessian[(..., *index)], (moved[0] - moved[1]) / (2 * step), atol=1e-4)
 
 
 @pytest.mark.parametrize("momentum", [0.9, None])
@@ -151,7 +152,9 @@ def test_every_power_of_ten_is_exact_under_jit(backend, eps):
     import jax
 
     with np.errstate(under="ignore"):
-        x = np.stack([10.0**k + 10.0 ** (k - 6) * np.random.default_rng(0).standard_normal(500) for k in range(-36, 38)])
+        x = np.stack(
+            [10.0**k + 10.0 ** (k - 6) * np.random.default_rng(0).standard_normal(500) for k in range(-36, 38)]
+        )
         x = x.astype(np.float32).astype(np.float64)
     y = jax.jit(lambda x: anynorm.layer_norm(x, eps=eps))(backend.array(x, "float32"))
     assert np.abs(np.asarray(y) - standardized(x, 1, eps)).max() <= 6e-6
@@ -166,7 +169,7 @@ def test_constants_have_no_spread_under_jit(backend):
             assert not np.any(jax.jit(lambda x: anynorm.layer_norm(x, eps=0))(x))
 
 
-def test_without_float64_results_are_float32(backend):  # noqa: ARG001
+def test_without_float64_results_are_float32(backend):
     import jax
 
     with jax.enable_x64(False):
@@ -177,7 +180,7 @@ def test_without_float64_results_are_float32(backend):  # noqa: ARG001
         np.testing.assert_allclose(running.mean, 0.1 * np.asarray(x).mean(axis=0), rtol=1e-5, atol=1e-6)
 
 
-def test_arrays_spread_over_devices_stay_spread(backend):  # noqa: ARG001
+def test_arrays_spread_over_devices_stay_spread(backend):
     import jax
 
     mesh = jax.sharding.Mesh(np.array(jax.devices()), ("batch",))
@@ -188,7 +191,7 @@ def test_arrays_spread_over_devices_stay_spread(backend):  # noqa: ARG001
     assert anynorm.RunningStats.init(6, like=x).mean.shape == (6,)
 
 
-def test_a_large_array_is_counted(backend):  # noqa: ARG001
+def test_a_large_array_is_counted(backend):
     import jax
 
     shape = jax.ShapeDtypeStruct((70000, 70000), np.float32)

@@ -1,10 +1,11 @@
 """How far from float64: large offsets, large and small magnitudes, long leading axes, 2-byte floats."""
 
-import anynorm
 import numpy as np
 import pytest
-from anynorm import kernels
 from oracles import standardized, standardized_gradient
+
+import anynorm
+from anynorm import kernels
 
 LAYOUTS = {
     "layer": (lambda x, **o: anynorm.layer_norm(x, **o), (256, 1000), (1,)),

@@ -3,9 +3,10 @@
 import re
 import warnings
 
-import anynorm
 import numpy as np
 import pytest
+
+import anynorm
 
 pytestmark = pytest.mark.cells("numpy", "strict", "torch", "jax")
 
@@ -36,7 +37,7 @@ def operators(backend, calls):
 
     def ours(name):
         def decorate(function):
-            def run(self, *inputs, **attributes):  # noqa: ARG001
+            def run(self, *inputs, **attributes):
                 calls.append(name)
                 dtype = inputs[0].dtype
                 arrays = [backend.array(each, str(each.dtype)) for each in inputs]
@@ -62,7 +63,7 @@ def operators(backend, calls):
         return y, running.mean, running.var
 
     @ours("GroupNormalization")
-    def group(x, scale, bias, *, epsilon=1e-5, num_groups, stash_type=1):  # noqa: ARG001
+    def group(x, scale, bias, *, epsilon=1e-5, num_groups, stash_type=1):
         return anynorm.group_norm(x, scale, bias, groups=num_groups, eps=epsilon)
 
     @ours("InstanceNormalization")
@@ -70,7 +71,7 @@ def operators(backend, calls):
         return anynorm.instance_norm(x, scale, bias, eps=epsilon)
 
     @ours("LayerNormalization")
-    def layer(x, scale, bias=None, *, axis=-1, epsilon=1e-5, stash_type=1):  # noqa: ARG001
+    def layer(x, scale, bias=None, *, axis=-1, epsilon=1e-5, stash_type=1):
         axes = tuple(range(axis % x.ndim, x.ndim))
         y, moments = anynorm.layer_norm(x, scale, bias, axis=axes, eps=epsilon, return_moments=True)
         mean, var = (backend.numpy(each) for each in (moments.mean, moments.var))
@@ -78,7 +79,7 @@ def operators(backend, calls):
         return y, mean.reshape(shape), 1 / np.sqrt(var.reshape(shape) + epsilon)
 
     @ours("RMSNormalization")
-    def rms(x, scale, *, axis=-1, epsilon=1e-5, stash_type=1):  # noqa: ARG001
+    def rms(x, scale, *, axis=-1, epsilon=1e-5, stash_type=1):
         return anynorm.rms_norm(x, scale, axis=tuple(range(axis % x.ndim, x.ndim)), eps=epsilon)
 
     @ours("MeanVarianceNormalization")

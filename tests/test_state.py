@@ -2,9 +2,10 @@
 
 import dataclasses
 
-import anynorm
 import numpy as np
 import pytest
+
+import anynorm
 
 
 def batches(*sizes, offset=0.0):
@@ -128,6 +129,6 @@ def test_states_are_frozen_compared_by_identity_and_shown_without_their_numbers(
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(state, field, None)
         twin = dataclasses.replace(state)
-        assert state == state  # noqa: PLR0124
+        assert state == state
         assert state != twin
         assert len({state, twin}) == 2

@@ -3,10 +3,11 @@
 import subprocess
 import sys
 
-import anynorm
 import numpy as np
 import pytest
 from oracles import CASES
+
+import anynorm
 
 pytestmark = [
     pytest.mark.cells("torch"),
@@ -174,7 +175,7 @@ def test_compiles_to_one_graph(backend, name, dynamic):
     function = functions(torch, gamma)[name]
     graphs = []
 
-    def keep(graph, inputs):  # noqa: ARG001
+    def keep(graph, inputs):
         graphs.append(graph)
         return graph.forward
 

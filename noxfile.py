@@ -1,0 +1,81 @@
+"""Everything that is checked, a session each: `nox` runs what needs no GPU, `nox --no-venv -t cuda` the rest."""
+
+import sys
+import tomllib
+from pathlib import Path
+
+import nox
+
+sys.path.insert(0, str(Path(__file__).parent / "tests"))
+
+from cells import CELLS
+
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "virtualenv"
+nox.options.error_on_missing_interpreters = True
+nox.options.sessions = [
+    *(f"tests({cell.id})" for cell in CELLS if "cuda" not in cell.tags),
+    "lint",
+    "typecheck",
+    "docs",
+    "minimums",
+    "demo",
+]
+
+PROJECT = tomllib.loads(Path(__file__).with_name("pyproject.toml").read_text())
+
+
+@nox.session
+@nox.parametrize("cell", [nox.param(cell, id=cell.id, tags=cell.tags) for cell in CELLS])
+def tests(session, cell):
+    """One cell of the table in tests/cells.py, with its own library and no other."""
+    install(session, *cell.groups)
+    paths = session.posargs or (["tests", "anynorm", "README.md"] if cell.id == "numpy-cpu" else ["tests"])
+    session.run("python", "-m", "pytest", f"--cell={cell.id}", *paths)
+
+
+@nox.session
+def minimums(session):
+    """The lowest versions that pyproject.toml allows, on NumPy and array-api-strict."""
+    groups = [*PROJECT["dependency-groups"]["test"], *PROJECT["dependency-groups"]["strict"]]
+    lowest = [each.replace(">=", "==") for each in [*PROJECT["project"]["dependencies"], *groups]]
+    session.install(*lowest)
+    session.install("--no-deps", ".")
+    for cell in ("numpy-cpu", "strict-cpu"):
+        session.run("python", "-m", "pytest", f"--cell={cell}", "tests", "--ignore=tests/test_onnx.py")
+
+
+@nox.session
+def lint(session):
+    session.install(*PROJECT["dependency-groups"]["lint"])
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def typecheck(session):
+    session.install(*PROJECT["dependency-groups"]["typecheck"], ".[demo]")
+    session.run("mypy")
+
+
+@nox.session
+def docs(session):
+    """Warnings are errors."""
+    install(session, "docs")
+    session.run("sphinx-build", "-W", "--keep-going", "-b", "html", "docs", "docs/_build/html")
+
+
+@nox.session
+def demo(session):
+    """The main job, and the command line around it."""
+    session.install(".[demo]", *PROJECT["dependency-groups"]["test"])
+    session.run("anynorm", "demo", "--plot", str(Path(session.create_tmp()) / "anynorm-demo.png"))
+    session.run("python", "-m", "pytest", "tests/test_cli.py", env={"ANYNORM_DEMO": "1"})
+
+
+def install(session, *groups):
+    """The project and the groups; nothing where the interpreter must bring its own packages (--no-venv)."""
+    if session.venv_backend == "none":
+        return
+    packages = [package for group in groups for package in PROJECT["dependency-groups"].get(group, [])]
+    session.install(*packages, "-e", ".")
