@@ -1,4 +1,4 @@
-"""One call of a norm: its arguments, checked and made ready for the kernels. Nothing is computed before all is checked."""
+"""One call of a norm: its arguments, all of them checked before anything is computed, and ready for the kernels."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from anynorm.statistics import Statistics
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Call:
-    """What a schedule runs. Its arrays have the compute dtype and the view of the layout; `mean` and `var` are given."""
+    """What a schedule runs: arrays in the compute dtype and the view of the layout; `mean` and `var` where given."""
 
     library: Library
     layout: Layout
@@ -30,30 +30,37 @@ class Call:
 
 
 def over(
-    x: Array, gamma: Array | None, beta: Array | None, *, axis: Any, eps: float, moments: Any = None, centred: bool = True
+    x: Array,
+    gamma: Array | None,
+    beta: Array | None,
+    *,
+    axis: Any,
+    eps: float,
+    moments: Any = None,
+    centred: bool = True,
 ) -> Call:
     """`normalize`, `layer_norm`, `moments`; and, not `centred`, `rms_norm`."""
     return _prepare(lambda shape: layouts.over(shape, axis=axis), x, gamma, beta, eps, moments, centred=centred)
 
 
 def rms(x: Array, gamma: Array | None, beta: Array | None, *, axis: Any, eps: float) -> Call:
+    """`rms_norm`."""
     return over(x, gamma, beta, axis=axis, eps=eps, centred=False)
 
 
 def batch(x: Array, gamma: Array | None, beta: Array | None, *, channel_axis: Any, eps: float, moments: Any) -> Call:
+    """`batch_norm`."""
     return _prepare(lambda shape: layouts.batch(shape, channel_axis=channel_axis), x, gamma, beta, eps, moments)
 
 
 def instance(x: Array, gamma: Array | None, beta: Array | None, *, channel_axis: Any, eps: float) -> Call:
+    """`instance_norm`."""
     return _prepare(lambda shape: layouts.instance(shape, channel_axis=channel_axis), x, gamma, beta, eps)
 
 
-def group(
-    x: Array, gamma: Array | None, beta: Array | None, *, groups: Any, channel_axis: Any, eps: float
-) -> Call:
-    return _prepare(
-        lambda shape: layouts.group(shape, groups=groups, channel_axis=channel_axis), x, gamma, beta, eps
-    )
+def group(x: Array, gamma: Array | None, beta: Array | None, *, groups: Any, channel_axis: Any, eps: float) -> Call:
+    """`group_norm`."""
+    return _prepare(lambda shape: layouts.group(shape, groups=groups, channel_axis=channel_axis), x, gamma, beta, eps)
 
 
 def weight(v: Array, g: Array, *, axis: Any) -> Call:
@@ -63,7 +70,7 @@ def weight(v: Array, g: Array, *, axis: Any) -> Call:
 
 
 def direction(v: Array, g: Array | None = None, *, axis: Any) -> Call:
-    """v brought to length 1."""
+    """V brought to length 1."""
     return _prepare(
         lambda shape: layouts.weight(shape, axis=axis), v, g, None, 0.0, centred=False, divisor=1, names=("v", "g")
     )
@@ -99,7 +106,7 @@ def _prepare(
             raise ValueError(f"{name} must have shape {layout.kept_shape}, got {tuple(array.shape)}")
         check_device(library, names[0], x, name, array)
         full[name] = layout.keepdims_shape
-    count = layout.count
+    count = layout.group_size
     if _unknown(shape if layout.channel is not None else () if given else (count,)):
         raise ValueError(f"{names[0]} must have known sizes where it is divided and counted, got shape {shape}")
 
