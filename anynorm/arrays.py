@@ -168,7 +168,7 @@ def pytree(*leaves: str) -> Callable[[type[T]], type[T]]:
 
 def flush_pytrees() -> None:
     """Register with JAX what still waits for it; JAX is never imported for it."""
-    if _pytrees and "jax" in sys.modules:
+    if _pytrees and sys.modules.get("jax") is not None:
         with _pytrees_lock:
             while _pytrees:
                 sys.modules["jax"].tree_util.register_pytree_node(*_pytrees.pop())

@@ -70,7 +70,7 @@ def weight(v: Array, g: Array, *, axis: Any) -> Call:
 
 
 def direction(v: Array, g: Array | None = None, *, axis: Any) -> Call:
-    """V brought to length 1."""
+    """`v` brought to length 1."""
     return _prepare(
         lambda shape: layouts.weight(shape, axis=axis), v, g, None, 0.0, centred=False, divisor=1, names=("v", "g")
     )
@@ -90,46 +90,42 @@ def _prepare(
 ) -> Call:
     if moments is not None and not isinstance(moments, Statistics):
         raise TypeError(f"moments must be Moments or RunningStats, got {type(moments).__name__}")
-    given = () if moments is None else (("moments.mean", moments.mean), ("moments.var", moments.var))
-    parameters = ((names[1], gamma), ("beta", beta))
-    arrays = {names[0]: x} | {name: array for name, array in (*parameters, *given) if array is not None}
-    library = one_library(**arrays)
+    parameters = {names[1]: gamma, "beta": beta}
+    given = {} if moments is None else {"moments.mean": moments.mean, "moments.var": moments.var}
+    others = {name: array for name, array in (parameters | given).items() if array is not None}
+    library = one_library(**{names[0]: x}, **others)
     dtype = compute_dtype(library, names[0], x)
     shape = tuple(x.shape)
     if not shape:
         raise ValueError(f"{names[0]} must have at least one axis, got a 0-d array")
     layout = layout_of(shape)
-    eps = check_real("eps", eps, least=0)
-    full = {name: _fit(library, layout, x, names[0], name, array) for name, array in parameters if array is not None}
-    for name, array in given:
-        if not same_shape(tuple(array.shape), layout.kept_shape):
-            raise ValueError(f"{name} must have shape {layout.kept_shape}, got {tuple(array.shape)}")
-        check_device(library, names[0], x, name, array)
-        full[name] = layout.keepdims_shape
-    count = layout.group_size
-    if _unknown(shape if layout.channel is not None else () if given else (count,)):
+    if _unknown(shape if layout.channel is not None else () if given else (layout.group_size,)):
         raise ValueError(f"{names[0]} must have known sizes where it is divided and counted, got shape {shape}")
+    eps = check_real("eps", eps, least=0)
+    views = {name: _view(library, layout, name, array, given) for name, array in others.items()}
+    for name, array in others.items():
+        check_device(library, names[0], x, name, array)
 
-    def ready(array: Array, shape: tuple[int, ...] | None) -> Array:
-        array = library.xp.astype(array, dtype, copy=False)
-        return array if shape is None or tuple(array.shape) == shape else library.xp.reshape(array, shape)
+    def ready(name: str) -> Array | None:
+        if name not in others:
+            return None
+        return library.xp.reshape(library.xp.astype(others[name], dtype, copy=False), views[name])
 
     with library.quiet():
-        prepared = {name: ready(arrays[name], shape) for name, shape in full.items()}
-        values = ready(x, None if layout.channel is None else layout.view(shape))
-    return Call(
-        library=library,
-        layout=layout,
-        groups=Groups(layout.axes, count if divisor is None else divisor, library.block),
-        x=values,
-        gamma=prepared.get(names[1]),
-        beta=prepared.get("beta"),
-        eps=eps,
-        centred=centred,
-        mean=prepared.get("moments.mean"),
-        var=prepared.get("moments.var"),
-        dtype=x.dtype,
-    )
+        values = library.xp.astype(x, dtype, copy=False)
+        return Call(
+            library=library,
+            layout=layout,
+            groups=Groups(layout.axes, layout.group_size if divisor is None else divisor, library.block),
+            x=values if layout.channel is None else library.xp.reshape(values, layout.view(shape)),
+            gamma=ready(names[1]),
+            beta=ready("beta"),
+            eps=eps,
+            centred=centred,
+            mean=ready("moments.mean"),
+            var=ready("moments.var"),
+            dtype=x.dtype,
+        )
 
 
 def _unknown(sizes: tuple[Any, ...]) -> bool:
@@ -137,12 +133,15 @@ def _unknown(sizes: tuple[Any, ...]) -> bool:
     return any(n != n for n in sizes)
 
 
-def _fit(library: Library, layout: Layout, x: Array, x_name: str, name: str, parameter: Array) -> tuple[int, ...]:
-    """The view of a parameter that is allowed to come in."""
-    compute_dtype(library, name, parameter)
-    shape = tuple(parameter.shape)
+def _view(library: Library, layout: Layout, name: str, array: Array, given: dict[str, Array]) -> tuple[int, ...]:
+    """The shape of an argument beside the view of x; an error if it does not fit."""
+    compute_dtype(library, name, array)
+    shape = tuple(array.shape)
+    if name in given:
+        if not same_shape(shape, layout.kept_shape):
+            raise ValueError(f"{name} must have shape {layout.kept_shape}, got {shape}")
+        return layout.keepdims_shape
     full = layout.full(shape)
     if full is None:
         raise ValueError(f"{name} must have shape {layout.parameter_shape} or broadcast to {layout.shape}, got {shape}")
-    check_device(library, x_name, x, name, parameter)
     return full

@@ -57,59 +57,61 @@ def standardize(
     x: Array,
     *,
     groups: Groups,
-    eps: float,
+    eps: float | Array,
     centred: bool,
-    scaled: bool,
-    subnormal: Array | None = None,
+    flat: float | Array | None = 1.0,
+    alike: tuple[Array, Array] | None = None,
 ) -> Standardized:
     """(x - mean) / sqrt(var + eps) in each group; without `centred` the mean is taken to be 0.
 
-    `scaled` takes a power of two out of each group first, so that no square overflows or underflows. It costs a pass,
-    and changes nothing where the numbers are of ordinary size. `subnormal` holds the numbers that the library flushes
-    to 0, times the power of two that is taken out of the smallest.
+    `flat` is what 1 / sqrt(var + eps) becomes where it is 1 / 0, and None where it never is; `alike` is for `centre`.
     """
-    if not scaled or not math.prod(x.shape) > 0:  # NaN: of a size that Dask does not know it takes no minimum
-        mean = None
-        if centred:
-            x, mean = centre(xp, x, groups=groups)
-        var = groups.mean(xp, x * x)
-        rstd = inverse_root(xp, var, eps=eps)
-        return Standardized(x * rstd, rstd, mean, var)
+    mean = None
+    if centred:
+        x, mean = centre(xp, x, groups=groups, alike=alike)
+    var = groups.mean(xp, x * x)
+    rstd = inverse_root(xp, var + eps, flat=flat)
+    return Standardized(x * rstd, rstd, mean, var)
+
+
+def standardize_scaled(
+    xp: Namespace, x: Array, *, groups: Groups, eps: float, centred: bool, subnormal: Array | None = None
+) -> Standardized:
+    """`standardize` for numbers of any size: a power of two is taken out of each group, so that its squares exist.
+
+    It costs a pass for the extremes, and changes no bit where the numbers are of ordinary size. `subnormal` holds the
+    numbers that the library flushes to 0, times the power of two that is taken out of the smallest.
+    """
     bottom, top = extremes(xp, x, groups=groups)
     unit, scaled_eps = power_of_two(xp, xp.maximum(top, -bottom), eps=eps)
     x = x * unit
     if subnormal is not None:
         x = x + xp.where(unit > limits(xp, x.dtype).step, subnormal, xp.zeros_like(subnormal))
-    mean = None
-    if centred:
-        x, mean = centre(xp, x, groups=groups, alike=(top == bottom, top * unit))
-        mean = mean / unit
-    var = groups.mean(xp, x * x)
-    rstd = guarded_inverse_root(xp, var + scaled_eps, flat=1 / unit / (math.sqrt(eps) or 1.0))
-    return Standardized(x * rstd, rstd * unit, mean, var / unit / unit)
+    flat = 1 / unit / (math.sqrt(eps) or 1.0)  # where eps itself is lost beside the numbers, it is still the variance
+    scaled = standardize(
+        xp, x, groups=groups, eps=scaled_eps, centred=centred, flat=flat, alike=(top == bottom, top * unit)
+    )
+    mean = None if scaled.mean is None else scaled.mean / unit
+    return Standardized(scaled.xhat, scaled.rstd * unit, mean, scaled.var / unit / unit)
 
 
 def standardize_with(xp: Namespace, x: Array, mean: Array, var: Array, *, eps: float) -> Standardized:
     """(x - mean) / sqrt(var + eps) for a mean and a variance that are given: inference."""
-    rstd = inverse_root(xp, var, eps=eps)
+    rstd = inverse_root(xp, var + eps, flat=1.0)
     return Standardized((x - mean) * rstd, rstd, mean, var)
 
 
-def inverse_root(xp: Namespace, var: Array, *, eps: float) -> Array:
-    """1 / sqrt(var + eps); 1 where that is 1 / 0."""
-    if eps >= limits(xp, var.dtype).eps:
-        return 1 / xp.sqrt(var + eps)
-    return guarded_inverse_root(xp, var + eps, flat=xp.ones_like(var))
-
-
-def guarded_inverse_root(xp: Namespace, square: Array, *, flat: Array) -> Array:
+def inverse_root(xp: Namespace, square: Array, *, flat: float | Array | None) -> Array:
     """1 / sqrt(square), or `flat` where the square is 0 or too small to tell; its derivative is finite there too."""
+    if flat is None:
+        return 1 / xp.sqrt(square)
     lost = square < float(xp.finfo(square.dtype).smallest_normal)
-    return xp.where(lost, flat, 1 / xp.sqrt(xp.where(lost, xp.ones_like(square), square)))
+    one = xp.ones_like(square)
+    return xp.where(lost, one * flat, 1 / xp.sqrt(xp.where(lost, one, square)))
 
 
 def affine(xhat: Array, gamma: Array | None, beta: Array | None) -> Array:
-    """Xhat * gamma + beta."""
+    """`xhat * gamma + beta`."""
     y = xhat if gamma is None else xhat * gamma
     return y if beta is None else y + beta
 
@@ -147,7 +149,7 @@ def merge(first: tuple[Array, Array], second: tuple[Array, Array], share: Any) -
 
 
 def centre(xp: Namespace, x: Array, *, groups: Groups, alike: tuple[Array, Array] | None = None) -> tuple[Array, Array]:
-    """X less its mean, and the mean, in two stages: the second takes away the rounding error of the first.
+    """The array less its mean, and the mean, in two stages: the second takes away the rounding error of the first.
 
     `alike` says in which groups all numbers are one and the same, and which: their mean is that number to the last
     bit, which a compiler that divides by multiplying would miss.

@@ -10,14 +10,23 @@ from anynorm.kernels import Array, Standardized
 
 def standardize(call: Call) -> Standardized:
     """The kernel's result. An eager array is scaled only if it turns out that it must be; any other always is."""
-    with call.library.quiet():
+    library, xp, x = call.library, call.library.xp, call.x
+    limits = kernels.limits(xp, x.dtype)
+    tiny = call.eps < limits.eps
+    with library.quiet():
         if call.mean is not None:
-            return kernels.standardize_with(call.library.xp, call.x, call.mean, call.var, eps=call.eps)
-        if call.library.readable(call.x):
-            plain = _standardize(call, scaled=False)
-            if _ordinary(call, plain.var):
+            return kernels.standardize_with(xp, x, call.mean, call.var, eps=call.eps)
+        empty = not math.prod(x.shape) > 0  # NaN is a size that Dask does not know: there it takes no minimum
+        if empty or library.readable(x):
+            plain = kernels.standardize(
+                xp, x, groups=call.groups, eps=call.eps, centred=call.centred, flat=1.0 if tiny else None
+            )
+            if empty or _ordinary(call, plain.var, least=limits.eps if tiny else 0.0):
                 return plain
-        return _standardize(call, scaled=True)
+        subnormal = library.subnormal(x, limits.step * limits.further) if tiny and library.subnormal else None
+        return kernels.standardize_scaled(
+            xp, x, groups=call.groups, eps=call.eps, centred=call.centred, subnormal=subnormal
+        )
 
 
 def affine(call: Call, standardized: Standardized) -> Array:
@@ -45,29 +54,10 @@ def statistic(call: Call, value: Any) -> Array:
     return call.library.constant(call.library.xp.squeeze(value, axis=call.groups.axes))
 
 
-def _standardize(call: Call, *, scaled: bool) -> Standardized:
-    library, subnormal = call.library, None
-    if scaled and library.subnormal is not None:
-        limits = kernels.limits(library.xp, call.x.dtype)
-        subnormal = library.subnormal(call.x, limits.step * limits.further) if call.eps < limits.eps else None
-    return kernels.standardize(
-        library.xp,
-        call.x,
-        groups=call.groups,
-        eps=call.eps,
-        centred=call.centred,
-        scaled=scaled,
-        subnormal=subnormal,
-    )
-
-
-def _ordinary(call: Call, var: Array) -> bool:
+def _ordinary(call: Call, var: Array, *, least: float) -> bool:
     """Whether no square overflowed, and none that matters underflowed."""
     xp, var = call.library.xp, call.library.constant(var)
-    if math.prod(var.shape) == 0:
-        return True
-    enough = kernels.limits(xp, var.dtype).eps
     try:
-        return float(xp.max(var)) < math.inf and (call.eps >= enough or float(xp.min(var)) >= enough)
+        return float(xp.max(var)) < math.inf and (not least or float(xp.min(var)) >= least)
     except RuntimeError:  # torch.func.vmap and fake tensors: a number that cannot be read
         return False
