@@ -139,6 +139,7 @@ def _jax(cell: Cell) -> list[Backend]:
 def _dask(cell: Cell) -> list[Backend]:
     import dask.array
 
+    dask.config.set(scheduler="synchronous")  # for arrays this small threads cost more than they do
     return [Backend("dask", dask.array, "cpu")]
 
 
