@@ -1,8 +1,7 @@
 """One call of a norm: its arguments, all of them checked before anything is computed, and ready for the kernels."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from anynorm import layouts
 from anynorm.arrays import Library, check_device, check_real, compute_dtype, library_of, one_library
@@ -11,8 +10,7 @@ from anynorm.layouts import Layout, same_shape
 from anynorm.statistics import Statistics
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class Call:
+class Call(NamedTuple):
     """What a schedule runs: arrays in the compute dtype and the view of the layout; `mean` and `var` where given."""
 
     library: Library

@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -69,9 +68,11 @@ def vjp(norm: Callable[..., Any], x: Array, /, *params: Array | None, **options:
     wants_moments, given = arguments.pop("return_moments", False), arguments.get("moments")
     call = _CALLS[norm](**arguments)
     standardized = schedules.standardize(call)
-    # the pullback keeps xhat and gamma: the caller may do to y and to gamma what he likes
-    y = schedules.affine(call, standardized._replace(xhat=standardized.xhat * 1.0))
-    kept = replace(call, gamma=None if call.gamma is None else call.gamma * 1.0)
+    y = schedules.affine(call, standardized)
+    # what the pullback keeps is its own: the caller may do to y and to gamma what they like, and x is not needed
+    if call.gamma is None and call.beta is None:
+        standardized = standardized._replace(xhat=standardized.xhat * 1.0)
+    kept = call._replace(x=None, gamma=None if call.gamma is None else call.gamma * 1.0)
     arrays = [name for name in arguments if name in ("x", "gamma", "beta", "v", "g")]
     primals = [_Primal.of(arguments[name]) for name in arrays[: _arity(arrays, arguments, params)]]
     pullback = partial(_pull, kept, standardized, primals)

@@ -58,7 +58,7 @@ def normalize(
     y : array
         Of x's library, device, dtype and shape. A group whose values are all equal becomes beta.
     moments : Moments
-        With `return_moments`: of the kept axes, without a gradient; `moments` itself where it was given.
+        With `return_moments`: of the kept axes, without a gradient; ``moments`` itself where it was given.
 
     Raises
     ------
@@ -200,7 +200,7 @@ def batch_norm(
     y : array
         Of x's library, device, dtype and shape.
     moments : Moments
-        With `return_moments`; without a gradient; `moments` itself where it was given.
+        With `return_moments`; without a gradient; ``moments`` itself where it was given.
 
     Raises
     ------

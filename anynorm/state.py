@@ -34,7 +34,7 @@ class RunningStats(Statistics[ArrayT]):
         The number of values seen.
     momentum : float in [0, 1] or None
         The weight of the old value. None keeps the exact statistics of everything seen.
-    correction : int
+    correction : float
         1 stores the unbiased variance, divided by count - 1, as PyTorch does; 0 the biased one.
 
     Raises

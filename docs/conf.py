@@ -1,0 +1,41 @@
+"""How Sphinx builds these pages."""
+
+import sys
+from pathlib import Path
+
+import anynorm
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from cells import CELLS
+
+
+def cell_table() -> str:
+    """The table of what is tested where, from the one that the tests run by."""
+    libraries = {"numpy": "NumPy", "strict": "array-api-strict", "torch": "PyTorch", "jax": "JAX"}
+    libraries |= {"dask": "Dask", "cupy": "CuPy"}
+    lines = ["| cell | library | device | run by |", "|---|---|---|---|"]
+    for cell in CELLS:
+        command = f"nox --no-venv -t {cell.tags[0]}" if cell.tags else f'nox -s "tests({cell.id})"'
+        where = "CUDA, where there is one" if cell.device == "cuda" else cell.device.upper()
+        lines.append(f"| `{cell.id}` | {libraries[cell.library]} | {where} | `{command}` |")
+    return "\n".join(lines)
+
+
+project = "anynorm"
+author = "The anynorm authors"
+copyright = "2026, the anynorm authors"  # noqa: A001
+version = release = anynorm.__version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.napoleon"]
+myst_enable_extensions = ["dollarmath", "substitution"]
+myst_substitutions = {"cells": cell_table()}
+myst_heading_anchors = 3
+autodoc_typehints = "none"
+autodoc_member_order = "bysource"
+default_role = "py:obj"
+exclude_patterns = ["_build"]
+
+html_theme = "furo"
+html_title = f"anynorm {version}"
+html_copy_source = False
+html_show_sphinx = False
