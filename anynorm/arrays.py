@@ -26,6 +26,8 @@ class Library(NamedTuple):
     xp: Namespace
     readable: Callable[[Array], bool]
     """Whether a number can be read out of the array now, at no cost: it is neither traced, nor lazy, nor on a GPU."""
+    writes: bool
+    """Whether a result may be written part by part: arrays are eager, and nothing records how they came about."""
     constant: Callable[[Array], Array]
     """The array as a constant, to which no gradient flows."""
     block: int | None
@@ -76,6 +78,12 @@ def check_device(library: Library, name: str, x: Array, other_name: str, other: 
     here, there = library.device(x), library.device(other)
     if here is not None and there is not None and here != there:
         raise ValueError(f"{other_name} must be on the device of {name}, {_show(here)}, got {_show(there)}")
+
+
+def empty(shape: tuple[int, ...], like: Array, dtype: Any) -> Array:
+    """An array to be written to, beside `like`."""
+    library = library_of("like", like)
+    return library.xp.empty(shape, dtype=dtype, device=library.device(like))
 
 
 def zeros(n: int, like: Array, dtype: Any) -> Array:
@@ -202,6 +210,7 @@ def _torch_library() -> Library:
         name="torch",
         xp=xp,
         readable=lambda x: x.device.type == "cpu" and not sys.modules["torch"].compiler.is_compiling(),
+        writes=False,
         constant=lambda x: x.detach(),
         block=_BLOCK,
         device=lambda x: x.device,
@@ -216,6 +225,7 @@ def _library(x: Array) -> Library:
         name=xp.__name__.removeprefix("array_api_compat.").partition(".")[0],
         xp=xp,
         readable=lambda x: True,
+        writes=True,
         constant=lambda x: x,
         block=_BLOCK,
         device=array_api_compat.device,
@@ -225,7 +235,7 @@ def _library(x: Array) -> Library:
         return eager._replace(device=lambda x: None)
     if eager.name == "array_api_strict":
         return eager
-    unreadable = eager._replace(readable=lambda x: False)
+    unreadable = eager._replace(readable=lambda x: False, writes=False)
     if array_api_compat.is_jax_array(x):
         return unreadable._replace(
             constant=sys.modules["jax"].lax.stop_gradient,

@@ -11,7 +11,7 @@ from anynorm.statistics import Statistics
 
 
 class Call(NamedTuple):
-    """What a schedule runs: arrays in the compute dtype and the view of the layout; `mean` and `var` where given."""
+    """What a schedule runs: x in the view of the layout, and what goes with it; `mean` and `var` where given."""
 
     library: Library
     layout: Layout
@@ -24,7 +24,7 @@ class Call(NamedTuple):
     mean: Array | None
     var: Array | None
     dtype: Any
-    """The dtype of the result."""
+    """The dtype that it is computed in, which all arrays but x have; the result has that of x."""
 
 
 def over(
@@ -110,19 +110,18 @@ def _prepare(
         return library.xp.reshape(library.xp.astype(others[name], dtype, copy=False), views[name])
 
     with library.quiet():
-        values = library.xp.astype(x, dtype, copy=False)
         return Call(
             library=library,
             layout=layout,
             groups=Groups(layout.axes, layout.group_size if divisor is None else divisor, library.block),
-            x=values if layout.channel is None else library.xp.reshape(values, layout.view(shape)),
+            x=x if layout.channel is None else library.xp.reshape(x, layout.view(shape)),
             gamma=ready(names[1]),
             beta=ready("beta"),
             eps=eps,
             centred=centred,
             mean=ready("moments.mean"),
             var=ready("moments.var"),
-            dtype=x.dtype,
+            dtype=dtype,
         )
 
 

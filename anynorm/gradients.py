@@ -74,15 +74,15 @@ def vjp(norm: Callable[..., Any], x: Array, /, *params: Array | None, **options:
         standardized = standardized._replace(xhat=standardized.xhat * 1.0)
     kept = call._replace(x=None, gamma=None if call.gamma is None else call.gamma * 1.0)
     arrays = [name for name in arguments if name in ("x", "gamma", "beta", "v", "g")]
-    primals = [_Primal.of(arguments[name]) for name in arrays[: _arity(arrays, arguments, params)]]
-    pullback = partial(_pull, kept, standardized, primals)
+    params_passed = arrays[1 : _arity(arrays, arguments, params)]
+    pullback = partial(_pull, kept, standardized, call.x.dtype, [_Primal.of(arguments[name]) for name in params_passed])
     if not wants_moments:
         return y, pullback
     return (y, norms.moments_of(call, standardized) if given is None else given), pullback
 
 
 class _Primal(NamedTuple):
-    """What a gradient must look like."""
+    """What the gradient of a parameter must look like."""
 
     shape: tuple[int, ...]
     dtype: Any
@@ -127,7 +127,7 @@ def _arity(arrays: list[str], arguments: dict[str, Any], params: tuple[Array | N
 
 
 def _pull(
-    call: Call, standardized: Standardized, primals: list[_Primal | None], dy: Array, /
+    call: Call, standardized: Standardized, dtype: Any, parameters: list[_Primal | None], dy: Array, /
 ) -> tuple[Array | None, ...]:
     library, xp = call.library, call.library.xp
     one_library(y=standardized.xhat, dy=dy)
@@ -141,9 +141,9 @@ def _pull(
             dy = xp.reshape(dy, tuple(standardized.xhat.shape))
         groups = call.groups if call.mean is None else None
         dx = kernels.input_gradient(xp, dy, call.gamma, standardized, groups=groups, centred=call.centred)
-        gradients = [schedules.restore(call, dx)]
+        gradients = [schedules.restore(call, dx, dtype)]
         summands = (dy * standardized.xhat, dy)
-        for primal, parameter, summand in zip(primals[1:], (call.gamma, call.beta), summands, strict=False):
+        for primal, parameter, summand in zip(parameters, (call.gamma, call.beta), summands, strict=False):
             if primal is None:
                 gradients.append(None)
                 continue

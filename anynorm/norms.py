@@ -407,7 +407,7 @@ def rms_norm(
            [1. , 1. ]])
     """
     call = calls.rms(x, gamma, beta, axis=axis, eps=eps)
-    return schedules.affine(call, schedules.standardize(call))  # type: ignore[no-any-return]
+    return schedules.normalize(call).y  # type: ignore[no-any-return]
 
 
 def weight_norm(v: ArrayT, g: ArrayT, /, *, axis: Axis = 0) -> ArrayT:
@@ -450,7 +450,7 @@ def weight_norm(v: ArrayT, g: ArrayT, /, *, axis: Axis = 0) -> ArrayT:
            [0., 1.]])
     """
     call = calls.weight(v, g, axis=axis)
-    return schedules.affine(call, schedules.standardize(call))  # type: ignore[no-any-return]
+    return schedules.normalize(call).y  # type: ignore[no-any-return]
 
 
 def moments(x: ArrayT, /, *, axis: Axis) -> Moments[ArrayT]:
@@ -493,14 +493,14 @@ def moments(x: ArrayT, /, *, axis: Axis) -> Moments[ArrayT]:
 def _run(
     call: Call, given: Statistics[ArrayT] | None, return_moments: bool
 ) -> ArrayT | tuple[ArrayT, Statistics[ArrayT]]:
-    standardized = schedules.standardize(call)
-    y: ArrayT = schedules.affine(call, standardized)
+    done = schedules.normalize(call)
+    y: ArrayT = done.y
     if not return_moments:
         return y
-    return y, (moments_of(call, standardized) if given is None else given)
+    return y, (moments_of(call, done) if given is None else given)
 
 
-def moments_of(call: Call, standardized: Standardized) -> Moments[ArrayT]:
+def moments_of(call: Call, done: schedules.Normalized | Standardized) -> Moments[ArrayT]:
     """The moments that a call took, as the caller sees them."""
-    mean, var = (schedules.statistic(call, each) for each in (standardized.mean, standardized.var))
+    mean, var = (schedules.statistic(call, each) for each in (done.mean, done.var))
     return Moments(mean, var, call.layout.group_size)

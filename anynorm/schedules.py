@@ -1,27 +1,59 @@
-"""How a call is run: plainly where its numbers can be looked at and turn out ordinary, else proof to any size."""
+"""How a call is run: whole or in blocks; plainly where its numbers turn out ordinary, else proof to any size."""
 
 import math
-from typing import Any
+from itertools import product
+from typing import Any, NamedTuple
 
 from anynorm import kernels
+from anynorm.arrays import empty
 from anynorm.calls import Call
 from anynorm.kernels import Array, Standardized
+
+BLOCK_BYTES = 2**20
+"""A block, and the few temporaries that a kernel makes of it, stay in the cache."""
+
+
+class Normalized(NamedTuple):
+    """A call's result, as the caller's x was, and its statistics beside the view."""
+
+    y: Array
+    mean: Array | None
+    var: Array
+
+
+def normalize(call: Call) -> Normalized:
+    """The result of a call, in blocks of whole groups where the array is large and may be written part by part."""
+    blocks = _blocks(call) if call.library.writes else []
+    if len(blocks) < 2:
+        standardized = standardize(call)
+        return Normalized(affine(call, standardized), standardized.mean, standardized.var)
+    y = empty(call.x.shape, call.x, call.x.dtype)
+    mean, var = (empty(call.layout.keepdims_shape, call.x, call.dtype) for _ in range(2))
+    for block in blocks:
+        part = _part(call, block)
+        standardized = standardize(part)
+        y[block] = affine(part, standardized, view=True)
+        if standardized.mean is not None:
+            mean[_within(mean, block)] = standardized.mean
+        var[_within(var, block)] = standardized.var
+    return Normalized(call.library.xp.reshape(y, call.layout.shape), mean if call.centred else None, var)
 
 
 def standardize(call: Call) -> Standardized:
     """The kernel's result. An eager array is scaled only if it turns out that it must be; any other always is."""
-    library, xp, x = call.library, call.library.xp, call.x
-    limits = kernels.limits(xp, x.dtype)
+    library, xp = call.library, call.library.xp
+    limits = kernels.limits(xp, call.dtype)
     tiny = call.eps < limits.eps
     with library.quiet():
+        x = xp.astype(call.x, call.dtype, copy=False)
         if call.mean is not None:
             return kernels.standardize_with(xp, x, call.mean, call.var, eps=call.eps)
-        empty = not math.prod(x.shape) > 0  # NaN is a size that Dask does not know: there it takes no minimum
-        if empty or library.readable(x):
+        vacant = not math.prod(x.shape) > 0  # NaN is a size that Dask does not know: there it takes no minimum
+        if vacant or library.readable(x):
             plain = kernels.standardize(
                 xp, x, groups=call.groups, eps=call.eps, centred=call.centred, flat=1.0 if tiny else None
             )
-            if empty or _ordinary(call, plain.var, least=limits.eps if tiny else 0.0):
+            if vacant or _ordinary(call, plain.var, least=limits.eps if tiny else 0.0):
                 return plain
         subnormal = library.subnormal(x, limits.step * limits.further) if tiny and library.subnormal else None
         return kernels.standardize_scaled(
@@ -29,11 +61,11 @@ def standardize(call: Call) -> Standardized:
         )
 
 
-def affine(call: Call, standardized: Standardized) -> Array:
-    """The normalized array, as the caller's x was: shape and dtype."""
+def affine(call: Call, standardized: Standardized, *, view: bool = False) -> Array:
+    """The normalized array in the dtype, and unless a `view` is asked for the shape, of the caller's x."""
     with call.library.quiet():
         y = kernels.affine(standardized.xhat, call.gamma, call.beta)
-        return restore(call, y)
+        return call.library.xp.astype(y, call.x.dtype, copy=False) if view else restore(call, y, call.x.dtype)
 
 
 def length(call: Call) -> Array:
@@ -42,16 +74,51 @@ def length(call: Call) -> Array:
         return call.groups.mean(call.library.xp, standardize(call).xhat * call.x)
 
 
-def restore(call: Call, value: Array) -> Array:
-    """An array of the view, in the compute dtype, as the caller's x was."""
+def restore(call: Call, value: Array, dtype: Any) -> Array:
+    """An array of the view, in the compute dtype, in the shape of the caller's x and this dtype."""
     if call.layout.channel is not None:
         value = call.library.xp.reshape(value, call.layout.shape)
-    return call.library.xp.astype(value, call.dtype, copy=False)
+    return call.library.xp.astype(value, dtype, copy=False)
 
 
 def statistic(call: Call, value: Any) -> Array:
     """A mean, a variance or a norm, of the shape that the caller sees, as a constant."""
     return call.library.constant(call.library.xp.squeeze(value, axis=call.groups.axes))
+
+
+def _blocks(call: Call) -> list[tuple[slice, ...]]:
+    """Blocks of whole groups, none much larger than BLOCK_BYTES if that can be; none at all where the array is not.
+
+    An axis that comes after all that are averaged over is not divided: its parts would be strewn over memory.
+    """
+    shape, averaged = call.x.shape, () if call.mean is not None else call.groups.axes
+    size = math.prod(shape) * call.library.xp.finfo(call.dtype).bits // 8
+    if size <= BLOCK_BYTES:
+        return []
+    steps = list(shape)
+    for axis in range(max(averaged, default=len(shape) - 1)):
+        if size > BLOCK_BYTES and axis not in averaged:
+            each = size // shape[axis]
+            steps[axis] = max(1, BLOCK_BYTES // each)
+            size = each * steps[axis]
+    runs = ([slice(i, min(i + step, n)) for i in range(0, n, step)] for n, step in zip(shape, steps, strict=True))
+    return list(product(*runs))
+
+
+def _part(call: Call, block: tuple[slice, ...]) -> Call:
+    """The call for a block of x."""
+
+    def cut(whole: Array | None) -> Array | None:
+        return None if whole is None else whole[_within(whole, block)]
+
+    return call._replace(
+        x=cut(call.x), gamma=cut(call.gamma), beta=cut(call.beta), mean=cut(call.mean), var=cut(call.var)
+    )
+
+
+def _within(part: Array, block: tuple[slice, ...]) -> tuple[slice, ...]:
+    """Where in `part`, which broadcasts to x, the block is."""
+    return tuple(slice(None) if n == 1 else each for n, each in zip(part.shape, block, strict=True))
 
 
 def _ordinary(call: Call, var: Array, *, least: float) -> bool:

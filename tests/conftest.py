@@ -5,8 +5,9 @@ import pytest
 from cells import CELLS
 from hypothesis import settings
 
-settings.register_profile("anynorm", deadline=None, derandomize=True, max_examples=50)
-settings.load_profile("anynorm")
+settings.register_profile("eager", deadline=None, derandomize=True, max_examples=50)
+# each new shape is compiled, or a graph of its own
+settings.register_profile("lazy", settings.get_profile("eager"), max_examples=10)
 
 
 def pytest_addoption(parser):
@@ -17,6 +18,7 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     config.addinivalue_line("markers", "cells(*libraries): runs in the cells of these libraries alone")
     cell = next(cell for cell in CELLS if cell.id == config.getoption("--cell"))
+    settings.load_profile("lazy" if cell.library in ("jax", "dask") else "eager")
     try:
         config.stash[_BACKENDS] = backends.backends(cell)
     except backends.Missing as error:

@@ -1,0 +1,75 @@
+"""Large arrays are run in blocks, which shows in memory and nowhere else."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+from oracles import CASES, Case, values
+
+import anynorm
+from anynorm import schedules
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Blocks of a few numbers; how many calls of the kernel there were."""
+    kernel, calls = schedules.standardize, []
+    monkeypatch.setattr(schedules, "BLOCK_BYTES", 64)
+    monkeypatch.setattr(schedules, "standardize", lambda call: calls.append(1) or kernel(call))
+    return calls
+
+
+@pytest.mark.cells("numpy", "strict")
+@pytest.mark.parametrize("kind", ["short", "full-rank"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_blocks_make_no_difference(backend, small_blocks, case, kind):
+    rng = np.random.default_rng(0)
+    shape = case.parameter_shape if kind == "short" else case.shape
+    x, params = rng.standard_normal(case.shape) + 1e2, [rng.standard_normal(shape) for _ in range(case.parameters)]
+    y = case.norm(backend.array(x), *map(backend.array, params), **case.options)
+    tolerance = None if backend.float64 else 1e-4
+    backend.check(y, values(case, x, *params, *[None] * (2 - len(params))), tolerance=tolerance)
+    assert small_blocks
+
+
+@pytest.mark.cells("numpy", "strict")
+def test_moments_of_blocks_are_those_of_the_whole(backend, small_blocks):
+    x = np.random.default_rng(1).standard_normal((6, 4, 5, 3))
+    for norm, options, axes in (
+        (anynorm.layer_norm, {"axis": (2, 3)}, (2, 3)),
+        (anynorm.batch_norm, {}, (0, 2, 3)),
+        (anynorm.instance_norm, {}, (2, 3)),
+    ):
+        small_blocks.clear()
+        _, moments = norm(backend.array(x), return_moments=True, **options)
+        assert len(small_blocks) > 1
+        backend.check(moments.mean, x.mean(axis=axes))
+        backend.check(moments.var, x.var(axis=axes))
+
+
+@pytest.mark.cells("numpy", "strict")
+def test_given_moments_are_divided_with_the_array(backend, small_blocks):
+    case = Case(anynorm.batch_norm, (4, 3, 2), {}, lambda i: i[1], lambda i: (i[1],), (3,))
+    rng = np.random.default_rng(2)
+    x, mean, var = rng.standard_normal(case.shape), rng.standard_normal(3), rng.random(3)
+    given = anynorm.Moments(backend.array(mean), backend.array(var), 5)
+    y = anynorm.batch_norm(backend.array(x), moments=given)
+    assert len(small_blocks) > 1
+    backend.check(y, values(case, x, None, None, given=dict(enumerate(zip(mean, var, strict=True)))))
+
+
+@pytest.mark.cells("numpy")
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_a_large_array_needs_little_more_than_its_result(dtype):
+    x = np.ones((16, 64, 128, 128), dtype=dtype)
+    for norm, options in (
+        (anynorm.layer_norm, {"axis": (2, 3)}),
+        (anynorm.batch_norm, {}),
+        (anynorm.group_norm, {"groups": 32}),
+        (anynorm.rms_norm, {}),
+    ):
+        tracemalloc.start()
+        norm(x, **options)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < x.nbytes + 8 * 2**20
