@@ -36,8 +36,8 @@ class Library(NamedTuple):
     """The device, or None where there is but one or the library itself is the better judge."""
     quiet: Callable[[], AbstractContextManager[Any]]
     """Silences the library's warnings of overflow and invalid values, which the results show."""
-    dense: Callable[[Array], bool] = lambda x: True
-    """Whether the array holds all of its numbers."""
+    oddity: Callable[[Array], str] | None = None
+    """What keeps an array of this library from being a plain one: "" for a plain one."""
     subnormal: Callable[[Array, float], Array] | None = None
     """The subnormal numbers of an array times a power of two, and 0 elsewhere, if the library flushes them to 0."""
 
@@ -64,9 +64,9 @@ def one_library(**arrays: Array) -> Library:
 
 
 def compute_dtype(library: Library, name: str, x: Array) -> Any:
-    """The dtype that the argument `name` is computed in; a TypeError if it is not real and floating, or not dense."""
-    if not library.dense(x):
-        raise TypeError(f"{name} must be a dense array, got {x.layout}: write {name}.to_dense()")
+    """The dtype that the argument `name` is computed in; a TypeError if it is not real and floating, or not plain."""
+    if library.oddity is not None and (oddity := library.oddity(x)):
+        raise TypeError(f"{name} must be a plain array, got one that is {oddity}")
     try:
         return _compute_dtypes[library.name, x.dtype]
     except KeyError:
@@ -149,7 +149,7 @@ def check_count(name: str, count: Any) -> Any:
 def pytree(*leaves: str) -> Callable[[type[T]], type[T]]:
     """Make a frozen dataclass a JAX pytree, as soon as JAX is there, of these fields; the others are static.
 
-    A Python int among the leaves crosses as a float, which has no largest count and does not overflow as int32 would.
+    A Python int among the leaves crosses as a float, which loses digits where int32 would overflow.
     """
 
     def register(kind: type[T]) -> type[T]:
@@ -199,7 +199,8 @@ def _recognise(name: str, x: Array) -> Library:
         raise TypeError(f"{name} must be a plain array, got {type(x).__name__}")
     if isinstance(x, type) or not array_api_compat.is_array_api_obj(x):
         raise TypeError(f"{name} must be an array, got {type(x).__name__}")
-    return _libraries.setdefault(type(x), _library(x))
+    # by type, as array-api-compat takes an ndarray of one of JAX's dtypes for an array of JAX
+    return _libraries.setdefault(type(x), _library(np.empty(0) if isinstance(x, (np.ndarray, np.generic)) else x))
 
 
 def _torch_library() -> Library:
@@ -209,14 +210,19 @@ def _torch_library() -> Library:
     return Library(
         name="torch",
         xp=xp,
-        readable=lambda x: x.device.type == "cpu" and not sys.modules["torch"].compiler.is_compiling(),
+        readable=_torch_readable,
         writes=False,
         constant=lambda x: x.detach(),
         block=_BLOCK,
         device=lambda x: x.device,
         quiet=nullcontext,
-        dense=lambda x: x.layout is sys.modules["torch"].strided,
+        oddity=lambda x: "" if x.layout is sys.modules["torch"].strided else f"{x.layout}".removeprefix("torch."),
     )
+
+
+def _torch_readable(x: Array) -> bool:
+    torch = sys.modules["torch"]
+    return x.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
 
 
 def _library(x: Array) -> Library:
@@ -245,7 +251,11 @@ def _library(x: Array) -> Library:
         )
     if array_api_compat.is_dask_array(x):
         # a reshape across chunks would gather them
-        return unreadable._replace(block=None, device=lambda x: None)
+        return unreadable._replace(
+            block=None,
+            device=lambda x: None,
+            oddity=lambda x: "masked" if isinstance(x._meta, np.ma.MaskedArray) else "",
+        )
     return unreadable
 
 
@@ -274,7 +284,7 @@ def _find_compute_dtype(library: Library, name: str, dtype: Any) -> Any:
         floating = library.xp.isdtype(dtype, "real floating")
     except TypeError:
         floating = False
-    if not floating or plain.startswith("float8"):
+    if not floating or plain.partition("_")[0] in ("float4", "float6", "float8"):
         raise TypeError(
             f"{name} must have a real floating dtype, got {dtype}: "
             f"write {_cast(library, name, dtype)} if that is what you mean"

@@ -80,14 +80,17 @@ def _demo(chosen: argparse.Namespace) -> None:
         raise CommandError(str(error), 1) from error
     except ValueError as error:
         raise CommandError(str(error), 2) from error
-    demo.run(
-        backend,
-        seed=chosen.seed,
-        epochs=chosen.epochs,
-        learning_rate=chosen.learning_rate,
-        batch_size=chosen.batch_size,
-        plot_path=chosen.plot,
-    )
+    try:
+        demo.run(
+            backend,
+            seed=chosen.seed,
+            epochs=chosen.epochs,
+            learning_rate=chosen.learning_rate,
+            batch_size=chosen.batch_size,
+            plot_path=chosen.plot,
+        )
+    except OSError as error:
+        raise CommandError(f"cannot write {error.filename or 'the output'}: {error.strerror}", 1) from error
 
 
 def _info() -> None:

@@ -2,19 +2,18 @@
 
 import inspect
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from anynorm import calls, kernels, norms, schedules
-from anynorm.arrays import check_device, compute_dtype, one_library
+from anynorm.arrays import Library, check_device, compute_dtype, one_library, pytree
 from anynorm.calls import Call
-from anynorm.kernels import Array, Standardized
-from anynorm.layouts import same_shape
+from anynorm.kernels import Array, Groups, Standardized
+from anynorm.layouts import Layout, same_shape
+from anynorm.statistics import describe
 
-Pullback = Callable[[Array], tuple[Array | None, ...]]
 
-
-def vjp(norm: Callable[..., Any], x: Array, /, *params: Array | None, **options: Any) -> tuple[Any, Pullback]:
+def vjp(norm: Callable[..., Any], x: Array, /, *params: Array | None, **options: Any) -> tuple[Any, "Pullback"]:
     r"""The value of a norm, and its pullback: from a cotangent of y to those of x and of each parameter.
 
     With :math:`\hat{x} = (x - \mu) r`, :math:`r = 1 / \sqrt{\sigma^2 + \epsilon}`, :math:`g = \gamma \, dy` and
@@ -69,13 +68,20 @@ def vjp(norm: Callable[..., Any], x: Array, /, *params: Array | None, **options:
     call = _CALLS[norm](**arguments)
     standardized = schedules.standardize(call)
     y = schedules.affine(call, standardized)
-    # what the pullback keeps is its own: the caller may do to y and to gamma what they like, and x is not needed
-    if call.gamma is None and call.beta is None:
-        standardized = standardized._replace(xhat=standardized.xhat * 1.0)
-    kept = call._replace(x=None, gamma=None if call.gamma is None else call.gamma * 1.0)
     arrays = [name for name in arguments if name in ("x", "gamma", "beta", "v", "g")]
     params_passed = arrays[1 : _arity(arrays, arguments, params)]
-    pullback = partial(_pull, kept, standardized, call.x.dtype, [_Primal.of(arguments[name]) for name in params_passed])
+    pullback = Pullback(
+        # what is kept is its own: the caller may do to y and to gamma what they like
+        standardized if call.gamma is not None or call.beta is not None else _copied(standardized),
+        None if call.gamma is None else call.gamma * 1.0,
+        call.library,
+        call.layout,
+        call.groups,
+        call.centred,
+        call.mean is not None,
+        call.x.dtype,
+        tuple(_primal(call.layout, arguments[name]) for name in params_passed),
+    )
     if not wants_moments:
         return y, pullback
     return (y, norms.moments_of(call, standardized) if given is None else given), pullback
@@ -85,11 +91,52 @@ class _Primal(NamedTuple):
     """What the gradient of a parameter must look like."""
 
     shape: tuple[int, ...]
+    full: tuple[int, ...]
+    """The shape beside the view of x."""
     dtype: Any
 
-    @classmethod
-    def of(cls, array: Array | None) -> "_Primal | None":
-        return None if array is None else cls(tuple(array.shape), array.dtype)
+
+@pytree("standardized", "gamma")
+@dataclass(frozen=True, eq=False, repr=False)
+class Pullback:
+    """From a cotangent of y to those of x and of each parameter; a JAX pytree where JAX is imported."""
+
+    standardized: Standardized
+    gamma: Array | None
+    library: Library
+    layout: Layout
+    groups: Groups
+    centred: bool
+    given: bool
+    """Whether the moments were, and are constants."""
+    dtype: Any
+    """The dtype of x."""
+    parameters: tuple[_Primal | None, ...]
+
+    def __call__(self, dy: Array, /) -> tuple[Array | None, ...]:
+        """The gradients of sum(y * dy)."""
+        library, xp, xhat = self.library, self.library.xp, self.standardized.xhat
+        one_library(y=xhat, dy=dy)
+        compute_dtype(library, "dy", dy)
+        if not same_shape(tuple(dy.shape), self.layout.shape):
+            raise ValueError(f"dy must have the shape of y, {self.layout.shape}, got {tuple(dy.shape)}")
+        check_device(library, "y", xhat, "dy", dy)
+        with library.quiet():
+            dy = schedules.enter(library, self.layout, dy, xhat.dtype)
+            groups = None if self.given else self.groups
+            dx = kernels.input_gradient(xp, dy, self.gamma, self.standardized, groups=groups, centred=self.centred)
+            gradients = [schedules.restore(library, self.layout, dx, self.dtype)]
+            for primal, summand in zip(self.parameters, (dy * xhat, dy), strict=False):
+                gradients.append(None if primal is None else self._parameter(summand, primal))
+        return tuple(gradients)
+
+    def __repr__(self) -> str:
+        return f"Pullback({describe(self.standardized.xhat)})"
+
+    def _parameter(self, summand: Array, primal: _Primal) -> Array:
+        xp = self.library.xp
+        d = kernels.parameter_gradient(xp, summand, primal.full, block=self.groups.block)
+        return xp.astype(xp.reshape(d, primal.shape), primal.dtype, copy=False)
 
 
 _CALLS: dict[Callable[..., Any], Callable[..., Call]] = {
@@ -126,27 +173,12 @@ def _arity(arrays: list[str], arguments: dict[str, Any], params: tuple[Array | N
     return max(last, len(params)) + 1
 
 
-def _pull(
-    call: Call, standardized: Standardized, dtype: Any, parameters: list[_Primal | None], dy: Array, /
-) -> tuple[Array | None, ...]:
-    library, xp = call.library, call.library.xp
-    one_library(y=standardized.xhat, dy=dy)
-    compute_dtype(library, "dy", dy)
-    if not same_shape(tuple(dy.shape), call.layout.shape):
-        raise ValueError(f"dy must have the shape of y, {call.layout.shape}, got {tuple(dy.shape)}")
-    check_device(library, "y", standardized.xhat, "dy", dy)
-    with library.quiet():
-        dy = xp.astype(dy, standardized.xhat.dtype, copy=False)
-        if call.layout.channel is not None:
-            dy = xp.reshape(dy, tuple(standardized.xhat.shape))
-        groups = call.groups if call.mean is None else None
-        dx = kernels.input_gradient(xp, dy, call.gamma, standardized, groups=groups, centred=call.centred)
-        gradients = [schedules.restore(call, dx, dtype)]
-        summands = (dy * standardized.xhat, dy)
-        for primal, parameter, summand in zip(parameters, (call.gamma, call.beta), summands, strict=False):
-            if primal is None:
-                gradients.append(None)
-                continue
-            d = kernels.parameter_gradient(xp, summand, parameter, block=call.groups.block)
-            gradients.append(xp.astype(xp.reshape(d, primal.shape), primal.dtype, copy=False))
-    return tuple(gradients)
+def _primal(layout: Layout, parameter: Array | None) -> _Primal | None:
+    if parameter is None:
+        return None
+    shape = tuple(parameter.shape)
+    return _Primal(shape, layout.full(shape) or shape, parameter.dtype)
+
+
+def _copied(standardized: Standardized) -> Standardized:
+    return standardized._replace(xhat=standardized.xhat * 1.0)

@@ -87,12 +87,14 @@ def standardize_scaled(
     x = x * unit
     if subnormal is not None:
         x = x + xp.where(unit > limits(xp, x.dtype).step, subnormal, xp.zeros_like(subnormal))
-    flat = 1 / unit / (math.sqrt(eps) or 1.0)  # where eps itself is lost beside the numbers, it is still the variance
+    most = xp.ones_like(unit) * float(xp.finfo(x.dtype).max)
+    # where eps itself is lost beside the numbers, it is still the variance, as far as its inverse root has room
+    flat = xp.minimum(1 / unit / (math.sqrt(eps) or 1.0), most)
     scaled = standardize(
         xp, x, groups=groups, eps=scaled_eps, centred=centred, flat=flat, alike=(top == bottom, top * unit)
     )
     mean = None if scaled.mean is None else scaled.mean / unit
-    return Standardized(scaled.xhat, scaled.rstd * unit, mean, scaled.var / unit / unit)
+    return Standardized(scaled.xhat, xp.minimum(scaled.rstd * unit, most), mean, scaled.var / unit / unit)
 
 
 def standardize_with(xp: Namespace, x: Array, mean: Array, var: Array, *, eps: float) -> Standardized:
@@ -131,9 +133,9 @@ def input_gradient(
     return (g - of.xhat * groups.mean(xp, g * of.xhat)) * of.rstd
 
 
-def parameter_gradient(xp: Namespace, d: Array, parameter: Array, *, block: int | None) -> Array:
-    """The sum of `d` over the axes along which `parameter` was broadcast."""
-    spread = tuple(axis for axis, n in enumerate(parameter.shape) if n == 1)
+def parameter_gradient(xp: Namespace, d: Array, shape: tuple[int, ...], *, block: int | None) -> Array:
+    """The sum of `d` over the axes along which a parameter of this shape was broadcast."""
+    spread = tuple(axis for axis, n in enumerate(shape) if n == 1)
     return total(xp, d, axes=spread, block=block) if spread else d * 1.0  # never the caller's own array
 
 

@@ -1,37 +1,48 @@
 """The named norms. They differ in which axes share a mean and a variance; `layouts.py` says which."""
 
-from typing import Literal, TypeVar, overload
+from typing import Any, Literal, TypeVar, overload
 
 from anynorm import calls, schedules
 from anynorm.calls import Call
-from anynorm.kernels import Standardized
+from anynorm.kernels import Array, Standardized
 from anynorm.statistics import Moments, Statistics
 
 ArrayT = TypeVar("ArrayT")
+GivenT = TypeVar("GivenT", bound=Statistics[Any])
 Axis = int | tuple[int, ...] | None
 
 
 @overload
 def normalize(
-    x: ArrayT, /, gamma: ArrayT | None = None, beta: ArrayT | None = None, *, axis: Axis, eps: float = 1e-5,
-    moments: Statistics[ArrayT] | None = None, return_moments: Literal[False] = False,
+    x: ArrayT, /, gamma: Array | None = None, beta: Array | None = None, *, axis: Axis, eps: float = 1e-5,
+    moments: Statistics[Any] | None = None, return_moments: Literal[False] = False,
 ) -> ArrayT: ...  # fmt: skip
 @overload
 def normalize(
-    x: ArrayT, /, gamma: ArrayT | None = None, beta: ArrayT | None = None, *, axis: Axis, eps: float = 1e-5,
-    moments: Statistics[ArrayT] | None = None, return_moments: Literal[True],
-) -> tuple[ArrayT, Statistics[ArrayT]]: ...  # fmt: skip
+    x: ArrayT, /, gamma: Array | None = None, beta: Array | None = None, *, axis: Axis, eps: float = 1e-5,
+    moments: None = None, return_moments: Literal[True],
+) -> tuple[ArrayT, Moments[ArrayT]]: ...  # fmt: skip
+@overload
+def normalize(
+    x: ArrayT, /, gamma: Array | None = None, beta: Array | None = None, *, axis: Axis, eps: float = 1e-5,
+    moments: GivenT, return_moments: Literal[True],
+) -> tuple[ArrayT, GivenT]: ...  # fmt: skip
+@overload
+def normalize(
+    x: ArrayT, /, gamma: Array | None = None, beta: Array | None = None, *, axis: Axis, eps: float = 1e-5,
+    moments: Statistics[Any] | None = None, return_moments: bool,
+) -> ArrayT | tuple[ArrayT, Statistics[Any]]: ...  # fmt: skip
 def normalize(
     x: ArrayT,
     /,
-    gamma: ArrayT | None = None,
-    beta: ArrayT | None = None,
+    gamma: Array | None = None,
+    beta: Array | None = None,
     *,
     axis: Axis,
     eps: float = 1e-5,
-    moments: Statistics[ArrayT] | None = None,
+    moments: Statistics[Any] | None = None,
     return_moments: bool = False,
-) -> ArrayT | tuple[ArrayT, Statistics[ArrayT]]:
+) -> ArrayT | tuple[ArrayT, Statistics[Any]]:
     r"""Bring x to mean 0 and variance 1 over any axes, then scale and shift it.
 
     .. math:: y = \frac{x - E(x)}{\sqrt{Var(x) + \epsilon}} \, \gamma + \beta
@@ -89,24 +100,29 @@ def normalize(
 
 @overload
 def layer_norm(
-    x: ArrayT, /, gamma: ArrayT | None = None, beta: ArrayT | None = None, *, axis: Axis = -1, eps: float = 1e-5,
+    x: ArrayT, /, gamma: Array | None = None, beta: Array | None = None, *, axis: Axis = -1, eps: float = 1e-5,
     return_moments: Literal[False] = False,
 ) -> ArrayT: ...  # fmt: skip
 @overload
 def layer_norm(
-    x: ArrayT, /, gamma: ArrayT | None = None, beta: ArrayT | None = None, *, axis: Axis = -1, eps: float = 1e-5,
+    x: ArrayT, /, gamma: Array | None = None, beta: Array | None = None, *, axis: Axis = -1, eps: float = 1e-5,
     return_moments: Literal[True],
 ) -> tuple[ArrayT, Moments[ArrayT]]: ...  # fmt: skip
+@overload
+def layer_norm(
+    x: ArrayT, /, gamma: Array | None = None, beta: Array | None = None, *, axis: Axis = -1, eps: float = 1e-5,
+    return_moments: bool,
+) -> ArrayT | tuple[ArrayT, Statistics[Any]]: ...  # fmt: skip
 def layer_norm(
     x: ArrayT,
     /,
-    gamma: ArrayT | None = None,
-    beta: ArrayT | None = None,
+    gamma: Array | None = None,
+    beta: Array | None = None,
     *,
     axis: Axis = -1,
     eps: float = 1e-5,
     return_moments: bool = False,
-) -> ArrayT | tuple[ArrayT, Statistics[ArrayT]]:
+) -> ArrayT | tuple[ArrayT, Statistics[Any]]:
     r"""Layer normalization: each sample by the mean and variance over its own features.
 
     .. math:: y_{n i} = \frac{x_{n i} - \mu_n}{\sqrt{\sigma_n^2 + \epsilon}} \, \gamma_i + \beta_i
@@ -152,30 +168,35 @@ def layer_norm(
 
 @overload
 def batch_norm(
-    x: ArrayT, /, gamma: ArrayT | None = None, beta: ArrayT | None = None, *, channel_axis: int = 1,
-    eps: float = 1e-5, moments: Statistics[ArrayT] | None = None, return_moments: Literal[False] = False,
+    x: ArrayT, /, gamma: Array | None = None, beta: Array | None = None, *, channel_axis: int = 1, eps: float = 1e-5,
+    moments: Statistics[Any] | None = None, return_moments: Literal[False] = False,
 ) -> ArrayT: ...  # fmt: skip
 @overload
 def batch_norm(
-    x: ArrayT, /, gamma: ArrayT | None = None, beta: ArrayT | None = None, *, channel_axis: int = 1,
-    eps: float = 1e-5, moments: None = None, return_moments: Literal[True],
+    x: ArrayT, /, gamma: Array | None = None, beta: Array | None = None, *, channel_axis: int = 1, eps: float = 1e-5,
+    moments: None = None, return_moments: Literal[True],
 ) -> tuple[ArrayT, Moments[ArrayT]]: ...  # fmt: skip
 @overload
 def batch_norm(
-    x: ArrayT, /, gamma: ArrayT | None = None, beta: ArrayT | None = None, *, channel_axis: int = 1,
-    eps: float = 1e-5, moments: Statistics[ArrayT], return_moments: Literal[True],
-) -> tuple[ArrayT, Statistics[ArrayT]]: ...  # fmt: skip
+    x: ArrayT, /, gamma: Array | None = None, beta: Array | None = None, *, channel_axis: int = 1, eps: float = 1e-5,
+    moments: GivenT, return_moments: Literal[True],
+) -> tuple[ArrayT, GivenT]: ...  # fmt: skip
+@overload
+def batch_norm(
+    x: ArrayT, /, gamma: Array | None = None, beta: Array | None = None, *, channel_axis: int = 1, eps: float = 1e-5,
+    moments: Statistics[Any] | None = None, return_moments: bool,
+) -> ArrayT | tuple[ArrayT, Statistics[Any]]: ...  # fmt: skip
 def batch_norm(
     x: ArrayT,
     /,
-    gamma: ArrayT | None = None,
-    beta: ArrayT | None = None,
+    gamma: Array | None = None,
+    beta: Array | None = None,
     *,
     channel_axis: int = 1,
     eps: float = 1e-5,
-    moments: Statistics[ArrayT] | None = None,
+    moments: Statistics[Any] | None = None,
     return_moments: bool = False,
-) -> ArrayT | tuple[ArrayT, Statistics[ArrayT]]:
+) -> ArrayT | tuple[ArrayT, Statistics[Any]]:
     r"""Batch normalization: each channel by its mean and variance over the batch and the space.
 
     .. math:: y = \frac{x - E(x)}{\sqrt{Var(x) + \epsilon}} \, \gamma + \beta
@@ -231,24 +252,29 @@ def batch_norm(
 
 @overload
 def instance_norm(
-    x: ArrayT, /, gamma: ArrayT | None = None, beta: ArrayT | None = None, *, channel_axis: int = 1,
-    eps: float = 1e-5, return_moments: Literal[False] = False,
+    x: ArrayT, /, gamma: Array | None = None, beta: Array | None = None, *, channel_axis: int = 1, eps: float = 1e-5,
+    return_moments: Literal[False] = False,
 ) -> ArrayT: ...  # fmt: skip
 @overload
 def instance_norm(
-    x: ArrayT, /, gamma: ArrayT | None = None, beta: ArrayT | None = None, *, channel_axis: int = 1,
-    eps: float = 1e-5, return_moments: Literal[True],
+    x: ArrayT, /, gamma: Array | None = None, beta: Array | None = None, *, channel_axis: int = 1, eps: float = 1e-5,
+    return_moments: Literal[True],
 ) -> tuple[ArrayT, Moments[ArrayT]]: ...  # fmt: skip
+@overload
+def instance_norm(
+    x: ArrayT, /, gamma: Array | None = None, beta: Array | None = None, *, channel_axis: int = 1, eps: float = 1e-5,
+    return_moments: bool,
+) -> ArrayT | tuple[ArrayT, Statistics[Any]]: ...  # fmt: skip
 def instance_norm(
     x: ArrayT,
     /,
-    gamma: ArrayT | None = None,
-    beta: ArrayT | None = None,
+    gamma: Array | None = None,
+    beta: Array | None = None,
     *,
     channel_axis: int = 1,
     eps: float = 1e-5,
     return_moments: bool = False,
-) -> ArrayT | tuple[ArrayT, Statistics[ArrayT]]:
+) -> ArrayT | tuple[ArrayT, Statistics[Any]]:
     r"""Instance normalization: each channel of each sample by its mean and variance over the space.
 
     .. math:: y_{tijk} = \frac{x_{tijk} - \mu_{ti}}{\sqrt{\sigma_{ti}^2 + \epsilon}} \, \gamma_i + \beta_i
@@ -295,25 +321,30 @@ def instance_norm(
 
 @overload
 def group_norm(
-    x: ArrayT, /, gamma: ArrayT | None = None, beta: ArrayT | None = None, *, groups: int, channel_axis: int = 1,
+    x: ArrayT, /, gamma: Array | None = None, beta: Array | None = None, *, groups: int, channel_axis: int = 1,
     eps: float = 1e-5, return_moments: Literal[False] = False,
 ) -> ArrayT: ...  # fmt: skip
 @overload
 def group_norm(
-    x: ArrayT, /, gamma: ArrayT | None = None, beta: ArrayT | None = None, *, groups: int, channel_axis: int = 1,
+    x: ArrayT, /, gamma: Array | None = None, beta: Array | None = None, *, groups: int, channel_axis: int = 1,
     eps: float = 1e-5, return_moments: Literal[True],
 ) -> tuple[ArrayT, Moments[ArrayT]]: ...  # fmt: skip
+@overload
+def group_norm(
+    x: ArrayT, /, gamma: Array | None = None, beta: Array | None = None, *, groups: int, channel_axis: int = 1,
+    eps: float = 1e-5, return_moments: bool,
+) -> ArrayT | tuple[ArrayT, Statistics[Any]]: ...  # fmt: skip
 def group_norm(
     x: ArrayT,
     /,
-    gamma: ArrayT | None = None,
-    beta: ArrayT | None = None,
+    gamma: Array | None = None,
+    beta: Array | None = None,
     *,
     groups: int,
     channel_axis: int = 1,
     eps: float = 1e-5,
     return_moments: bool = False,
-) -> ArrayT | tuple[ArrayT, Statistics[ArrayT]]:
+) -> ArrayT | tuple[ArrayT, Statistics[Any]]:
     r"""Group normalization: each run of C / groups channels of each sample by its mean and variance.
 
     .. math:: y_i = \frac{x_i - \mu_i}{\sqrt{\sigma_i^2 + \epsilon}} \, \gamma_{c(i)} + \beta_{c(i)}, \qquad
@@ -364,8 +395,8 @@ def group_norm(
 def rms_norm(
     x: ArrayT,
     /,
-    gamma: ArrayT | None = None,
-    beta: ArrayT | None = None,
+    gamma: Array | None = None,
+    beta: Array | None = None,
     *,
     axis: Axis = -1,
     eps: float = 1e-5,
@@ -410,7 +441,7 @@ def rms_norm(
     return schedules.normalize(call).y  # type: ignore[no-any-return]
 
 
-def weight_norm(v: ArrayT, g: ArrayT, /, *, axis: Axis = 0) -> ArrayT:
+def weight_norm(v: ArrayT, g: Array, /, *, axis: Axis = 0) -> ArrayT:
     r"""Weight normalization: the weight of direction v and magnitude g.
 
     .. math:: \mathbf{w} = \frac{g}{\|\mathbf{v}\|} \mathbf{v}
@@ -490,9 +521,7 @@ def moments(x: ArrayT, /, *, axis: Axis) -> Moments[ArrayT]:
     return moments_of(call, schedules.standardize(call))
 
 
-def _run(
-    call: Call, given: Statistics[ArrayT] | None, return_moments: bool
-) -> ArrayT | tuple[ArrayT, Statistics[ArrayT]]:
+def _run(call: Call, given: Statistics[Any] | None, return_moments: bool) -> ArrayT | tuple[ArrayT, Statistics[Any]]:
     done = schedules.normalize(call)
     y: ArrayT = done.y
     if not return_moments:

@@ -5,9 +5,10 @@ from itertools import product
 from typing import Any, NamedTuple
 
 from anynorm import kernels
-from anynorm.arrays import empty
+from anynorm.arrays import Library, empty
 from anynorm.calls import Call
 from anynorm.kernels import Array, Standardized
+from anynorm.layouts import Layout
 
 BLOCK_BYTES = 2**20
 """A block, and the few temporaries that a kernel makes of it, stay in the cache."""
@@ -65,7 +66,9 @@ def affine(call: Call, standardized: Standardized, *, view: bool = False) -> Arr
     """The normalized array in the dtype, and unless a `view` is asked for the shape, of the caller's x."""
     with call.library.quiet():
         y = kernels.affine(standardized.xhat, call.gamma, call.beta)
-        return call.library.xp.astype(y, call.x.dtype, copy=False) if view else restore(call, y, call.x.dtype)
+        if view:
+            return call.library.xp.astype(y, call.x.dtype, copy=False)
+        return restore(call.library, call.layout, y, call.x.dtype)
 
 
 def length(call: Call) -> Array:
@@ -74,11 +77,17 @@ def length(call: Call) -> Array:
         return call.groups.mean(call.library.xp, standardize(call).xhat * call.x)
 
 
-def restore(call: Call, value: Array, dtype: Any) -> Array:
-    """An array of the view, in the compute dtype, in the shape of the caller's x and this dtype."""
-    if call.layout.channel is not None:
-        value = call.library.xp.reshape(value, call.layout.shape)
-    return call.library.xp.astype(value, dtype, copy=False)
+def enter(library: Library, layout: Layout, value: Array, dtype: Any) -> Array:
+    """An array of the caller's shape in the view and this dtype."""
+    value = library.xp.astype(value, dtype, copy=False)
+    return value if layout.channel is None else library.xp.reshape(value, layout.view(layout.shape))
+
+
+def restore(library: Library, layout: Layout, value: Array, dtype: Any) -> Array:
+    """An array of the view in the caller's shape and this dtype."""
+    if layout.channel is not None:
+        value = library.xp.reshape(value, layout.shape)
+    return library.xp.astype(value, dtype, copy=False)
 
 
 def statistic(call: Call, value: Any) -> Array:

@@ -45,7 +45,8 @@ class RunningStats(Statistics[ArrayT]):
     Notes
     -----
     Frozen, compared by identity, a JAX pytree of mean, var and count where JAX is imported. PyTorch's momentum is
-    1 - momentum.
+    1 - momentum. A float32 state takes no notice of a batch whose share of the mean is less than a rounding error: for
+    exact statistics of very many batches start from a float64 `like`, whatever the dtype of the data.
 
     References
     ----------
@@ -169,20 +170,23 @@ class RunningStats(Statistics[ArrayT]):
             raise ValueError(f"momentum must be None in both to merge, got {self.momentum} and {other.momentum}")
         if self.correction != other.correction:
             raise ValueError(f"correction must be the same in both, got {self.correction} and {other.correction}")
-        return self._joined(other._biased())
+        with library_of("mean", self.mean).quiet():
+            return self._joined(other._biased())
 
     def _joined(self, others: Statistics[ArrayT]) -> "RunningStats[ArrayT]":
         if is_number(others.count) and others.count == 0:
             return self
-        mean, var, count = pooled(self._biased(), others)
-        xp = library_of("mean", self.mean).xp
-        return self._with(mean, var * _bessel(count, self.correction, xp), count)
+        library = library_of("mean", self.mean)
+        with library.quiet():
+            mean, var, count = pooled(self._biased(), others)
+            return self._with(mean, var * _bessel(count, self.correction, library.xp), count)
 
     def _biased(self) -> Moments[ArrayT]:
+        """These statistics with the variance divided by count, in the dtype that they are computed in."""
+        mean, var = widened(self)
         if is_number(self.count) and self.count == 0:
-            return Moments(self.mean, self.var, 0)
-        xp = library_of("mean", self.mean).xp
-        return Moments(self.mean, self.var / _bessel(self.count, self.correction, xp), self.count)
+            return Moments(mean, var, 0)
+        return Moments(mean, var / _bessel(self.count, self.correction, library_of("mean", mean).xp), self.count)
 
     def _with(self, mean: Any, var: Any, count: Any) -> "RunningStats[ArrayT]":
         mean, var = self._like(mean), self._like(var)

@@ -120,9 +120,10 @@ class Moments(Statistics[ArrayT]):
                 raise TypeError(f"others must be Moments, got {type(other).__name__}")
             check_alike(self, "others", other)
         merged: Moments[ArrayT] = self
-        for other in others:
-            mean, var, count = pooled(merged, other)
-            merged = Moments(self._like(mean), self._like(var), count)
+        with library_of("mean", self.mean).quiet():
+            for other in others:
+                mean, var, count = pooled(merged, other)
+                merged = Moments(self._like(mean), self._like(var), count)
         return merged
 
 
@@ -145,8 +146,7 @@ def pooled(these: Statistics[ArrayT], others: Statistics[ArrayT]) -> tuple[Array
         share = others.count / count
     else:
         share = others.count / library.xp.maximum(count, library.xp.ones_like(count))
-    with library.quiet():
-        return (*merge(widened(these), widened(others), share), count)
+    return (*merge(widened(these), widened(others), share), count)
 
 
 def widened(these: Statistics[ArrayT]) -> tuple[ArrayT, ArrayT]:

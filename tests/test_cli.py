@@ -258,6 +258,17 @@ def test_version(capsys):
 
 
 @once
+@pytest.mark.usefixtures("extra")
+def test_a_figure_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch, capsys):
+    def full(*arguments):
+        raise OSError(28, "No space left on device", "curves.png")
+
+    monkeypatch.setattr(plot, "save", full)
+    assert cli.main(["demo", "--epochs", "1", "--plot", str(tmp_path / "curves.png")]) == 1
+    assert capsys.readouterr().err == "anynorm demo: cannot write curves.png: No space left on device\n"
+
+
+@once
 @pytest.mark.usefixtures("rich")
 def test_info_lists_what_is_there_what_is_not_and_what_is_broken(tmp_path):
     _break("cupy", tmp_path)

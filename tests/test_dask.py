@@ -53,6 +53,14 @@ def test_chunks_make_no_difference(backend, chunks):
         backend.check(norm(chunked, **options), norm(x, **options))
 
 
+def test_masked_chunks_are_refused():
+    import dask.array
+
+    masked = dask.array.ma.masked_array(np.ones((2, 3)), mask=np.eye(2, 3, dtype=bool))
+    with pytest.raises(TypeError, match=r"^x must be a plain array, got one that is masked$"):
+        anynorm.layer_norm(masked)
+
+
 def test_sizes_that_are_not_known_do_no_harm_where_they_are_not_counted(backend):
     import dask.array
 

@@ -179,6 +179,16 @@ def test_read_only_broadcast_and_memory_mapped_arrays_come_in(tmp_path):
 
 
 @pytest.mark.cells("numpy")
+def test_a_gradient_never_shares_memory_with_the_cotangent():
+    x, dy, beta = np.random.default_rng(3).standard_normal((3, 4, 5))
+    for axis in (0, None):
+        _, pullback = anynorm.vjp(anynorm.layer_norm, x, None, beta, axis=axis)
+        assert not any(np.shares_memory(each, dy) for each in pullback(dy) if each is not None)
+    _, pullback = anynorm.vjp(anynorm.batch_norm, x, moments=anynorm.Moments(np.zeros(5), np.ones(5), 1), eps=0)
+    assert not np.shares_memory(pullback(dy)[0], dy)
+
+
+@pytest.mark.cells("numpy")
 def test_a_result_never_shares_memory_with_an_argument():
     for case in CASES:
         for shape in (case.shape, tuple(1 for _ in case.shape)):

@@ -115,6 +115,34 @@ def test_states_are_pytrees(backend):
     assert jax.jit(lambda: anynorm.moments(x, axis=0))().mean.shape == (3,)
 
 
+def test_a_pullback_crosses_a_jit(backend):
+    import jax
+
+    x = backend.array(np.random.default_rng(5).standard_normal((4, 6)))
+    for norm, options in ((anynorm.layer_norm, {}), (anynorm.group_norm, {"groups": 3})):
+        y, pullback = jax.jit(lambda x, g: anynorm.vjp(norm, x, g, **options))(x, x[0])  # noqa: B023
+        expected = anynorm.vjp(norm, x, x[0], **options)[1](y)
+        for found, each in zip(jax.jit(lambda p, dy: p(dy))(pullback, y), expected, strict=True):
+            backend.check(found, backend.numpy(each))
+
+
+def test_an_array_of_a_jax_dtype_is_no_array_of_jax(backend):
+    import jax
+
+    code = (
+        "import jax, numpy as np, anynorm\n"
+        "try: anynorm.layer_norm(np.zeros((2, 3), dtype=jax.dtypes.float0))\n"
+        "except TypeError as error: print(error)\n"
+        "print(type(anynorm.layer_norm(np.ones((2, 3)))).__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[1] == "ndarray"
+    assert done.stdout.startswith("x must have a real floating dtype, got ")
+    for name in ("float8_e4m3fn", "float4_e2m1fn"):
+        with pytest.raises(TypeError, match=r"^x must have a real floating dtype, got "):
+            anynorm.layer_norm(jax.numpy.ones((2, 4), dtype=getattr(jax.numpy, name)))
+
+
 @pytest.mark.parametrize("first", ["jax", "anynorm"])
 def test_pytrees_are_registered_whichever_is_imported_first(first):
     second = {"jax": "anynorm", "anynorm": "jax"}[first]

@@ -178,3 +178,62 @@ def test_a_power_of_two_is_looked_for_only_where_it_is_needed(backend, monkeypat
         calls.clear()
         anynorm.layer_norm(x * scale, eps=eps)
         assert len(calls) == (needed or on_gpu)
+
+
+def test_moments_are_exact_at_an_offset_and_where_a_power_of_two_is_taken_out(backend):
+    for offset, scale, tolerance in ((1e4, 1.0, 1e-7), (0.0, 1e15, 2e-6), (1e18, 1e17, 2e-6), (0.0, 1e-15, 2e-6)):
+        x = float32((6, 4000), offset, scale)
+        for eps in (0, 1e-5):
+            _, moments = anynorm.layer_norm(backend.array(x, "float32"), eps=eps, return_moments=True)
+            mean, var = backend.numpy(moments.mean), backend.numpy(moments.var)
+            np.testing.assert_allclose(mean, x.mean(axis=1), rtol=tolerance, atol=1e-6 * scale)
+            if eps == 0 or scale >= 1:  # beside an eps a tiny variance is not asked for
+                np.testing.assert_allclose(var, x.var(axis=1), rtol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("scale", "eps"),
+    [(1e-20, 1e-38), (1e-15, 1e-30), (1e20, 1.0), (1e20, 1e38), (1e16, 1e30), (1.0, 1e-20)],
+)
+def test_an_eps_of_the_size_of_the_variance_counts_at_every_magnitude(backend, scale, eps):
+    x = float32((4, 500), scale=scale)
+    y = anynorm.layer_norm(backend.array(x, "float32"), eps=eps)
+    assert distance(backend, y, standardized(x, 1, eps)) <= 6e-6
+
+
+@pytest.mark.parametrize("value", [3e38, 1e30, 1.0, 1e-30, 0.0])
+@pytest.mark.parametrize("eps", [1e-20, 1e-40, 1e-80, 1e-300])
+def test_a_constant_beside_the_smallest_eps_has_no_spread(backend, value, eps):
+    x = backend.array(np.full((2, 3), value), "float32")
+    backend.check(anynorm.layer_norm(x, eps=eps), np.zeros((2, 3)), dtype="float32", tolerance=0)
+    (dx,) = anynorm.vjp(anynorm.layer_norm, x, eps=eps)[1](x * 0 + 1)
+    assert np.all(np.isfinite(backend.numpy(dx)))
+
+
+def test_a_cotangent_with_a_large_mean_costs_no_digits(backend):
+    x, dy = float32((5, 1000)), float32((5, 1000), 1e4)
+    (dx,) = anynorm.vjp(anynorm.layer_norm, backend.array(x, "float32"))[1](backend.array(dy, "float32"))
+    assert distance(backend, dx, standardized_gradient(x, dy, 1)) <= 1e-2  # rounding of dy * xhat, 1e4 in size
+    whole = np.full((5, 1000), 1e4)
+    (dx,) = anynorm.vjp(anynorm.layer_norm, backend.array(x, "float32"))[1](backend.array(whole, "float32"))
+    assert distance(backend, dx, 0.0) == 0
+
+
+def test_a_cotangent_may_have_another_dtype(backend):
+    x, dy = float32((5, 64)), np.random.default_rng(3).standard_normal((5, 64))
+    for dtype in {backend.widest, *backend.narrow} - {"bfloat16"}:
+        cotangent = backend.array(dy, dtype)
+        (dx,) = anynorm.vjp(anynorm.layer_norm, backend.array(x, "float32"))[1](cotangent)
+        expected = standardized_gradient(x, backend.numpy(cotangent), 1).astype(np.float64)
+        backend.check(dx, expected, dtype="float32", tolerance=2e-5)
+
+
+def test_the_limits_are_what_they_say(backend):
+    for dtype in {"float32", backend.widest}:
+        info = np.finfo(dtype)
+        limits = kernels.limits(backend.xp, backend.array(np.ones(1), dtype).dtype)
+        largest, smallest = float(info.max), float(info.smallest_normal)
+        for level in (limits.large, largest / limits.step / limits.further, limits.small * limits.step):
+            assert level**2 * 2.0**31 <= largest
+        for level in (limits.small, limits.large / limits.step, smallest * limits.step * limits.further):
+            assert (level * float(info.eps) / 2) ** 2 >= smallest

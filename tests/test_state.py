@@ -1,6 +1,8 @@
 """`Moments`, `RunningStats` and `WeightNorm`: the summary's rule, exact pooling, and what a value is."""
 
+import copy
 import dataclasses
+import pickle
 
 import numpy as np
 import pytest
@@ -132,3 +134,56 @@ def test_states_are_frozen_compared_by_identity_and_shown_without_their_numbers(
         assert state == state
         assert state != twin
         assert len({state, twin}) == 2
+
+
+def test_a_state_keeps_its_dtype_whatever_the_batches_have(backend):
+    x = np.random.default_rng(4).standard_normal((5, 3))
+    for momentum in (0.9, None):
+        start = anynorm.RunningStats.init(3, like=backend.array(1.0, "float32"), momentum=momentum)
+        running = start.update(anynorm.moments(backend.array(x), axis=0))
+        weight = 1 if momentum is None else 0.1
+        backend.check(running.mean, weight * x.mean(axis=0), dtype="float32", tolerance=1e-6)
+        assert running.var.dtype == start.var.dtype
+
+
+@pytest.mark.cells("numpy", "torch", "cupy")
+def test_a_float64_state_is_exact_over_very_many_float32_batches(backend):
+    running, rng, sums = (
+        anynorm.RunningStats.init(1, like=backend.array(1.0), momentum=None),
+        np.random.default_rng(5),
+        [],
+    )
+    for step in range(3000):
+        batch = (rng.standard_normal((8, 1)) + 1e4 + (step >= 1500)).astype(np.float32)
+        sums.append(batch.astype(np.float64))
+        running = running.update(anynorm.moments(backend.array(batch), axis=0))
+    whole = np.concatenate(sums)
+    np.testing.assert_allclose(backend.numpy(running.mean), whole.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(backend.numpy(running.var), whole.var(axis=0), rtol=1e-9)
+
+
+def test_parts_that_are_empty_or_far_apart_merge(backend):
+    far = anynorm.Moments(backend.array([1e30], "float32"), backend.array([np.inf], "float32"), 0)
+    near = anynorm.Moments(backend.array([1.0], "float32"), backend.array([2.0], "float32"), 3)
+    for merged in (far.merge(near), near.merge(far)):
+        backend.check(merged.mean, [1.0], dtype="float32", tolerance=0)
+        backend.check(merged.var, [2.0], dtype="float32", tolerance=0)
+    if backend.float64:
+        large = anynorm.Moments(backend.array([1e300]), backend.array([1.0]), 1)
+        narrow = near.merge(anynorm.Moments(backend.array([1.0]), backend.array([2.0]), 3))
+        backend.check(narrow.mean, [1.0], dtype="float32")
+        assert backend.numpy(near.merge(large).mean) == np.inf
+
+
+@pytest.mark.cells("numpy", "strict", "torch", "jax")
+def test_states_and_pullbacks_are_copied_and_states_pickled(backend):
+    x = backend.array(np.random.default_rng(6).standard_normal((4, 3)))
+    if getattr(x, "requires_grad", False):
+        x = x.detach()
+    moments = anynorm.moments(x, axis=0)
+    for state in (moments, anynorm.RunningStats.init(3, like=x), anynorm.WeightNorm.from_weight(x)):
+        assert repr(copy.deepcopy(state)) == repr(state)
+        if backend.library != "strict":  # its devices cannot be pickled
+            assert repr(pickle.loads(pickle.dumps(state))) == repr(state)
+    _, pullback = anynorm.vjp(anynorm.layer_norm, x)
+    assert repr(pullback).startswith("Pullback(")

@@ -1,0 +1,28 @@
+"""What mypy, strict, infers for a user: it reads this file, and nothing runs it."""
+
+from typing import Any, assert_type
+
+import numpy as np
+from numpy.typing import NDArray
+
+import anynorm
+
+Floats = NDArray[np.float32]
+
+
+def use(x: Floats, gamma: NDArray[np.float64], flag: bool) -> None:
+    """A result has the type of x, whatever gamma has; moments come where they are asked for."""
+    assert_type(anynorm.layer_norm(x, gamma), Floats)
+    assert_type(anynorm.rms_norm(x, gamma), Floats)
+    assert_type(anynorm.weight_norm(x, gamma), Floats)
+    y, batch = anynorm.normalize(x, axis=0, return_moments=True)
+    assert_type(batch, anynorm.Moments[Floats])
+    running = anynorm.RunningStats.init(3, like=x).update(batch)
+    assert_type(running, anynorm.RunningStats[Floats])
+    assert_type(anynorm.batch_norm(y, moments=running), Floats)
+    assert_type(
+        anynorm.batch_norm(x, moments=running, return_moments=True), tuple[Floats, anynorm.RunningStats[Floats]]
+    )
+    assert_type(anynorm.group_norm(x, groups=3, return_moments=True), tuple[Floats, anynorm.Moments[Floats]])
+    either: Floats | tuple[Floats, Any] = anynorm.instance_norm(x, return_moments=flag)
+    assert either is not None
