@@ -70,17 +70,17 @@ def vjp(norm: Callable[..., Any], x: Array, /, *params: Array | None, **options:
     y = schedules.affine(call, standardized)
     arrays = [name for name in arguments if name in ("x", "gamma", "beta", "v", "g")]
     params_passed = arrays[1 : _arity(arrays, arguments, params)]
+    # what the pullback keeps is its own: the caller may do to y and to gamma what they like
     pullback = Pullback(
-        # what is kept is its own: the caller may do to y and to gamma what they like
-        standardized if call.gamma is not None or call.beta is not None else _copied(standardized),
-        None if call.gamma is None else call.gamma * 1.0,
-        call.library,
-        call.layout,
-        call.groups,
-        call.centred,
-        call.mean is not None,
-        call.x.dtype,
-        tuple(_primal(call.layout, arguments[name]) for name in params_passed),
+        standardized=standardized if call.gamma is not None or call.beta is not None else _copied(standardized),
+        gamma=None if call.gamma is None else call.gamma * 1.0,
+        library=call.library,
+        layout=call.layout,
+        groups=call.groups,
+        centred=call.centred,
+        given=call.mean is not None,
+        dtype=call.x.dtype,
+        parameters=tuple(_primal(call.layout, arguments[name]) for name in params_passed),
     )
     if not wants_moments:
         return y, pullback
@@ -126,15 +126,15 @@ class Pullback:
             groups = None if self.given else self.groups
             dx = kernels.input_gradient(xp, dy, self.gamma, self.standardized, groups=groups, centred=self.centred)
             gradients = [schedules.restore(library, self.layout, dx, self.dtype)]
-            for primal, summand in zip(self.parameters, (dy * xhat, dy), strict=False):
-                gradients.append(None if primal is None else self._parameter(summand, primal))
+            for primal, factor in zip(self.parameters, (xhat, None), strict=False):
+                gradients.append(None if primal is None else self._parameter(dy, factor, primal))
         return tuple(gradients)
 
     def __repr__(self) -> str:
         return f"Pullback({describe(self.standardized.xhat)})"
 
-    def _parameter(self, summand: Array, primal: _Primal) -> Array:
-        xp = self.library.xp
+    def _parameter(self, dy: Array, factor: Array | None, primal: _Primal) -> Array:
+        xp, summand = self.library.xp, kernels.affine(dy, factor, None)
         d = kernels.parameter_gradient(xp, summand, primal.full, block=self.groups.block)
         return xp.astype(xp.reshape(d, primal.shape), primal.dtype, copy=False)
 
