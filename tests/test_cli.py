@@ -288,7 +288,7 @@ def test_info_lists_what_is_there_what_is_not_and_what_is_broken(tmp_path):
 @pytest.mark.parametrize("method", METHODS)
 def test_every_backend_trains_as_numpy_does(backend, method):
     if backend.tracked:
-        pytest.skip("the trainer makes arrays of its own, which no one tracks")
+        pytest.skip(reason="the trainer makes arrays of its own, which no one tracks")
     device = {"jax": "cpu:1", "cupy": "cuda:0"}.get(backend.library, str(backend.device))
     run = Run(method, seed=1, learning_rate=0.05, batch_size=479, epochs=1)
     found = Trainer(open_backend(backend.library, device), _made_up_digits()).train(run)
