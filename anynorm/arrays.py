@@ -87,7 +87,7 @@ def empty(shape: tuple[int, ...], like: Array, dtype: Any) -> Array:
 
 
 def zeros(n: int, like: Array, dtype: Any) -> Array:
-    """N zeros, beside `like`."""
+    """`n` zeros, beside `like`."""
     library = library_of("like", like)
     device = library.device(like)
     if isinstance(device, frozenset):  # JAX spreads an array over several

@@ -79,7 +79,7 @@ def standardize_scaled(
 ) -> Standardized:
     """`standardize` for numbers of any size: a power of two is taken out of each group, so that its squares exist.
 
-    It costs a pass for the extremes, and changes no bit where the numbers are of ordinary size. `subnormal` holds the
+    It costs a pass for the extremes; where the numbers are of ordinary size the power is 1. `subnormal` holds the
     numbers that the library flushes to 0, times the power of two that is taken out of the smallest.
     """
     bottom, top = extremes(xp, x, groups=groups)

@@ -238,3 +238,24 @@ def test_the_limits_are_what_they_say(backend):
             assert level**2 * 2.0**31 <= largest
         for level in (limits.small, limits.large / limits.step, smallest * limits.step * limits.further):
             assert (level * float(info.eps) / 2) ** 2 >= smallest
+
+
+@pytest.mark.parametrize("offset", [1e4, 1e6])
+def test_a_mean_is_right_to_the_last_bit_over_a_leading_axis(backend, offset):
+    x = float32((250, 8), offset)
+    mean = backend.numpy(anynorm.moments(backend.array(x, "float32"), axis=0).mean)
+    np.testing.assert_allclose(mean, x.mean(axis=0), rtol=2.0**-24 * 1.01)
+
+
+def test_a_cotangent_is_centred_in_two_stages(backend):
+    x, dy = float32((250, 8)), float32((250, 8), 1e6)
+    (dx,) = anynorm.vjp(anynorm.batch_norm, backend.array(x, "float32"))[1](backend.array(dy, "float32"))
+    assert distance(backend, dx, standardized_gradient(x, dy, 0)) <= 2e-5
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 1e13, 1e18, 1e30])
+def test_a_constant_group_has_the_gradient_of_its_eps_beside_any_other(backend, value):
+    x = np.array([[value] * 4, [3e38, 1.0, 1.0, 1.0]])
+    dy = np.tile(np.arange(4.0), (2, 1))
+    (dx,) = anynorm.vjp(anynorm.layer_norm, backend.array(x, "float32"))[1](backend.array(dy, "float32"))
+    np.testing.assert_allclose(backend.numpy(dx)[0], (dy[0] - 1.5) / 1e-5**0.5, rtol=1e-5)
