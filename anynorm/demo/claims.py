@@ -9,7 +9,7 @@ BATCH_SIZE = 32
 LEARNING_RATE = 0.05
 
 LARGE_RATE = 1.0
-STALLS, TRAINS = 0.8, 0.9
+STALLS, TRAINS = 0.5, 0.9
 """Test accuracies below and above which a network did not train, and did; at an ordinary rate all pass 0.95."""
 
 SMALL_BATCH = 2
