@@ -2,6 +2,7 @@
 
 from anynorm.gradients import vjp
 from anynorm.norms import batch_norm, group_norm, instance_norm, layer_norm, moments, normalize, rms_norm, weight_norm
+from anynorm.settings import options
 from anynorm.state import RunningStats, WeightNorm
 from anynorm.statistics import Moments
 
@@ -17,6 +18,7 @@ __all__ = [
     "layer_norm",
     "moments",
     "normalize",
+    "options",
     "rms_norm",
     "vjp",
     "weight_norm",

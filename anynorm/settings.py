@@ -1,0 +1,111 @@
+"""How calls are run, where the user has a say in it: threads, the size of a block, a compiler."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import NamedTuple
+
+from anynorm.arrays import check_int
+
+COMPILERS = ("none", "torch", "jax", "cupy")
+MOST_THREADS = 4
+"""As many as the interpreter's lock leaves something to do, where nobody asked for more."""
+
+
+class Options(NamedTuple):
+    """What is in force."""
+
+    threads: int
+    block_bytes: int
+    compiler: str
+
+
+@contextmanager
+def options(
+    *, threads: int | None = None, block_bytes: int | None = None, compiler: str | None = None
+) -> Iterator[None]:
+    """Say how the calls inside a ``with`` are run; results are the same to rounding.
+
+    Parameters
+    ----------
+    threads : int, optional
+        How many threads share a large NumPy array. By default that of the environment's ``ANYNORM_NUM_THREADS``, else
+        one for each processor, and no more than 4.
+    block_bytes : int, optional
+        The size of the blocks, in bytes, in which large arrays are run; by default 1 MiB. A block and what is computed
+        of it should fit into the cache of a processor.
+    compiler : {"torch", "jax", "cupy", "none"}, optional
+        Hand the kernels to that library's compiler, whatever library x is of; arrays are passed without a copy.
+        "none", the default, does without.
+
+    Returns
+    -------
+    context manager
+        What is not named stays as it is outside. Nested and concurrent uses, in threads and in asynchronous tasks, do
+        not see each other.
+
+    Raises
+    ------
+    TypeError
+        If `threads` or `block_bytes` is not an int.
+    ValueError
+        If one of them is less than 1, or `compiler` is not one of those.
+
+    Examples
+    --------
+    >>> import numpy as np, anynorm
+    >>> with anynorm.options(threads=1):
+    ...     anynorm.layer_norm(np.array([[1.0, 3.0]]), eps=0)
+    array([[-1.,  1.]])
+    """
+    before = current()
+    token = _current.set(
+        Options(
+            before.threads if threads is None else _at_least_one("threads", threads),
+            before.block_bytes if block_bytes is None else _at_least_one("block_bytes", block_bytes),
+            before.compiler if compiler is None else _compiler(compiler),
+        )
+    )
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def current() -> Options:
+    """The options in force here."""
+    return _current.get() or _default()
+
+
+_current: ContextVar[Options | None] = ContextVar("anynorm.options", default=None)
+_defaults: list[Options] = []
+
+
+def _default() -> Options:
+    if not _defaults:
+        _defaults.append(Options(_threads(), 2**20, "none"))
+    return _defaults[0]
+
+
+def _threads() -> int:
+    asked = os.environ.get("ANYNORM_NUM_THREADS")
+    if not asked:
+        processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return min(processors, MOST_THREADS)
+    if not asked.isdecimal() or int(asked) < 1:
+        raise ValueError(f"ANYNORM_NUM_THREADS must be a whole number of at least 1, got {asked!r}")
+    return int(asked)
+
+
+def _at_least_one(name: str, value: object) -> int:
+    number = check_int(name, value)
+    if number < 1:
+        raise ValueError(f"{name} must be at least 1, got {number}")
+    return number
+
+
+def _compiler(name: object) -> str:
+    if name not in COMPILERS:
+        raise ValueError(f"compiler must be one of {', '.join(map(repr, COMPILERS))}, got {name!r}")
+    return str(name)
