@@ -6,15 +6,16 @@ Everything that must know one array library from another is here, and array-api-
 import operator
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import fields
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import array_api_compat
 import numpy as np
 
-from anynorm.kernels import Array, Namespace
+from anynorm.kernels import PURE, Arithmetic, Array, Namespace
 
 T = TypeVar("T")
 
@@ -26,20 +27,46 @@ class Library(NamedTuple):
     xp: Namespace
     readable: Callable[[Array], bool]
     """Whether a number can be read out of the array now, at no cost: it is neither traced, nor lazy, nor on a GPU."""
-    writes: bool
-    """Whether a result may be written part by part: arrays are eager, and nothing records how they came about."""
     constant: Callable[[Array], Array]
     """The array as a constant, to which no gradient flows."""
+    most: Callable[[Array], float]
+    """The largest number of a readable array."""
+    least: Callable[[Array], float]
     block: int | None
     """The longest run of numbers that this library is trusted to add in one go; None where it blocks its own sums."""
     device: Callable[[Array], Any]
     """The device, or None where there is but one or the library itself is the better judge."""
     quiet: Callable[[], AbstractContextManager[Any]]
     """Silences the library's warnings of overflow and invalid values, which the results show."""
+    uniform: bool = False
+    """Whether any two of its arrays go together: one device, and none of them odd."""
     oddity: Callable[[Array], str] | None = None
     """What keeps an array of this library from being a plain one: "" for a plain one."""
     subnormal: Callable[[Array, float], Array] | None = None
     """The subnormal numbers of an array times a power of two, and 0 elsewhere, if the library flushes them to 0."""
+    traced: Callable[[], bool] = lambda: False
+    """Whether a compiler follows what happens now, to whom a shape may be more than numbers."""
+    contiguous: Callable[[Array], bool] = lambda x: False
+    """Whether neighbouring axes of the array are one in memory too."""
+    products: bool = False
+    """Whether it adds fastest by multiplying with ones."""
+    writeable: Callable[[Array], bool] = lambda x: False
+    """Whether the array may be written to."""
+    plain: Callable[..., bool] = lambda *arrays: False
+    """Whether a result of these arrays may be written part by part: nothing records how it comes about."""
+    overlap: Callable[[Array, Array], bool] = lambda x, out: True
+    """Whether two arrays may have memory in common."""
+    same: Callable[[Array, Array], bool] = lambda x, out: False
+    """Whether two arrays of one shape are one in memory."""
+    into: Callable[[Array], Arithmetic] = lambda place: PURE
+    """Arithmetic whose results are all written to one place."""
+    busy: Callable[[], AbstractContextManager[Any]] = nullcontext
+    """As `quiet`, where block after block is worked on."""
+
+
+def known_library(x: Array) -> Library | None:
+    """The library of an array, if one of its type was here before."""
+    return _libraries.get(type(x))
 
 
 def library_of(name: str, x: Array) -> Library:
@@ -71,6 +98,27 @@ def compute_dtype(library: Library, name: str, x: Array) -> Any:
         return _compute_dtypes[library.name, x.dtype]
     except KeyError:
         return _compute_dtypes.setdefault((library.name, x.dtype), _find_compute_dtype(library, name, x.dtype))
+
+
+def check_plain(library: Library, **arrays: Array) -> None:
+    """A TypeError if an argument is an odd array."""
+    if library.oddity is not None:
+        for name, x in arrays.items():
+            if oddity := library.oddity(x):
+                raise TypeError(f"{name} must be a plain array, got one that is {oddity}")
+
+
+def check_out(library: Library, name: str, x: Array, out: Array) -> None:
+    """An error unless the result of x can be written to `out`."""
+    one_library(**{name: x}, out=out)
+    if out.dtype != x.dtype:
+        raise TypeError(f"out must have the dtype of {name}, {x.dtype}, got {out.dtype}")
+    if tuple(out.shape) != tuple(x.shape):
+        raise ValueError(f"out must have the shape of {name}, {tuple(x.shape)}, got {tuple(out.shape)}")
+    check_plain(library, out=out)
+    check_device(library, name, x, "out", out)
+    if not library.writeable(out):
+        raise ValueError(f"out must be writeable, got an array of {library.name} that is not")
 
 
 def check_device(library: Library, name: str, x: Array, other_name: str, other: Array) -> None:
@@ -207,16 +255,26 @@ def _torch_library() -> Library:
     # by hand and not through array_namespace, whose cache torch.compile warns of when it traces the first call
     from array_api_compat import torch as xp
 
+    torch = sys.modules["torch"]
     return Library(
         name="torch",
         xp=xp,
         readable=_torch_readable,
-        writes=False,
         constant=lambda x: x.detach(),
+        most=lambda x: float(x.max()),
+        least=lambda x: float(x.min()),
         block=_BLOCK,
         device=lambda x: x.device,
         quiet=nullcontext,
-        oddity=lambda x: "" if x.layout is sys.modules["torch"].strided else f"{x.layout}".removeprefix("torch."),
+        oddity=lambda x: "" if x.layout is torch.strided else f"{x.layout}".removeprefix("torch."),
+        traced=torch.compiler.is_compiling,
+        contiguous=lambda x: type(x) in (torch.Tensor, torch.nn.Parameter) and x.is_contiguous(),
+        writeable=lambda out: not (torch.is_grad_enabled() and out.requires_grad),
+        plain=_torch_plain,
+        overlap=lambda x, out: x.untyped_storage().data_ptr() == out.untyped_storage().data_ptr(),
+        same=lambda x, out: x.data_ptr() == out.data_ptr() and x.stride() == out.stride(),
+        into=_into(torch),
+        busy=torch.no_grad,
     )
 
 
@@ -225,29 +283,60 @@ def _torch_readable(x: Array) -> bool:
     return x.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
 
 
+def _torch_plain(*arrays: Array) -> bool:
+    torch = sys.modules["torch"]
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():
+        return False
+    if torch.autograd.forward_ad._current_level >= 0:
+        return False
+    recorded = torch.is_grad_enabled()
+    return all(
+        type(x) in (torch.Tensor, torch.nn.Parameter) and x.device.type == "cpu" and not (recorded and x.requires_grad)
+        for x in arrays
+    )
+
+
 def _library(x: Array) -> Library:
     xp = array_api_compat.array_namespace(x)
     eager = Library(
         name=xp.__name__.removeprefix("array_api_compat.").partition(".")[0],
         xp=xp,
         readable=lambda x: True,
-        writes=True,
         constant=lambda x: x,
+        most=lambda x: float(xp.max(x)),
+        least=lambda x: float(xp.min(x)),
         block=_BLOCK,
         device=array_api_compat.device,
-        quiet=lambda: np.errstate(all="ignore"),
+        quiet=_quiet,
+        writeable=array_api_compat.is_writeable_array,
+        plain=lambda *arrays: True,
+        busy=_quiet,
     )
     if array_api_compat.is_numpy_array(x):
-        return eager._replace(device=lambda x: None)
+        return eager._replace(
+            device=lambda x: None,
+            uniform=True,
+            most=lambda x: x.max(),
+            least=lambda x: x.min(),
+            contiguous=lambda x: x.flags.c_contiguous,
+            products=True,
+            overlap=np.may_share_memory,
+            same=lambda x, out: (
+                x.__array_interface__["data"] == out.__array_interface__["data"] and x.strides == out.strides
+            ),
+            into=_into(np),
+            busy=_busy_numpy,
+        )
     if eager.name == "array_api_strict":
-        return eager
-    unreadable = eager._replace(readable=lambda x: False, writes=False)
+        return eager._replace(contiguous=lambda x: True, products=True, into=_into_by_assignment)
+    unreadable = eager._replace(readable=lambda x: False, plain=lambda *arrays: False)
     if array_api_compat.is_jax_array(x):
         return unreadable._replace(
             constant=sys.modules["jax"].lax.stop_gradient,
             device=_jax_devices,
             quiet=nullcontext,
             subnormal=_jax_subnormal,
+            writeable=lambda out: False,
         )
     if array_api_compat.is_dask_array(x):
         # a reshape across chunks would gather them
@@ -255,8 +344,42 @@ def _library(x: Array) -> Library:
             block=None,
             device=lambda x: None,
             oddity=lambda x: "masked" if isinstance(x._meta, np.ma.MaskedArray) else "",
+            writeable=lambda out: False,
         )
     return unreadable
+
+
+def _quiet() -> AbstractContextManager[Any]:
+    return np.errstate(all="ignore")
+
+
+@contextmanager
+def _busy_numpy() -> Iterator[None]:
+    """Short buffers, as NumPy copies what it broadcasts into a buffer that a run fits into, at double the cost."""
+    with np.errstate(all="ignore"):
+        before = np.setbufsize(1024)
+        try:
+            yield
+        finally:
+            np.setbufsize(before)
+
+
+def _into(xp: Any) -> Callable[[Array], Arithmetic]:
+    def into(place: Array) -> Arithmetic:
+        return Arithmetic(*(partial(each, out=place) for each in (xp.add, xp.subtract, xp.multiply)))
+
+    return into
+
+
+def _into_by_assignment(place: Array) -> Arithmetic:
+    def assigning(operation: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
+        def assign(x: Array, other: Array) -> Array:
+            place[...] = operation(x, other)
+            return place
+
+        return assign
+
+    return Arithmetic(*map(assigning, PURE))
 
 
 def _jax_devices(x: Array) -> frozenset[Any] | None:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from anynorm import calls, kernels, norms, schedules
-from anynorm.arrays import Library, check_device, compute_dtype, one_library, pytree
-from anynorm.calls import Call
-from anynorm.kernels import Array, Groups, Standardized
-from anynorm.layouts import Layout, same_shape
+from anynorm.arrays import check_device, compute_dtype, one_library, pytree
+from anynorm.calls import Call, Fit, Plan
+from anynorm.kernels import Array, Standardized
+from anynorm.layouts import same_shape
 from anynorm.statistics import describe
 
 
@@ -60,31 +60,34 @@ def vjp(norm: Callable[..., Any], x: Array, /, *params: Array | None, **options:
     >>> x, gamma = np.array([[1.0, 2.0, 6.0]]), np.ones(3)
     >>> y, pullback = anynorm.vjp(anynorm.layer_norm, x, gamma, axis=-1)
     >>> dx, dgamma = pullback(np.array([[1.0, 0.0, 0.0]]))
-    >>> bool(np.isclose(dx.sum(), 0)), dgamma.round(3)
-    (True, array([-0.926,  0.   ,  0.   ]))
+    >>> bool(np.isclose(dx.sum(), 0)), float(dgamma[0].round(3))
+    (True, -0.926)
     """
     arguments = _arguments(norm, x, params, options)
     wants_moments, given = arguments.pop("return_moments", False), arguments.get("moments")
     call = _CALLS[norm](**arguments)
-    standardized = schedules.standardize(call)
-    y = schedules.affine(call, standardized)
+    with call.plan.library.quiet():
+        standardized = schedules.standardize(call)
+        y = schedules.affine(call, standardized)
+    if call.out is not None:
+        call.out[...] = y
+        y = call.out
     arrays = [name for name in arguments if name in ("x", "gamma", "beta", "v", "g")]
     params_passed = arrays[1 : _arity(arrays, arguments, params)]
     # what the pullback keeps is its own: the caller may do to y and to gamma what they like
     pullback = Pullback(
         standardized=standardized if call.gamma is not None or call.beta is not None else _copied(standardized),
         gamma=None if call.gamma is None else call.gamma * 1.0,
-        library=call.library,
-        layout=call.layout,
-        groups=call.groups,
-        centred=call.centred,
-        given=call.mean is not None,
+        plan=call.plan,
+        given=call.spread is not None,
         dtype=call.x.dtype,
-        parameters=tuple(_primal(call.layout, arguments[name]) for name in params_passed),
+        parameters=tuple(
+            _primal(arguments[name], call.plan.beta if name == "beta" else call.plan.gamma) for name in params_passed
+        ),
     )
     if not wants_moments:
         return y, pullback
-    return (y, norms.moments_of(call, standardized) if given is None else given), pullback
+    return (y, norms.moments_of(call, standardized.spread) if given is None else given), pullback
 
 
 class _Primal(NamedTuple):
@@ -103,10 +106,7 @@ class Pullback:
 
     standardized: Standardized
     gamma: Array | None
-    library: Library
-    layout: Layout
-    groups: Groups
-    centred: bool
+    plan: Plan
     given: bool
     """Whether the moments were, and are constants."""
     dtype: Any
@@ -115,17 +115,18 @@ class Pullback:
 
     def __call__(self, dy: Array, /) -> tuple[Array | None, ...]:
         """The gradients of sum(y * dy)."""
-        library, xp, xhat = self.library, self.library.xp, self.standardized.xhat
+        plan, xhat = self.plan, self.standardized.xhat
+        library, xp = plan.library, plan.library.xp
         one_library(y=xhat, dy=dy)
         compute_dtype(library, "dy", dy)
-        if not same_shape(tuple(dy.shape), self.layout.shape):
-            raise ValueError(f"dy must have the shape of y, {self.layout.shape}, got {tuple(dy.shape)}")
+        if not same_shape(tuple(dy.shape), plan.layout.shape):
+            raise ValueError(f"dy must have the shape of y, {plan.layout.shape}, got {tuple(dy.shape)}")
         check_device(library, "y", xhat, "dy", dy)
         with library.quiet():
-            dy = schedules.enter(library, self.layout, dy, xhat.dtype)
-            groups = None if self.given else self.groups
-            dx = kernels.input_gradient(xp, dy, self.gamma, self.standardized, groups=groups, centred=self.centred)
-            gradients = [schedules.restore(library, self.layout, dx, self.dtype)]
+            dy = schedules.enter(plan, dy)
+            groups = None if self.given else plan.groups
+            dx = kernels.input_gradient(xp, dy, self.gamma, self.standardized, groups=groups, centred=plan.centred)
+            gradients = [schedules.restore(plan, dx, self.dtype)]
             for primal, factor in zip(self.parameters, (xhat, None), strict=False):
                 gradients.append(None if primal is None else self._parameter(dy, factor, primal))
         return tuple(gradients)
@@ -134,8 +135,8 @@ class Pullback:
         return f"Pullback({describe(self.standardized.xhat)})"
 
     def _parameter(self, dy: Array, factor: Array | None, primal: _Primal) -> Array:
-        xp, summand = self.library.xp, kernels.affine(dy, factor, None)
-        d = kernels.parameter_gradient(xp, summand, primal.full, block=self.groups.block)
+        xp, summand = self.plan.library.xp, kernels.affine(dy, factor, None)
+        d = kernels.parameter_gradient(xp, summand, primal.full, block=self.plan.groups.block)
         return xp.astype(xp.reshape(d, primal.shape), primal.dtype, copy=False)
 
 
@@ -173,11 +174,8 @@ def _arity(arrays: list[str], arguments: dict[str, Any], params: tuple[Array | N
     return max(last, len(params)) + 1
 
 
-def _primal(layout: Layout, parameter: Array | None) -> _Primal | None:
-    if parameter is None:
-        return None
-    shape = tuple(parameter.shape)
-    return _Primal(shape, layout.full(shape) or shape, parameter.dtype)
+def _primal(parameter: Array | None, fit: Fit | None) -> _Primal | None:
+    return None if parameter is None or fit is None else _Primal(tuple(parameter.shape), fit.shape, parameter.dtype)
 
 
 def _copied(standardized: Standardized) -> Standardized:

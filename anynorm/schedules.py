@@ -1,139 +1,297 @@
 """How a call is run: whole or in blocks; plainly where its numbers turn out ordinary, else proof to any size."""
 
 import math
-from itertools import product
 from typing import Any, NamedTuple
 
 from anynorm import kernels
-from anynorm.arrays import Library, empty
-from anynorm.calls import Call
-from anynorm.kernels import Array, Standardized
-from anynorm.layouts import Layout
+from anynorm.arrays import empty
+from anynorm.blocks import Block, blocks, both, share, within
+from anynorm.calls import Call, Plan
+from anynorm.kernels import Arithmetic, Array, Groups, Scale, Spread, Standardized
+from anynorm.settings import current
 
-BLOCK_BYTES = 2**20
-"""A block, and the few temporaries that a kernel makes of it, stay in the cache."""
+SMALL = 2**16
+"""An array of fewer bytes is not worth the trouble of writing in place."""
+SHARED = 2**22
+"""So many bytes are worth a thread."""
+PENDING = 32
+"""So many parts of a group are pooled at a time."""
 
 
 class Normalized(NamedTuple):
     """A call's result, as the caller's x was, and its statistics beside the view."""
 
     y: Array
-    mean: Array | None
-    var: Array
+    spread: Spread
 
 
 def normalize(call: Call) -> Normalized:
-    """The result of a call, in blocks of whole groups where the array is large and may be written part by part."""
-    blocks = _blocks(call) if call.library.writes else []
-    if len(blocks) < 2:
+    """The result of a call: in blocks where the array is large and may be written part by part, else whole."""
+    plan, out = call.plan, call.out
+    if plan.nbytes >= min(SMALL, current().block_bytes) and plan.library.plain(*_arrays(call)):
+        return _in_blocks(call)
+    with plan.library.quiet():
         standardized = standardize(call)
-        return Normalized(affine(call, standardized), standardized.mean, standardized.var)
-    y = empty(call.x.shape, call.x, call.x.dtype)
-    mean, var = (empty(call.layout.keepdims_shape, call.x, call.dtype) for _ in range(2))
-    for block in blocks:
-        part = _part(call, block)
-        standardized = standardize(part)
-        y[block] = affine(part, standardized, view=True)
-        if standardized.mean is not None:
-            mean[_within(mean, block)] = standardized.mean
-        var[_within(var, block)] = standardized.var
-    return Normalized(call.library.xp.reshape(y, call.layout.shape), mean if call.centred else None, var)
+        y = affine(call, standardized)
+    if out is not None:
+        out[...] = y
+    return Normalized(y if out is None else out, standardized.spread)
 
 
 def standardize(call: Call) -> Standardized:
     """The kernel's result. An eager array is scaled only if it turns out that it must be; any other always is."""
-    library, xp = call.library, call.library.xp
-    limits = kernels.limits(xp, call.dtype)
-    tiny = call.eps < limits.eps
-    with library.quiet():
-        x = xp.astype(call.x, call.dtype, copy=False)
-        if call.mean is not None:
-            return kernels.standardize_with(xp, x, call.mean, call.var, eps=call.eps)
-        vacant = not math.prod(x.shape) > 0  # NaN is a size that Dask does not know: there it takes no minimum
-        if vacant or library.readable(x):
-            plain = kernels.standardize(
-                xp, x, groups=call.groups, eps=call.eps, centred=call.centred, flat=1.0 if tiny else None
-            )
-            if vacant or _ordinary(call, plain.var, least=limits.eps if tiny else 0.0):
-                return plain
-        subnormal = library.subnormal(x, limits.step * limits.further) if tiny and library.subnormal else None
-        return kernels.standardize_scaled(
-            xp, x, groups=call.groups, eps=call.eps, centred=call.centred, subnormal=subnormal
-        )
+    plan = call.plan
+    library, xp = plan.library, plan.library.xp
+    x = call.x if call.x.dtype == plan.dtype else xp.astype(call.x, plan.dtype)
+    if call.spread is not None:
+        return kernels.standardize_with(xp, x, call.spread, eps=plan.eps)
+    vacant = not plan.nbytes > 0  # NaN is a size that Dask does not know: there it takes no minimum
+    flat = 1.0 if plan.tiny else None
+    if vacant or library.readable(x):
+        plain = kernels.standardize(xp, x, groups=plan.groups, eps=plan.eps, centred=plan.centred, flat=flat)
+        if vacant or _ordinary(plan, plain.spread.var):
+            return plain
+    subnormal = None
+    if plan.tiny and library.subnormal:
+        subnormal = library.subnormal(x, plan.limits.step * plan.limits.further)
+    return kernels.standardize_scaled(
+        xp, x, groups=plan.groups, eps=plan.eps, centred=plan.centred, subnormal=subnormal
+    )
 
 
-def affine(call: Call, standardized: Standardized, *, view: bool = False) -> Array:
-    """The normalized array in the dtype, and unless a `view` is asked for the shape, of the caller's x."""
-    with call.library.quiet():
-        y = kernels.affine(standardized.xhat, call.gamma, call.beta)
-        if view:
-            return call.library.xp.astype(y, call.x.dtype, copy=False)
-        return restore(call.library, call.layout, y, call.x.dtype)
+def affine(call: Call, standardized: Standardized) -> Array:
+    """The normalized array in the dtype and the shape of the caller's x."""
+    return restore(call.plan, kernels.affine(standardized.xhat, call.gamma, call.beta), call.x.dtype)
 
 
 def length(call: Call) -> Array:
     """The norm of each group of `calls.direction`, beside the view: v along its own direction."""
-    with call.library.quiet():
-        return call.groups.mean(call.library.xp, standardize(call).xhat * call.x)
+    with call.plan.library.quiet():
+        return call.plan.groups.mean(call.plan.library.xp, standardize(call).xhat * call.x)
 
 
-def enter(library: Library, layout: Layout, value: Array, dtype: Any) -> Array:
-    """An array of the caller's shape in the view and this dtype."""
-    value = library.xp.astype(value, dtype, copy=False)
-    return value if layout.channel is None else library.xp.reshape(value, layout.view(layout.shape))
+def enter(plan: Plan, value: Array) -> Array:
+    """An array of the caller's shape in the view and the dtype of the computation."""
+    xp = plan.library.xp
+    return xp.reshape(xp.astype(value, plan.dtype, copy=False), plan.view.shape)
 
 
-def restore(library: Library, layout: Layout, value: Array, dtype: Any) -> Array:
+def restore(plan: Plan, value: Array, dtype: Any) -> Array:
     """An array of the view in the caller's shape and this dtype."""
-    if layout.channel is not None:
-        value = library.xp.reshape(value, layout.shape)
-    return library.xp.astype(value, dtype, copy=False)
+    xp = plan.library.xp
+    if plan.view.shape != plan.layout.shape:
+        value = xp.reshape(value, plan.layout.shape)
+    return value if value.dtype == dtype else xp.astype(value, dtype)
 
 
 def statistic(call: Call, value: Any) -> Array:
     """A mean, a variance or a norm, of the shape that the caller sees, as a constant."""
-    return call.library.constant(call.library.xp.squeeze(value, axis=call.groups.axes))
+    plan = call.plan
+    xp = plan.library.xp
+    value = plan.library.constant(xp.squeeze(value, axis=plan.view.axes))
+    return xp.reshape(value, plan.layout.kept_shape) if plan.view.joined else value
 
 
-def _blocks(call: Call) -> list[tuple[slice, ...]]:
-    """Blocks of whole groups, none much larger than BLOCK_BYTES if that can be; none at all where the array is not.
+class _Part(NamedTuple):
+    """A block of a call, and where its result goes."""
 
-    An axis that comes after all that are averaged over is not divided: its parts would be strewn over memory.
-    """
-    shape, averaged = call.x.shape, () if call.mean is not None else call.groups.axes
-    size = math.prod(shape) * call.library.xp.finfo(call.dtype).bits // 8
-    if size <= BLOCK_BYTES:
-        return []
-    steps = list(shape)
-    for axis in range(max(averaged, default=len(shape) - 1)):
-        if size > BLOCK_BYTES and axis not in averaged:
-            each = size // shape[axis]
-            steps[axis] = max(1, BLOCK_BYTES // each)
-            size = each * steps[axis]
-    runs = ([slice(i, min(i + step, n)) for i in range(0, n, step)] for n, step in zip(shape, steps, strict=True))
-    return list(product(*runs))
+    plan: Plan
+    groups: Groups
+    x: Array
+    """In the dtype of the computation; it is used up if it is a copy."""
+    gamma: Array | None
+    beta: Array | None
+    y: Array
+    ops: Arithmetic
+
+    def enter(self, scale: Scale | None = None) -> Array:
+        return self.x if scale is None else self.ops.multiply(self.x, scale.unit)
+
+    def deviations(self, scale: Scale | None) -> tuple[Array, Spread]:
+        centred = self.plan.centred
+        return kernels.deviations(
+            self.plan.library.xp,
+            self.enter(scale),
+            groups=self.groups,
+            centred=centred,
+            alike=scale.alike if scale is not None and centred else None,
+            ops=self.ops,
+        )
+
+    def finish(self, d: Array, rstd: Array, rest: Array | None = None) -> None:
+        """Write the result: the deviations, less a rest of their mean, times rstd; times gamma, plus beta."""
+        xp, gamma, beta, ops = self.plan.library.xp, self.gamma, self.beta, self.ops
+        if gamma is not None and self.plan.folds and _sound(xp, rstd * gamma):
+            rstd, gamma = rstd * gamma, None
+        if rest is not None and gamma is None:
+            beta = -(rest * rstd) if beta is None else beta - rest * rstd
+        elif rest is not None:
+            d = ops.subtract(d, rest)
+        y = kernels.affine(ops.multiply(d, rstd), gamma, beta, ops=ops)
+        if y is not self.y:
+            self.y[...] = xp.astype(y, self.y.dtype, copy=False)
 
 
-def _part(call: Call, block: tuple[slice, ...]) -> Call:
-    """The call for a block of x."""
+class _Run(NamedTuple):
+    """A call that is run in blocks."""
 
-    def cut(whole: Array | None) -> Array | None:
-        return None if whole is None else whole[_within(whole, block)]
+    call: Call
+    y: Array
+    """In the view."""
+    in_place: bool
+    """Whether the result's own place may be worked in."""
+    threads: int
 
-    return call._replace(
-        x=cut(call.x), gamma=cut(call.gamma), beta=cut(call.beta), mean=cut(call.mean), var=cut(call.var)
-    )
+    def part(self, block: Block) -> _Part:
+        call, plan = self.call, self.call.plan
+        x, y = call.x[block], self.y[block]
+        if not self.in_place:
+            x = plan.library.xp.astype(x, plan.dtype, copy=True)
+        place = y if self.in_place else x
+        number = math.prod([x.shape[axis] for axis in plan.view.axes])
+        groups = plan.groups._replace(divisor=min(plan.groups.divisor, float(number)))
+        return _Part(plan, groups, x, _cut(call.gamma, block), _cut(call.beta, block), y, plan.library.into(place))
+
+    def each(self, work: Any, parts: list[Block]) -> list[Any]:
+        """The results of `work` on each part."""
+
+        def busy(block: Block) -> Any:
+            with self.call.plan.library.busy():
+                return work(self.part(block))
+
+        return share(busy, parts, self.threads)
 
 
-def _within(part: Array, block: tuple[slice, ...]) -> tuple[slice, ...]:
-    """Where in `part`, which broadcasts to x, the block is."""
-    return tuple(slice(None) if n == 1 else each for n, each in zip(part.shape, block, strict=True))
+def _in_blocks(call: Call) -> Normalized:
+    """Block by block, each into its place in the result."""
+    plan, out, settings = call.plan, call.out, current()
+    library = plan.library
+    if out is not None:
+        call = _apart(call, out)
+    target = out
+    if target is None or (library.overlap(call.x, target) and not library.same(call.x, target)):
+        target = empty(plan.layout.shape, call.x, call.x.dtype)
+    in_place = call.x.dtype == plan.dtype and (target is not out or not library.overlap(call.x, target))
+    spread = call.spread or Spread(*(empty(plan.spread.shape, call.x, plan.dtype) for _ in Spread._fields))
+    axes = () if call.spread is not None else plan.view.axes
+    most = settings.block_bytes * 8 // library.xp.finfo(plan.dtype).bits // (1 if in_place else 2)
+    grid = blocks(plan.view.shape, axes, max(1, most))
+    threads = min(settings.threads, int(plan.nbytes // SHARED)) if library.products else 1
+    many = len(grid.groups) >= threads
+    run = _Run(call, library.xp.reshape(target, plan.view.shape), in_place, 1 if many else threads)
+
+    def work(block: Block) -> None:
+        parts = [both(block, part) for part in grid.parts]
+        with library.busy():
+            if call.spread is not None:
+                _apply(run, parts, _spread_within(spread, block), None)
+                return
+            for whole, part in zip(spread, _groups(run, parts, None), strict=True):
+                if part is not None:
+                    whole[within(whole, block)] = part
+
+    share(work, grid.groups, threads if many else 1)
+    if out is not None and target is not out:
+        out[...] = target
+    if not plan.centred and call.spread is None:
+        spread = Spread(None, None, spread.var)
+    return Normalized(target if out is None else out, spread)
 
 
-def _ordinary(call: Call, var: Array, *, least: float) -> bool:
+def _groups(run: _Run, parts: list[Block], scale: Scale | None) -> Spread:
+    """Normalize the groups that these parts hold together; their statistics."""
+    plan = run.call.plan
+    if len(parts) == 1:
+        part = run.part(parts[0])
+        d, spread = part.deviations(scale)
+    else:
+        spread = _pooled(run, parts, scale)
+    if scale is None and not _ordinary(plan, spread.var):
+        bounds = run.each(lambda part: kernels.extremes(plan.library.xp, part.enter(), groups=part.groups), parts)
+        bottom, top = bounds[0]
+        for low, high in bounds[1:]:
+            bottom, top = plan.library.xp.minimum(bottom, low), plan.library.xp.maximum(top, high)
+        return _groups(run, parts, kernels.scale_of(plan.library.xp, bottom, top, eps=plan.eps))
+    if len(parts) == 1:
+        part.finish(d, _rstd(plan, spread, scale))
+    else:
+        _apply(run, parts, spread, scale)
+    return spread if scale is None else scale.restore(spread)
+
+
+def _pooled(run: _Run, parts: list[Block], scale: Scale | None) -> Spread:
+    """The statistics of groups that are spread over parts."""
+    xp = run.call.plan.library.xp
+    found: list[tuple[Spread, float]] = []
+    for i in range(0, len(parts), PENDING):
+        found += run.each(lambda part: (part.deviations(scale)[1], part.groups.divisor), parts[i : i + PENDING])
+        found = [_pool(xp, found, run.call.plan.groups.divisor)]
+    return found[0][0]
+
+
+def _pool(xp: Any, found: list[tuple[Spread, float]], divisor: float) -> tuple[Spread, float]:
+    """Statistics and the number of values behind them, of all together."""
+    spreads, numbers = zip(*found, strict=True)
+    number = divisor if divisor == 1 else sum(numbers)
+    like = spreads[0].var
+    stacked = Spread(*(None if parts[0] is None else xp.stack(parts, axis=0) for parts in zip(*spreads, strict=True)))
+    share = xp.stack([xp.ones_like(like) * (each / number) for each in numbers], axis=0)
+    pooled = kernels.pool(xp, stacked, share, axis=0)
+    return Spread(*(None if each is None else each[0, ...] for each in pooled)), number
+
+
+def _apply(run: _Run, parts: list[Block], spread: Spread, scale: Scale | None) -> None:
+    """Normalize parts by statistics that are known."""
+    rstd = _rstd(run.call.plan, spread, scale)
+    bare = spread._replace(rest=None)
+
+    def apply(part: _Part) -> None:
+        part.finish(kernels.less(part.enter(scale), bare, ops=part.ops), rstd, spread.rest)
+
+    run.each(apply, parts)
+
+
+def _rstd(plan: Plan, spread: Spread, scale: Scale | None) -> Array:
+    xp = plan.library.xp
+    if scale is not None:
+        return kernels.inverse_root(xp, spread.var + scale.eps, flat=scale.flat)
+    return kernels.inverse_root(xp, spread.var + plan.eps, flat=1.0 if plan.tiny else None)
+
+
+def _apart(call: Call, out: Array) -> Call:
+    """The call with copies of what `out` shares memory with, but for x."""
+
+    def copied(array: Array | None) -> Array | None:
+        return array * 1.0 if array is not None and call.plan.library.overlap(array, out) else array
+
+    spread = None if call.spread is None else Spread(*map(copied, call.spread))
+    return call._replace(gamma=copied(call.gamma), beta=copied(call.beta), spread=spread)
+
+
+def _arrays(call: Call) -> list[Array]:
+    """All arrays of a call."""
+    arrays = (call.x, call.gamma, call.beta, call.out, *(call.spread or ()))
+    return [array for array in arrays if array is not None]
+
+
+def _cut(array: Array | None, block: Block) -> Array | None:
+    return None if array is None else array[within(array, block)]
+
+
+def _spread_within(spread: Spread, block: Block) -> Spread:
+    return Spread(*(_cut(each, block) for each in spread))
+
+
+def _ordinary(plan: Plan, var: Array) -> bool:
     """Whether no square overflowed, and none that matters underflowed."""
-    xp, var = call.library.xp, call.library.constant(var)
+    var = plan.library.constant(var)
     try:
-        return float(xp.max(var)) < math.inf and (not least or float(xp.min(var)) >= least)
+        return plan.library.most(var) < math.inf and (not plan.tiny or plan.library.least(var) >= plan.limits.eps)
     except RuntimeError:  # torch.func.vmap and fake tensors: a number that cannot be read
         return False
+
+
+def _sound(xp: Any, scale: Array) -> bool:
+    """Whether rstd * gamma has lost nothing: there is no overflow, no subnormal number."""
+    size = xp.abs(scale)
+    return float(xp.max(size)) < math.inf and float(xp.min(size)) >= float(xp.finfo(scale.dtype).smallest_normal)

@@ -13,7 +13,19 @@ import anynorm
 pytestmark = pytest.mark.cells("numpy")
 
 PACKAGE = Path(anynorm.__file__).parent
-FLOORS = ["kernels", "arrays", "settings", "layouts", "statistics", "calls", "schedules", "norms", "state", "gradients"]
+FLOORS = [
+    "kernels",
+    "arrays",
+    "settings",
+    "layouts",
+    "statistics",
+    "calls",
+    "blocks",
+    "schedules",
+    "norms",
+    "state",
+    "gradients",
+]
 LIBRARIES = {"numpy", "array_api_compat", "torch", "jax", "cupy", "dask", "array_api_strict", "array_api_extra"}
 
 
@@ -50,7 +62,7 @@ def test_the_kernels_name_no_library():
     tree = ast.parse((PACKAGE / "kernels.py").read_text())
     names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     assert not names & LIBRARIES
-    assert imports("kernels") <= {"math", "sys", "typing"}
+    assert imports("kernels") <= {"collections.abc", "math", "operator", "sys", "typing"}
 
 
 @pytest.mark.parametrize("module", ["anynorm", "anynorm.cli"])
@@ -65,13 +77,13 @@ def test_importing_loads_no_optional_library(module):
 def test_signatures_are_those_of_the_design():
     common = "x, /, gamma=None, beta=None, *, "
     expected = {
-        "normalize": common + "axis, eps=1e-05, moments=None, return_moments=False",
-        "layer_norm": common + "axis=-1, eps=1e-05, return_moments=False",
-        "batch_norm": common + "channel_axis=1, eps=1e-05, moments=None, return_moments=False",
-        "instance_norm": common + "channel_axis=1, eps=1e-05, return_moments=False",
-        "group_norm": common + "groups, channel_axis=1, eps=1e-05, return_moments=False",
-        "rms_norm": common + "axis=-1, eps=1e-05",
-        "weight_norm": "v, g, /, *, axis=0",
+        "normalize": common + "axis, eps=1e-05, moments=None, return_moments=False, out=None",
+        "layer_norm": common + "axis=-1, eps=1e-05, return_moments=False, out=None",
+        "batch_norm": common + "channel_axis=1, eps=1e-05, moments=None, return_moments=False, out=None",
+        "instance_norm": common + "channel_axis=1, eps=1e-05, return_moments=False, out=None",
+        "group_norm": common + "groups, channel_axis=1, eps=1e-05, return_moments=False, out=None",
+        "rms_norm": common + "axis=-1, eps=1e-05, out=None",
+        "weight_norm": "v, g, /, *, axis=0, out=None",
         "moments": "x, /, *, axis",
         "vjp": "norm, x, /, *params, **options",
         "options": "*, threads=None, block_bytes=None, compiler=None",
