@@ -3,6 +3,7 @@
 Everything that must know one array library from another is here, and array-api-compat is imported nowhere else.
 """
 
+import math
 import operator
 import sys
 import threading
@@ -54,6 +55,8 @@ class Library(NamedTuple):
     """Whether the array may be written to."""
     plain: Callable[..., bool] = lambda *arrays: False
     """Whether a result of these arrays may be written part by part: nothing records how it comes about."""
+    records: Callable[[list[Array]], bool] = lambda arrays: False
+    """Whether autograd, and nothing else, records what becomes of these arrays."""
     overlap: Callable[[Array, Array], bool] = lambda x, out: True
     """Whether two arrays may have memory in common."""
     same: Callable[[Array, Array], bool] = lambda x, out: False
@@ -134,13 +137,13 @@ def empty(shape: tuple[int, ...], like: Array, dtype: Any) -> Array:
     return library.xp.empty(shape, dtype=dtype, device=library.device(like))
 
 
-def zeros(n: int, like: Array, dtype: Any) -> Array:
-    """`n` zeros, beside `like`."""
+def zeros(shape: int | tuple[int, ...], like: Array, dtype: Any) -> Array:
+    """Zeros, beside `like`."""
     library = library_of("like", like)
     device = library.device(like)
     if isinstance(device, frozenset):  # JAX spreads an array over several
         device = min(device, key=str) if len(device) == 1 else None
-    return library.xp.zeros(n, dtype=dtype, device=device)
+    return library.xp.zeros(shape, dtype=dtype, device=device)
 
 
 def check_axes(name: str, axis: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -236,6 +239,7 @@ _pytrees: list[tuple[type, Callable[..., Any], Callable[..., Any]]] = []
 _pytrees_lock = threading.Lock()
 
 _BLOCK = 256
+SHORT = 512
 
 
 def _recognise(name: str, x: Array) -> Library:
@@ -271,6 +275,7 @@ def _torch_library() -> Library:
         contiguous=lambda x: type(x) in (torch.Tensor, torch.nn.Parameter) and x.is_contiguous(),
         writeable=lambda out: not (torch.is_grad_enabled() and out.requires_grad),
         plain=_torch_plain,
+        records=_torch_records,
         overlap=lambda x, out: x.untyped_storage().data_ptr() == out.untyped_storage().data_ptr(),
         same=lambda x, out: x.data_ptr() == out.data_ptr() and x.stride() == out.stride(),
         into=_into(torch),
@@ -285,15 +290,30 @@ def _torch_readable(x: Array) -> bool:
 
 def _torch_plain(*arrays: Array) -> bool:
     torch = sys.modules["torch"]
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():
-        return False
-    if torch.autograd.forward_ad._current_level >= 0:
-        return False
     recorded = torch.is_grad_enabled()
-    return all(
-        type(x) in (torch.Tensor, torch.nn.Parameter) and x.device.type == "cpu" and not (recorded and x.requires_grad)
+    return not (torch.compiler.is_compiling() or _torch_transforms(torch)) and all(
+        type(x) in (torch.Tensor, torch.nn.Parameter)
+        and x.device.type == "cpu"
+        and not (recorded and x.requires_grad)
+        and not torch._C._functorch.is_legacy_batchedtensor(x)  # is_grads_batched
+        and torch.autograd.forward_ad.unpack_dual(x).tangent is None
         for x in arrays
     )
+
+
+def _torch_records(arrays: list[Array]) -> bool:
+    torch = sys.modules["torch"]
+    return (
+        not torch.compiler.is_compiling()
+        and torch.is_grad_enabled()
+        and any(x.requires_grad for x in arrays)
+        and not _torch_transforms(torch)
+        and all(torch.autograd.forward_ad.unpack_dual(x).tangent is None for x in arrays)
+    )
+
+
+def _torch_transforms(torch: Any) -> bool:
+    return bool(torch.jit.is_tracing() or torch._C._are_functorch_transforms_active())
 
 
 def _library(x: Array) -> Library:
@@ -324,7 +344,7 @@ def _library(x: Array) -> Library:
             same=lambda x, out: (
                 x.__array_interface__["data"] == out.__array_interface__["data"] and x.strides == out.strides
             ),
-            into=_into(np),
+            into=_into_numpy,
             busy=_busy_numpy,
         )
     if eager.name == "array_api_strict":
@@ -369,6 +389,21 @@ def _into(xp: Any) -> Callable[[Array], Arithmetic]:
         return Arithmetic(*(partial(each, out=place) for each in (xp.add, xp.subtract, xp.multiply)))
 
     return into
+
+
+def _into_numpy(place: Array) -> Arithmetic:
+    return Arithmetic(*(partial(_by_long_rows, each, place) for each in (np.add, np.subtract, np.multiply)))
+
+
+def _by_long_rows(operation: Any, place: Array, x: Array, other: Array) -> Array:
+    """The operation, with short rows joined: NumPy begins each row anew where all are combined with one."""
+    n = x.shape[-1]
+    if n < SHORT and other.shape[-1] == other.size == n and x.flags.c_contiguous and place.flags.c_contiguous:
+        joined = math.gcd(x.size // n, 2 * SHORT // n)
+        rows = (x.size // n // joined, joined * n)
+        operation(x.reshape(rows), np.tile(other.reshape(n), joined), out=place.reshape(rows))
+        return place
+    return operation(x, other, out=place)
 
 
 def _into_by_assignment(place: Array) -> Arithmetic:

@@ -132,8 +132,6 @@ def direction(v: Array, g: Array | None = None, *, axis: Any, out: Array | None 
     return _prepare(layouts.weight, (axis,), v, g, None, 0.0, None, out, False, 1, ("v", "g"))
 
 
-RUN = 2**14
-"""The longest run that BLAS adds in one go; it adds in many lanes."""
 MOST_PLANS = 1024
 _plans: dict[Hashable, Plan] = {}
 
@@ -236,7 +234,7 @@ def _plan(
     ones = None
     if library.products and view.axes:
         last = len(view.shape) - 1
-        run = min(view.shape[last], RUN) if last in view.axes else kernels.LEADING
+        run = min(view.shape[last], kernels.RUN) if last in view.axes else kernels.LEADING
         ones = library.xp.ones(run, dtype=dtype, device=library.device(x))
     limits = kernels.limits(library.xp, dtype)
     return Plan(
@@ -288,7 +286,7 @@ def _fit(library: Library, array: Array, shape: tuple[int, ...]) -> Fit:
         if index[-1] is None and n != 1:
             return Fit(shape, None)
         own = own[index[-1] is not None :]
-    return Fit(shape, None if own or library.traced() else tuple(index))
+    return Fit(shape, None if own or not library.uniform else tuple(index))
 
 
 def _unknown(sizes: tuple[Any, ...]) -> bool:

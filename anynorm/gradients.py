@@ -5,11 +5,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from anynorm import calls, kernels, norms, schedules
+from anynorm import calls, norms, schedules
 from anynorm.arrays import check_device, compute_dtype, one_library, pytree
 from anynorm.calls import Call, Fit, Plan
-from anynorm.kernels import Array, Standardized
+from anynorm.kernels import Array, Spread, Standardized
 from anynorm.layouts import same_shape
+from anynorm.pullbacks import Wanted, pull
 from anynorm.statistics import describe
 
 
@@ -66,28 +67,39 @@ def vjp(norm: Callable[..., Any], x: Array, /, *params: Array | None, **options:
     arguments = _arguments(norm, x, params, options)
     wants_moments, given = arguments.pop("return_moments", False), arguments.get("moments")
     call = _CALLS[norm](**arguments)
-    with call.plan.library.quiet():
-        standardized = schedules.standardize(call)
-        y = schedules.affine(call, standardized)
-    if call.out is not None:
-        call.out[...] = y
-        y = call.out
+    plan = call.plan
+    of: Standardized | Spread
+    with plan.library.quiet():
+        # what the pullback keeps is its own: the caller may do to x, to y and to gamma what they like
+        kept, gamma = None, None if call.gamma is None else call.gamma * 1.0
+        if schedules.in_blocks(plan, schedules.arrays(call)):
+            kept = plan.library.xp.asarray(call.x, copy=True)
+            y, of = schedules.normalize(call)
+            spread = of
+        else:
+            of = schedules.standardize(call)
+            y, spread = schedules.affine(call, of), of.spread
+            if call.gamma is None and call.beta is None:
+                of = of._replace(xhat=of.xhat * 1.0)
+            if call.out is not None:
+                call.out[...] = y
+                y = call.out
     arrays = [name for name in arguments if name in ("x", "gamma", "beta", "v", "g")]
     params_passed = arrays[1 : _arity(arrays, arguments, params)]
-    # what the pullback keeps is its own: the caller may do to y and to gamma what they like
     pullback = Pullback(
-        standardized=standardized if call.gamma is not None or call.beta is not None else _copied(standardized),
-        gamma=None if call.gamma is None else call.gamma * 1.0,
-        plan=call.plan,
-        given=call.spread is not None,
+        of=of,
+        x=kept,
+        gamma=gamma,
+        given=call.spread,
+        plan=plan,
         dtype=call.x.dtype,
         parameters=tuple(
-            _primal(arguments[name], call.plan.beta if name == "beta" else call.plan.gamma) for name in params_passed
+            _primal(arguments[name], plan.beta if name == "beta" else plan.gamma) for name in params_passed
         ),
     )
     if not wants_moments:
         return y, pullback
-    return (y, norms.moments_of(call, standardized.spread) if given is None else given), pullback
+    return (y, norms.moments_of(call, spread) if given is None else given), pullback
 
 
 class _Primal(NamedTuple):
@@ -99,45 +111,48 @@ class _Primal(NamedTuple):
     dtype: Any
 
 
-@pytree("standardized", "gamma")
+@pytree("of", "x", "gamma", "given")
 @dataclass(frozen=True, eq=False, repr=False)
 class Pullback:
     """From a cotangent of y to those of x and of each parameter; a JAX pytree where JAX is imported."""
 
-    standardized: Standardized
+    of: Standardized | Spread
+    """What x was standardized to; or, where x is kept, its statistics."""
+    x: Array | None
     gamma: Array | None
+    given: Spread | None
+    """The statistics, where moments were given: they are constants."""
     plan: Plan
-    given: bool
-    """Whether the moments were, and are constants."""
     dtype: Any
     """The dtype of x."""
     parameters: tuple[_Primal | None, ...]
 
     def __call__(self, dy: Array, /) -> tuple[Array | None, ...]:
         """The gradients of sum(y * dy)."""
-        plan, xhat = self.plan, self.standardized.xhat
+        plan, kept = self.plan, self._kept
         library, xp = plan.library, plan.library.xp
-        one_library(y=xhat, dy=dy)
+        one_library(y=kept, dy=dy)
         compute_dtype(library, "dy", dy)
         if not same_shape(tuple(dy.shape), plan.layout.shape):
             raise ValueError(f"dy must have the shape of y, {plan.layout.shape}, got {tuple(dy.shape)}")
-        check_device(library, "y", xhat, "dy", dy)
+        check_device(library, "y", kept, "dy", dy)
+        wanted = Wanted(self.dtype, tuple(None if primal is None else primal.full for primal in self.parameters))
         with library.quiet():
-            dy = schedules.enter(plan, dy)
-            groups = None if self.given else plan.groups
-            dx = kernels.input_gradient(xp, dy, self.gamma, self.standardized, groups=groups, centred=plan.centred)
-            gradients = [schedules.restore(plan, dx, self.dtype)]
-            for primal, factor in zip(self.parameters, (xhat, None), strict=False):
-                gradients.append(None if primal is None else self._parameter(dy, factor, primal))
-        return tuple(gradients)
+            call = Call(plan, self.x, self.gamma, None, self.given, None)
+            dx, *gradients = pull(call, schedules.enter(plan, dy, dtype=plan.dtype), wanted, self.of)
+            found = [schedules.restore(plan, dx, self.dtype)]
+            for primal, d in zip(self.parameters, gradients, strict=True):
+                if primal is not None:
+                    d = xp.astype(xp.reshape(d, primal.shape), primal.dtype, copy=False)
+                found.append(d)
+        return tuple(found)
 
     def __repr__(self) -> str:
-        return f"Pullback({describe(self.standardized.xhat)})"
+        return f"Pullback({describe(self._kept)})"
 
-    def _parameter(self, dy: Array, factor: Array | None, primal: _Primal) -> Array:
-        xp, summand = self.plan.library.xp, kernels.affine(dy, factor, None)
-        d = kernels.parameter_gradient(xp, summand, primal.full, block=self.plan.groups.block)
-        return xp.astype(xp.reshape(d, primal.shape), primal.dtype, copy=False)
+    @property
+    def _kept(self) -> Array:
+        return self.x if isinstance(self.of, Spread) else self.of.xhat
 
 
 _CALLS: dict[Callable[..., Any], Callable[..., Call]] = {
@@ -176,7 +191,3 @@ def _arity(arrays: list[str], arguments: dict[str, Any], params: tuple[Array | N
 
 def _primal(parameter: Array | None, fit: Fit | None) -> _Primal | None:
     return None if parameter is None or fit is None else _Primal(tuple(parameter.shape), fit.shape, parameter.dtype)
-
-
-def _copied(standardized: Standardized) -> Standardized:
-    return standardized._replace(xhat=standardized.xhat * 1.0)

@@ -28,6 +28,17 @@ class Arithmetic(NamedTuple):
 PURE = Arithmetic(operator.add, operator.sub, operator.mul)
 
 
+class Places(NamedTuple):
+    """Where a gradient's arrays of x's size go: the result; xhat, which is used up; products, which are added up."""
+
+    result: Arithmetic = PURE
+    xhat: Arithmetic = PURE
+    product: Arithmetic = PURE
+
+
+NEW = Places()
+
+
 class Groups(NamedTuple):
     """The elements that share one mean and one variance: all those along `axes`."""
 
@@ -44,12 +55,11 @@ class Groups(NamedTuple):
         """The mean of each group, beside x."""
         return total(xp, x, axes=self.axes, block=self.block, ones=self.ones) / self.divisor
 
-    def mean_product(self, xp: Namespace, x: Array, other: Array) -> Array:
+    def mean_product(self, xp: Namespace, x: Array, other: Array, *, ops: Arithmetic = PURE) -> Array:
         """The mean of x * other."""
-        n = x.shape[-1]
-        if self.ones is None or self.axes[-1] != x.ndim - 1 or n > self.ones.shape[0]:
-            return self.mean(xp, x * other)
-        products = xp.vecdot(x, other)[..., None]
+        if self.ones is None or self.axes[-1] != x.ndim - 1:
+            return self.mean(xp, ops.multiply(x, other))
+        products = _dot(xp, x, other)
         if len(self.axes) > 1:
             products = total(xp, products, axes=self.axes[:-1], block=self.block)
         return products / self.divisor
@@ -173,24 +183,57 @@ def affine(xhat: Array, gamma: Array | None, beta: Array | None, *, ops: Arithme
 
 
 def input_gradient(
-    xp: Namespace, dy: Array, gamma: Array | None, of: Standardized, *, groups: Groups | None, centred: bool
+    xp: Namespace,
+    dy: Array,
+    gamma: Array | None,
+    of: Standardized,
+    *,
+    groups: Groups | None,
+    centred: bool,
+    places: Places = NEW,
 ) -> Array:
     """The gradient of `affine(standardize(x))` with respect to x; without `groups`, of `standardize_with`.
 
     rstd * (g - mean(g) - xhat * mean(g * xhat)), where g = dy * gamma; the mean of g stays where x was not centred.
     """
-    g = affine(dy, gamma, None)
+    g = affine(dy, gamma, None, ops=places.result)
     if groups is None:
-        return g * of.rstd
+        return places.result.multiply(g, of.rstd)
+    g, leaning = lean(xp, g, of.xhat, groups=groups, centred=centred, places=places)
+    return upright(g, leaning, of, places=places)
+
+
+def lean(
+    xp: Namespace, g: Array, xhat: Array, *, groups: Groups, centred: bool, places: Places = NEW
+) -> tuple[Array, Spread]:
+    """g less its mean if x was `centred`, and its statistics; beside the mean not its variance, but mean(g * xhat)."""
+    mean = rest = None
     if centred:
-        g, *_ = centre(xp, g, groups=groups)
-    return (g - of.xhat * groups.mean_product(xp, g, of.xhat)) * of.rstd
+        g, mean, rest = centre(xp, g, groups=groups, ops=places.result)
+    return g, Spread(mean, rest, groups.mean_product(xp, g, xhat, ops=places.product))
 
 
-def parameter_gradient(xp: Namespace, d: Array, shape: tuple[int, ...], *, block: int | None) -> Array:
-    """The sum of `d` over the axes along which a parameter of this shape was broadcast."""
-    spread = tuple(axis for axis, n in enumerate(shape) if n == 1)
-    return total(xp, d, axes=spread, block=block) if spread else d * 1.0  # never the caller's own array
+def upright(g: Array, leaning: Spread, of: Standardized, *, places: Places = NEW) -> Array:
+    """rstd * (g - xhat * mean(g * xhat)), for a g whose mean was taken away."""
+    ops = places.result
+    return ops.multiply(ops.subtract(g, places.xhat.multiply(of.xhat, leaning.var)), of.rstd)
+
+
+def parameter_gradient(
+    xp: Namespace,
+    dy: Array,
+    factor: Array | None,
+    shape: tuple[int, ...],
+    *,
+    block: int | None,
+    ones: Array | None = None,
+    ops: Arithmetic = PURE,
+) -> Array:
+    """The gradient of a parameter of this shape: the sum of dy * factor over the axes that it was broadcast along."""
+    groups = Groups(tuple(axis for axis, n in enumerate(shape) if n == 1), 1.0, block, ones)
+    if not groups.axes:
+        return dy * (1.0 if factor is None else factor)  # never the caller's own array
+    return groups.mean(xp, dy) if factor is None else groups.mean_product(xp, dy, factor, ops=ops)
 
 
 def merge(first: tuple[Array, Array], second: tuple[Array, Array], share: Any) -> tuple[Array, Array]:
@@ -225,10 +268,11 @@ def centre(
     return ops.subtract(x, rest), mean, rest
 
 
-def pool(xp: Namespace, parts: Spread, share: Array, *, axis: int) -> Spread:
+def pool(xp: Namespace, parts: Spread, share: Array, *, axis: int, level: Array | None = None) -> Spread:
     """The statistics of all the values of some parts, stacked along `axis`; `share` is the part of the values in each.
 
-    The mean of the means is taken away in two stages, as from the values themselves.
+    The mean of the means is taken away in two stages, as from the values themselves. Where the variance is a mean of
+    products with other values, `level` is the mean of these, whose whole mean is 0.
     """
 
     def over(values: Array) -> Array:
@@ -239,7 +283,7 @@ def pool(xp: Namespace, parts: Spread, share: Array, *, axis: int) -> Spread:
     mean = over(parts.mean)
     delta = (parts.mean - mean) + parts.rest
     rest = over(delta)
-    return Spread(mean, rest, over(parts.var + (delta - rest) * (delta - rest)))
+    return Spread(mean, rest, over(parts.var + (delta - rest) * (delta - rest if level is None else level)))
 
 
 def extremes(xp: Namespace, x: Array, *, groups: Groups) -> tuple[Array, Array]:
@@ -309,10 +353,10 @@ def total(xp: Namespace, x: Array, *, axes: tuple[int, ...], block: int | None, 
         last = axes[-1]
         if last < x.ndim - 1:
             x = _total_along(xp, x, last, LEADING, ones)
-        elif x.shape[last] == ones.shape[0]:
-            x = xp.vecdot(x, ones)[..., None]
+        elif x.shape[last] <= ones.shape[0]:
+            x = _run(xp, x, last, ones)
         else:
-            x = _total_along(xp, x, last, ones.shape[0], ones)
+            x = _total_along(xp, x, last, RUN, ones)
         return x if len(axes) == 1 else total(xp, x, axes=axes[:-1], block=block)
     if block is None or math.prod([x.shape[axis] for axis in axes]) <= block:
         return xp.sum(x, axis=axes, keepdims=True)
@@ -321,6 +365,8 @@ def total(xp: Namespace, x: Array, *, axes: tuple[int, ...], block: int | None, 
     return x
 
 
+RUN = 2**14
+"""The longest run that BLAS adds in one go along the last axis; it adds in many lanes."""
 LEADING = 256
 """The longest run that is added along any axis but the last, where BLAS adds one number after another."""
 
@@ -350,6 +396,19 @@ def _run(xp: Namespace, x: Array, axis: int, ones: Array | None) -> Array:
     if ones.shape[0] != x.shape[axis]:
         ones = ones[: x.shape[axis]]
     return xp.vecdot(x, ones)[..., None] if axis == x.ndim - 1 else xp.matmul(ones[None, :], x)
+
+
+def _dot(xp: Namespace, x: Array, other: Array) -> Array:
+    """The sum of x * other over the last axis, in runs that BLAS adds."""
+    n = x.shape[-1]
+    if n <= RUN:
+        return xp.vecdot(x, other)[..., None]
+    whole = n - n % RUN
+    runs = (*x.shape[:-1], n // RUN, RUN)
+    sums = xp.vecdot(xp.reshape(x[..., :whole], runs), xp.reshape(other[..., :whole], runs))
+    if whole < n:
+        sums = xp.concat([sums, xp.vecdot(x[..., whole:], other[..., whole:])[..., None]], axis=-1)
+    return total(xp, sums, axes=(x.ndim - 1,), block=LEADING)
 
 
 def _cut(axis: int, start: int, stop: int) -> tuple[Any, ...]:

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal, TypeVar, overload
 
-from anynorm import calls, schedules
+from anynorm import autograd, calls, schedules
 from anynorm.calls import Call
 from anynorm.kernels import Array, Spread
 from anynorm.statistics import Moments, Statistics
@@ -456,7 +456,7 @@ def rms_norm(
            [1. , 1. ]])
     """
     call = calls.rms(x, gamma, beta, axis=axis, eps=eps, out=out)
-    return schedules.normalize(call).y  # type: ignore[no-any-return]
+    return autograd.normalize(call).y  # type: ignore[no-any-return]
 
 
 def weight_norm(v: ArrayT, g: Array, /, *, axis: Axis = 0, out: ArrayT | None = None) -> ArrayT:
@@ -501,7 +501,7 @@ def weight_norm(v: ArrayT, g: Array, /, *, axis: Axis = 0, out: ArrayT | None = 
            [0., 1.]])
     """
     call = calls.weight(v, g, axis=axis, out=out)
-    return schedules.normalize(call).y  # type: ignore[no-any-return]
+    return autograd.normalize(call).y  # type: ignore[no-any-return]
 
 
 def moments(x: ArrayT, /, *, axis: Axis) -> Moments[ArrayT]:
@@ -543,7 +543,7 @@ def moments(x: ArrayT, /, *, axis: Axis) -> Moments[ArrayT]:
 
 
 def _run(call: Call, given: Statistics[Any] | None, return_moments: bool) -> ArrayT | tuple[ArrayT, Statistics[Any]]:
-    done = schedules.normalize(call)
+    done = autograd.normalize(call)
     y: ArrayT = done.y
     if not return_moments:
         return y

@@ -1,6 +1,7 @@
 """How a call is run: whole or in blocks; plainly where its numbers turn out ordinary, else proof to any size."""
 
 import math
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from anynorm import kernels
@@ -28,7 +29,7 @@ class Normalized(NamedTuple):
 def normalize(call: Call) -> Normalized:
     """The result of a call: in blocks where the array is large and may be written part by part, else whole."""
     plan, out = call.plan, call.out
-    if plan.nbytes >= min(SMALL, current().block_bytes) and plan.library.plain(*_arrays(call)):
+    if in_blocks(plan, arrays(call)):
         return _in_blocks(call)
     with plan.library.quiet():
         standardized = standardize(call)
@@ -36,6 +37,11 @@ def normalize(call: Call) -> Normalized:
     if out is not None:
         out[...] = y
     return Normalized(y if out is None else out, standardized.spread)
+
+
+def in_blocks(plan: Plan, arrays: list[Array]) -> bool:
+    """Whether what is computed of these arrays is large, and may be written part by part."""
+    return plan.nbytes >= min(SMALL, current().block_bytes) and plan.library.plain(*arrays)
 
 
 def standardize(call: Call) -> Standardized:
@@ -49,7 +55,7 @@ def standardize(call: Call) -> Standardized:
     flat = 1.0 if plan.tiny else None
     if vacant or library.readable(x):
         plain = kernels.standardize(xp, x, groups=plan.groups, eps=plan.eps, centred=plan.centred, flat=flat)
-        if vacant or _ordinary(plan, plain.spread.var):
+        if vacant or ordinary(plan, plain.spread.var):
             return plain
     subnormal = None
     if plan.tiny and library.subnormal:
@@ -70,10 +76,11 @@ def length(call: Call) -> Array:
         return call.plan.groups.mean(call.plan.library.xp, standardize(call).xhat * call.x)
 
 
-def enter(plan: Plan, value: Array) -> Array:
-    """An array of the caller's shape in the view and the dtype of the computation."""
+def enter(plan: Plan, value: Array, *, dtype: Any) -> Array:
+    """An array of the caller's shape in the view and this dtype."""
     xp = plan.library.xp
-    return xp.reshape(xp.astype(value, plan.dtype, copy=False), plan.view.shape)
+    value = xp.astype(value, dtype, copy=False)
+    return xp.reshape(value, plan.view.shape) if plan.view.shape != plan.layout.shape else value
 
 
 def restore(plan: Plan, value: Array, dtype: Any) -> Array:
@@ -121,7 +128,7 @@ class _Part(NamedTuple):
     def finish(self, d: Array, rstd: Array, rest: Array | None = None) -> None:
         """Write the result: the deviations, less a rest of their mean, times rstd; times gamma, plus beta."""
         xp, gamma, beta, ops = self.plan.library.xp, self.gamma, self.beta, self.ops
-        if gamma is not None and self.plan.folds and _sound(xp, rstd * gamma):
+        if gamma is not None and self.plan.folds and sound(xp, rstd * gamma):
             rstd, gamma = rstd * gamma, None
         if rest is not None and gamma is None:
             beta = -(rest * rstd) if beta is None else beta - rest * rstd
@@ -150,7 +157,7 @@ class _Run(NamedTuple):
         place = y if self.in_place else x
         number = math.prod([x.shape[axis] for axis in plan.view.axes])
         groups = plan.groups._replace(divisor=min(plan.groups.divisor, float(number)))
-        return _Part(plan, groups, x, _cut(call.gamma, block), _cut(call.beta, block), y, plan.library.into(place))
+        return _Part(plan, groups, x, cut(call.gamma, block), cut(call.beta, block), y, plan.library.into(place))
 
     def each(self, work: Any, parts: list[Block]) -> list[Any]:
         """The results of `work` on each part."""
@@ -164,7 +171,7 @@ class _Run(NamedTuple):
 
 def _in_blocks(call: Call) -> Normalized:
     """Block by block, each into its place in the result."""
-    plan, out, settings = call.plan, call.out, current()
+    plan, out = call.plan, call.out
     library = plan.library
     if out is not None:
         call = _apart(call, out)
@@ -174,9 +181,9 @@ def _in_blocks(call: Call) -> Normalized:
     in_place = call.x.dtype == plan.dtype and (target is not out or not library.overlap(call.x, target))
     spread = call.spread or Spread(*(empty(plan.spread.shape, call.x, plan.dtype) for _ in Spread._fields))
     axes = () if call.spread is not None else plan.view.axes
-    most = settings.block_bytes * 8 // library.xp.finfo(plan.dtype).bits // (1 if in_place else 2)
-    grid = blocks(plan.view.shape, axes, max(1, most))
-    threads = min(settings.threads, int(plan.nbytes // SHARED)) if library.products else 1
+    products = plan.view.axes and plan.view.axes[-1] < len(plan.view.shape) - 1  # they take a place of their own
+    grid = blocks(plan.view.shape, axes, numbers(plan, 2 if products or not in_place else 1))
+    threads = shared(plan)
     many = len(grid.groups) >= threads
     run = _Run(call, library.xp.reshape(target, plan.view.shape), in_place, 1 if many else threads)
 
@@ -184,7 +191,7 @@ def _in_blocks(call: Call) -> Normalized:
         parts = [both(block, part) for part in grid.parts]
         with library.busy():
             if call.spread is not None:
-                _apply(run, parts, _spread_within(spread, block), None)
+                _apply(run, parts, spread_within(spread, block), None)
                 return
             for whole, part in zip(spread, _groups(run, parts, None), strict=True):
                 if part is not None:
@@ -198,6 +205,17 @@ def _in_blocks(call: Call) -> Normalized:
     return Normalized(target if out is None else out, spread)
 
 
+def numbers(plan: Plan, arrays: int) -> int:
+    """How many numbers of a block there may be, where each block is so many arrays of its size."""
+    bits: int = plan.library.xp.finfo(plan.dtype).bits
+    return max(1, current().block_bytes * 8 // bits // arrays)
+
+
+def shared(plan: Plan) -> int:
+    """How many threads share a call."""
+    return max(1, min(current().threads, int(plan.nbytes // SHARED))) if plan.library.products else 1
+
+
 def _groups(run: _Run, parts: list[Block], scale: Scale | None) -> Spread:
     """Normalize the groups that these parts hold together; their statistics."""
     plan = run.call.plan
@@ -206,14 +224,14 @@ def _groups(run: _Run, parts: list[Block], scale: Scale | None) -> Spread:
         d, spread = part.deviations(scale)
     else:
         spread = _pooled(run, parts, scale)
-    if scale is None and not _ordinary(plan, spread.var):
+    if scale is None and not ordinary(plan, spread.var):
         bounds = run.each(lambda part: kernels.extremes(plan.library.xp, part.enter(), groups=part.groups), parts)
         bottom, top = bounds[0]
         for low, high in bounds[1:]:
             bottom, top = plan.library.xp.minimum(bottom, low), plan.library.xp.maximum(top, high)
         return _groups(run, parts, kernels.scale_of(plan.library.xp, bottom, top, eps=plan.eps))
     if len(parts) == 1:
-        part.finish(d, _rstd(plan, spread, scale))
+        part.finish(d, root(plan, spread, scale))
     else:
         _apply(run, parts, spread, scale)
     return spread if scale is None else scale.restore(spread)
@@ -221,28 +239,52 @@ def _groups(run: _Run, parts: list[Block], scale: Scale | None) -> Spread:
 
 def _pooled(run: _Run, parts: list[Block], scale: Scale | None) -> Spread:
     """The statistics of groups that are spread over parts."""
-    xp = run.call.plan.library.xp
-    found: list[tuple[Spread, float]] = []
+    return pooled(
+        run.call.plan,
+        lambda some: run.each(lambda part: Portion(part.deviations(scale)[1], part.groups.divisor), some),
+        parts,
+    )
+
+
+class Portion(NamedTuple):
+    """The statistics of a part of some groups."""
+
+    spread: Spread
+    number: float
+    """The number of values behind them."""
+    level: Array | None = None
+    """For `kernels.pool`."""
+
+
+def pooled(plan: Plan, each: Callable[[list[Block]], list[Portion]], parts: list[Block]) -> Spread:
+    """The statistics of all parts together, of which only some are pending at a time."""
+    found: list[Portion] = []
     for i in range(0, len(parts), PENDING):
-        found += run.each(lambda part: (part.deviations(scale)[1], part.groups.divisor), parts[i : i + PENDING])
-        found = [_pool(xp, found, run.call.plan.groups.divisor)]
-    return found[0][0]
+        found += each(parts[i : i + PENDING])
+        found = [_pool(plan.library.xp, found, plan.groups.divisor)]
+    return found[0].spread
 
 
-def _pool(xp: Any, found: list[tuple[Spread, float]], divisor: float) -> tuple[Spread, float]:
-    """Statistics and the number of values behind them, of all together."""
-    spreads, numbers = zip(*found, strict=True)
-    number = divisor if divisor == 1 else sum(numbers)
-    like = spreads[0].var
-    stacked = Spread(*(None if parts[0] is None else xp.stack(parts, axis=0) for parts in zip(*spreads, strict=True)))
-    share = xp.stack([xp.ones_like(like) * (each / number) for each in numbers], axis=0)
-    pooled = kernels.pool(xp, stacked, share, axis=0)
-    return Spread(*(None if each is None else each[0, ...] for each in pooled)), number
+def _pool(xp: Any, found: list[Portion], divisor: float) -> Portion:
+    number = divisor if divisor == 1 else sum(portion.number for portion in found)
+    like = found[0].spread.var
+    share = xp.stack([xp.ones_like(like) * (portion.number / number) for portion in found], axis=0)
+
+    def stack(parts: Iterable[Array | None]) -> Array | None:
+        some = [part for part in parts if part is not None]
+        return xp.stack(some, axis=0) if some else None
+
+    stacked = Spread(*map(stack, zip(*(portion.spread for portion in found), strict=True)))
+    level = stack([portion.level for portion in found])
+    spread = Spread(
+        *(None if each is None else each[0, ...] for each in kernels.pool(xp, stacked, share, axis=0, level=level))
+    )
+    return Portion(spread, number, None if level is None else xp.sum(level * share, axis=0))
 
 
 def _apply(run: _Run, parts: list[Block], spread: Spread, scale: Scale | None) -> None:
     """Normalize parts by statistics that are known."""
-    rstd = _rstd(run.call.plan, spread, scale)
+    rstd = root(run.call.plan, spread, scale)
     bare = spread._replace(rest=None)
 
     def apply(part: _Part) -> None:
@@ -251,7 +293,8 @@ def _apply(run: _Run, parts: list[Block], spread: Spread, scale: Scale | None) -
     run.each(apply, parts)
 
 
-def _rstd(plan: Plan, spread: Spread, scale: Scale | None) -> Array:
+def root(plan: Plan, spread: Spread, scale: Scale | None = None) -> Array:
+    """1 / sqrt(var + eps)."""
     xp = plan.library.xp
     if scale is not None:
         return kernels.inverse_root(xp, spread.var + scale.eps, flat=scale.flat)
@@ -268,21 +311,23 @@ def _apart(call: Call, out: Array) -> Call:
     return call._replace(gamma=copied(call.gamma), beta=copied(call.beta), spread=spread)
 
 
-def _arrays(call: Call) -> list[Array]:
+def arrays(call: Call) -> list[Array]:
     """All arrays of a call."""
     arrays = (call.x, call.gamma, call.beta, call.out, *(call.spread or ()))
     return [array for array in arrays if array is not None]
 
 
-def _cut(array: Array | None, block: Block) -> Array | None:
+def cut(array: Array | None, block: Block) -> Array | None:
+    """The part of an array that broadcasts to the whole which goes with a block."""
     return None if array is None else array[within(array, block)]
 
 
-def _spread_within(spread: Spread, block: Block) -> Spread:
-    return Spread(*(_cut(each, block) for each in spread))
+def spread_within(spread: Spread, block: Block) -> Spread:
+    """The statistics that go with a block."""
+    return Spread(*(cut(each, block) for each in spread))
 
 
-def _ordinary(plan: Plan, var: Array) -> bool:
+def ordinary(plan: Plan, var: Array) -> bool:
     """Whether no square overflowed, and none that matters underflowed."""
     var = plan.library.constant(var)
     try:
@@ -291,7 +336,7 @@ def _ordinary(plan: Plan, var: Array) -> bool:
         return False
 
 
-def _sound(xp: Any, scale: Array) -> bool:
+def sound(xp: Any, scale: Array) -> bool:
     """Whether rstd * gamma has lost nothing: there is no overflow, no subnormal number."""
     size = xp.abs(scale)
     return float(xp.max(size)) < math.inf and float(xp.min(size)) >= float(xp.finfo(scale.dtype).smallest_normal)
