@@ -139,15 +139,31 @@ def parameter_gradient(xp: Namespace, d: Array, shape: tuple[int, ...], *, block
     return total(xp, d, axes=spread, block=block) if spread else d * 1.0  # never the caller's own array
 
 
-def merge(first: tuple[Array, Array], second: tuple[Array, Array], share: Any) -> tuple[Array, Array]:
-    """The mean and variance of two sets of values together; `share` is the second's part of the joint count.
+class Spread(NamedTuple):
+    """The mean and the variance of a set of values."""
+
+    mean: Array
+    rest: Array
+    """What rounding took from the mean: mean + rest has twice the digits of its dtype."""
+    var: Array
+
+    def astype(self, xp: Namespace, dtype: Any) -> "Spread":
+        """In another dtype; what the mean loses goes into the rest, which is 0 beside a mean that is not finite."""
+        mean, var = xp.astype(self.mean, dtype, copy=False), xp.astype(self.var, dtype, copy=False)
+        rest = xp.astype((self.mean - xp.astype(mean, self.mean.dtype, copy=False)) + self.rest, dtype, copy=False)
+        return Spread(mean, xp.where(xp.isfinite(rest), rest, xp.zeros_like(rest)), var)
+
+
+def merge(first: Spread, second: Spread, share: Any) -> Spread:
+    """Two sets of values together; `share` is the second's part of the joint count.
 
     Chan, Golub & LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979, eq. 2.1.
     """
-    (mean, var), (other_mean, other_var) = first, second
-    delta = other_mean - mean
+    delta = (second.mean - first.mean) + (second.rest - first.rest)
     between = delta * (share * (1 - share)) * delta  # in this order: nothing, where one of the two is empty
-    return mean + delta * share, var * (1 - share) + other_var * share + between
+    rest = first.rest + delta * share
+    mean = first.mean + rest
+    return Spread(mean, rest - (mean - first.mean), first.var * (1 - share) + second.var * share + between)
 
 
 def centre(xp: Namespace, x: Array, *, groups: Groups, alike: tuple[Array, Array] | None = None) -> tuple[Array, Array]:
