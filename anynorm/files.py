@@ -192,10 +192,8 @@ def read(path: StrPath, kinds: Mapping[str, type[Value[Any]]], like: Any, *, sin
     _check_kinds(path, content, kinds, single)
     try:
         return _decoded(content["states"], arrays, kinds, like)
-    except ImportError:
-        raise
-    except Exception as error:
-        raise ValueError(f"{path} must hold what anynorm saves, got one that does not fit: {error}") from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} must hold what anynorm saves, got what does not fit: {error}") from error
 
 
 class _Format(NamedTuple):
