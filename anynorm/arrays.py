@@ -132,7 +132,12 @@ def from_bits(bits: Bits, like: Array | None) -> Array:
         return (tensor.view(library.xp.bfloat16) if bits.dtype == "bfloat16" else tensor).to(library.device(like))
     if bits.dtype == "bfloat16":
         values = values.view(_bfloat16())
-    return values if library.name == "numpy" else library.xp.asarray(values, device=_home(library, like))
+    if library.name == "numpy":
+        return values
+    made = library.xp.asarray(values, device=_home(library, like))
+    if values.dtype.kind in "iu" and np.any(values > library.xp.iinfo(made.dtype).max):
+        return library.xp.asarray(values.astype(np.float64), device=_home(library, like))  # JAX made int32 of int64
+    return made
 
 
 def check_axes(name: str, axis: Any, shape: tuple[int, ...]) -> tuple[int, ...]:

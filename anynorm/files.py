@@ -90,7 +90,8 @@ class Value(Generic[ArrayT]):
         ImportError
             If a package is missing.
         """
-        state: Self = read(path, {cls.__name__: cls}, like, single=True)[""]
+        state: Self
+        (state,) = read(path, {cls.__name__: cls}, like, single=True).values()
         return state
 
     def to(self, like: Any) -> Self:
@@ -230,7 +231,9 @@ def _check_kinds(path: StrPath, content: Any, kinds: Mapping[str, type[Value[Any
     try:
         found = [str(each["kind"]) for each in content["states"]]
         alone = bool(content["single"])
-    except Exception as error:
+        if alone and len(found) != 1:
+            raise ValueError(f"{len(found)} states for one")
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} must hold what anynorm saves, got: {error!r}") from error
     names = " or ".join(kinds)
     if single and not alone:

@@ -140,9 +140,10 @@ class RunningStats(Statistics[ArrayT]):
             return self
         if self.momentum is None:
             return self._joined(moments)
-        library, old, batch = library_of("mean", self.mean), widened(self), widened(moments)
+        library, old = library_of("mean", self.mean), widened(self)
         new = 1 - self.momentum
         with library.quiet():
+            batch = widened(moments).astype(library.xp, old.mean.dtype)
             bessel = _bessel(moments.count, self.correction, library.xp, batch.mean)
             mean = (1 - new) * old.mean + new * (batch.mean + batch.rest)
             var = (1 - new) * old.var + new * (bessel * batch.var)

@@ -38,11 +38,9 @@ class Statistics(Value[ArrayT]):
         object.__setattr__(self, "count", count)
 
     def __repr__(self) -> str:
-        shown = [describe(self.mean)]
-        for name in (each.name for each in fields(self) if each.name not in ("mean", "var", "_rest")):
-            value = getattr(self, name)
-            shown.append(f"{name}={describe(value) if hasattr(value, 'shape') else value}")
-        return f"{type(self).__name__}({', '.join(shown)})"
+        count = self.count if is_number(self.count) else describe(self.count)
+        conventions = "".join(f", {each.name}={getattr(self, each.name)}" for each in fields(self) if each.kw_only)
+        return f"{type(self).__name__}({describe(self.mean)}, count={count}{conventions})"
 
     def _carrying(self, rest: Any) -> Self:
         """These, new as they are, with what rounding took from their mean."""

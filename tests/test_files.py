@@ -219,6 +219,7 @@ CHANGES = {
     "a kind is unknown": lambda content, arrays: content["states"][0].update(kind="Statistics"),
     "there is no version": lambda content, arrays: content.pop("version"),
     "there are no states": lambda content, arrays: content.pop("states"),
+    "there is none": lambda content, arrays: (arrays.clear(), content["states"].clear()),
     "there are two": lambda content, arrays: content["states"].append(content["states"][0]),
 }
 
@@ -232,8 +233,9 @@ def test_a_file_that_is_whole_and_yet_wrong_is_refused(suffix, change, tmp_path)
     tampered(path, lambda content, arrays: None)
     anynorm.RunningStats.load(path)
     tampered(path, CHANGES[change])
-    with pytest.raises(ValueError, match=f"^{path} must "):
-        anynorm.RunningStats.load(path)
+    for load in (anynorm.RunningStats.load, anynorm.load):
+        with pytest.raises(ValueError, match=f"^{path} must "):
+            load(path)
 
 
 @pytest.mark.cells("numpy")
@@ -450,3 +452,22 @@ def test_only_a_floating_array_says_where_to(backend):
     for like in ("numpy", None, np.zeros(1, int)):
         with pytest.raises(TypeError, match=r"^like must "):
             state.to(like)
+
+
+@pytest.mark.cells("jax")
+def test_without_float64_a_wide_state_is_narrowed_and_no_count_overflows(backend, tmp_path):
+    import jax
+
+    path, third = tmp_path / "state.npz", np.full(2, 1 / 3)
+    state = anynorm.Moments(third, third, np.array([3, 2**40]))
+    state.save(path)
+    with jax.enable_x64(False):
+        like = jax.numpy.zeros(1)
+        for found in (anynorm.Moments.load(path, like=like), state.to(like)):
+            assert found.mean.dtype == np.float32
+            np.testing.assert_allclose(found.count, [3, 2**40])
+        np.testing.assert_allclose(both_parts(state.to(like)), third, rtol=1e-14)
+
+
+def both_parts(moments):
+    return np.asarray(moments.mean, np.float64) + np.asarray(moments._rest, np.float64)

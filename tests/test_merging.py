@@ -113,6 +113,15 @@ def test_a_running_channel_that_saw_nothing_stays_as_it_was(backend):
             backend.check(merged.var, backend.numpy(again.var))
 
 
+def test_a_wider_state_moves_by_all_digits_of_a_narrower_batch(backend):
+    if not backend.float64:
+        return
+    x = np.random.default_rng(3).standard_normal((8, 2)) + 1e6
+    start = anynorm.RunningStats.init(2, like=backend.array(0.0), momentum=0.75)
+    running = start.update(moments(backend, x))
+    backend.check(running.mean, 0.25 * x.mean(axis=0), tolerance=1e-13)
+
+
 @pytest.mark.cells("jax")
 def test_counts_and_the_rest_of_a_mean_cross_jit_vmap_and_scan(backend):
     import jax
