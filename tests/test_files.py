@@ -357,7 +357,7 @@ import sys, numpy as np, anynorm
 path, count = sys.argv[1], int(sys.argv[2])
 while True:
     count += 1
-    numbers = np.full(20_000, float(count))
+    numbers = np.full(60_000, float(count))
     anynorm.Moments(numbers, numbers, count).save(path)
     print(count, flush=True)
 """
@@ -371,7 +371,7 @@ def test_kill_9_at_random_moments_of_200_saves_never_loses_the_last_whole_state(
     while count < 200:
         saver = subprocess.Popen([sys.executable, "-c", SAVER, path, str(count)], stdout=subprocess.PIPE, text=True)
         with saver:
-            for _ in range(rng.randrange(1, 60)):
+            for _ in range(rng.randrange(1, 32)):
                 told = int(saver.stdout.readline())
             threading.Event().wait(rng.uniform(0, 0.01))
             saver.send_signal(signal.SIGKILL)
