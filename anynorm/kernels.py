@@ -148,13 +148,15 @@ class Spread(NamedTuple):
     var: Array
 
     def astype(self, xp: Namespace, dtype: Any) -> "Spread":
-        """In another dtype; what the mean loses goes into the rest, which is 0 beside a mean that is not finite."""
+        """In another dtype; what the mean loses goes into the rest."""
+        if self.mean.dtype == dtype == self.var.dtype == self.rest.dtype:
+            return self
         mean, var = xp.astype(self.mean, dtype, copy=False), xp.astype(self.var, dtype, copy=False)
-        rest = xp.astype((self.mean - xp.astype(mean, self.mean.dtype, copy=False)) + self.rest, dtype, copy=False)
-        return Spread(mean, xp.where(xp.isfinite(rest), rest, xp.zeros_like(rest)), var)
+        lost = self.mean - xp.astype(mean, self.mean.dtype, copy=False)
+        return Spread(mean, _finite(xp, xp.astype(lost + self.rest, dtype, copy=False)), var)
 
 
-def merge(first: Spread, second: Spread, share: Any) -> Spread:
+def merge(xp: Namespace, first: Spread, second: Spread, share: Any) -> Spread:
     """Two sets of values together; `share` is the second's part of the joint count.
 
     Chan, Golub & LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979, eq. 2.1.
@@ -163,7 +165,13 @@ def merge(first: Spread, second: Spread, share: Any) -> Spread:
     between = delta * (share * (1 - share)) * delta  # in this order: nothing, where one of the two is empty
     rest = first.rest + delta * share
     mean = first.mean + rest
-    return Spread(mean, rest - (mean - first.mean), first.var * (1 - share) + second.var * share + between)
+    var = first.var * (1 - share) + second.var * share + between
+    return Spread(mean, _finite(xp, rest - (mean - first.mean)), var)
+
+
+def _finite(xp: Namespace, rest: Array) -> Array:
+    """0 beside a mean that is not finite, which it would make NaN."""
+    return xp.where(xp.isfinite(rest), rest, xp.zeros_like(rest))
 
 
 def centre(xp: Namespace, x: Array, *, groups: Groups, alike: tuple[Array, Array] | None = None) -> tuple[Array, Array]:
