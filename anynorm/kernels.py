@@ -139,7 +139,7 @@ def parameter_gradient(xp: Namespace, d: Array, shape: tuple[int, ...], *, block
     return total(xp, d, axes=spread, block=block) if spread else d * 1.0  # never the caller's own array
 
 
-class Spread(NamedTuple):
+class Sample(NamedTuple):
     """The mean and the variance of a set of values."""
 
     mean: Array
@@ -147,26 +147,30 @@ class Spread(NamedTuple):
     """What rounding took from the mean: mean + rest has twice the digits of its dtype."""
     var: Array
 
-    def astype(self, xp: Namespace, dtype: Any) -> "Spread":
+    def astype(self, xp: Namespace, dtype: Any) -> "Sample":
         """In another dtype; what the mean loses goes into the rest."""
         if self.mean.dtype == dtype == self.var.dtype == self.rest.dtype:
             return self
         mean, var = xp.astype(self.mean, dtype, copy=False), xp.astype(self.var, dtype, copy=False)
         lost = self.mean - xp.astype(mean, self.mean.dtype, copy=False)
-        return Spread(mean, _finite(xp, xp.astype(lost + self.rest, dtype, copy=False)), var)
+        return Sample(mean, _finite(xp, xp.astype(lost + self.rest, dtype, copy=False)), var)
 
 
-def merge(xp: Namespace, first: Spread, second: Spread, share: Any) -> Spread:
+def merge(xp: Namespace, first: Sample, second: Sample, share: Any) -> Sample:
     """Two sets of values together; `share` is the second's part of the joint count.
 
     Chan, Golub & LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979, eq. 2.1.
     """
     delta = (second.mean - first.mean) + (second.rest - first.rest)
     between = delta * (share * (1 - share)) * delta  # in this order: nothing, where one of the two is empty
-    rest = first.rest + delta * share
-    mean = first.mean + rest
     var = first.var * (1 - share) + second.var * share + between
-    return Spread(mean, _finite(xp, rest - (mean - first.mean)), var)
+    return Sample(*renormalized(xp, first.mean, first.rest + delta * share), var)
+
+
+def renormalized(xp: Namespace, mean: Array, rest: Array) -> tuple[Array, Array]:
+    """The sum of a mean and a rest that is not larger than it; and what rounding took from the sum."""
+    whole = mean + rest
+    return whole, _finite(xp, rest - (whole - mean))
 
 
 def _finite(xp: Namespace, rest: Array) -> Array:

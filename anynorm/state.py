@@ -17,7 +17,7 @@ from anynorm.arrays import (
 )
 from anynorm.batches import Axis, Moments
 from anynorm.files import Value
-from anynorm.kernels import Spread
+from anynorm.kernels import Sample
 from anynorm.norms import weight_norm
 from anynorm.statistics import Statistics, added, check_alike, describe, is_number, pooled, widened
 
@@ -150,7 +150,7 @@ class RunningStats(Statistics[ArrayT]):
             if not is_number(moments.count):
                 seen = moments.count > 0
                 mean, var = library.xp.where(seen, mean, old.mean), library.xp.where(seen, var, old.var)
-            return self._with(Spread(mean, library.xp.zeros_like(mean), var), added(self, moments))
+            return self._with(Sample(mean, library.xp.zeros_like(mean), var), added(self, moments))
 
     def merge(self, other: "RunningStats[ArrayT]") -> "RunningStats[ArrayT]":
         """The statistics of all that both have seen, as if one pass had seen it; for ``momentum=None`` alone.
@@ -198,11 +198,11 @@ class RunningStats(Statistics[ArrayT]):
             var = var / _bessel(self.count, self.correction, library_of("mean", mean).xp, mean)
         return Moments._with_rest(mean, rest, var, self.count)
 
-    def _with(self, spread: Spread, count: Any) -> "RunningStats[ArrayT]":
+    def _with(self, sample: Sample, count: Any) -> "RunningStats[ArrayT]":
         library, dtype = library_of("mean", self.mean), self.mean.dtype  # type: ignore[attr-defined]
-        spread = spread.astype(library.xp, dtype)
-        state = RunningStats(spread.mean, spread.var, count, momentum=self.momentum, correction=self.correction)
-        return state._carrying(spread.rest) if self.momentum is None else state
+        sample = sample.astype(library.xp, dtype)
+        state = RunningStats(sample.mean, sample.var, count, momentum=self.momentum, correction=self.correction)
+        return state._carrying(sample.rest) if self.momentum is None else state
 
 
 @pytree("v", "g")

@@ -5,7 +5,7 @@ from typing import Any, Self, TypeVar
 
 from anynorm.arrays import check_count, check_device, compute_dtype, flush_pytrees, library_of, one_library
 from anynorm.files import Value
-from anynorm.kernels import Array, Spread, merge
+from anynorm.kernels import Array, Sample, merge
 from anynorm.layouts import same_shape
 
 ArrayT = TypeVar("ArrayT")
@@ -57,8 +57,8 @@ class Statistics(Value[ArrayT]):
         return made
 
     def _cast(self, dtype: Any) -> dict[str, Any]:
-        spread = _parts(self).astype(library_of("mean", self.mean).xp, dtype)
-        return {"mean": spread.mean, "var": spread.var} | ({} if self._rest is None else {"_rest": spread.rest})
+        sample = _parts(self).astype(library_of("mean", self.mean).xp, dtype)
+        return {"mean": sample.mean, "var": sample.var} | ({} if self._rest is None else {"_rest": sample.rest})
 
 
 def check_alike(these: Statistics[Any], name: str, others: Statistics[Any]) -> None:
@@ -70,7 +70,7 @@ def check_alike(these: Statistics[Any], name: str, others: Statistics[Any]) -> N
     check_device(library, "mean", these.mean, f"{name}.mean", others.mean)
 
 
-def pooled(these: Statistics[ArrayT], others: Statistics[ArrayT]) -> tuple[Spread, Count]:
+def pooled(these: Statistics[ArrayT], others: Statistics[ArrayT]) -> tuple[Sample, Count]:
     """Mean, biased variance and count of both together, from mean and biased variance of each."""
     xp, first, second = library_of("mean", these.mean).xp, widened(these), widened(others)
     count = added(these, others)
@@ -85,14 +85,14 @@ def pooled(these: Statistics[ArrayT], others: Statistics[ArrayT]) -> tuple[Sprea
     def chosen(first: Array, second: Array, joint: Array) -> Array:
         return xp.where(other == 0, first, xp.where(one == 0, second, joint))
 
-    return Spread(*map(chosen, first, second, joint)), count
+    return Sample(*map(chosen, first, second, joint)), count
 
 
-def widened(these: Statistics[ArrayT]) -> Spread:
+def widened(these: Statistics[ArrayT]) -> Sample:
     """Mean and variance in the dtype that they are computed in."""
     library = library_of("mean", these.mean)
     dtype = compute_dtype(library, "mean", these.mean)
-    return Spread(*(library.xp.astype(each, dtype, copy=False) for each in _parts(these)))
+    return Sample(*(library.xp.astype(each, dtype, copy=False) for each in _parts(these)))
 
 
 def added(these: Statistics[Any], others: Statistics[Any]) -> Count:
@@ -125,9 +125,9 @@ def describe(x: Array) -> str:
     return f"{library} {str(x.dtype).rpartition('.')[2]} {_shape(x)}"
 
 
-def _parts(these: Statistics[Any]) -> Spread:
+def _parts(these: Statistics[Any]) -> Sample:
     xp = library_of("mean", these.mean).xp
-    return Spread(these.mean, xp.zeros_like(these.mean) if these._rest is None else these._rest, these.var)
+    return Sample(these.mean, xp.zeros_like(these.mean) if these._rest is None else these._rest, these.var)
 
 
 def _counts(xp: Any, one: Count, other: Count, dtype: Any) -> tuple[Array, Array]:

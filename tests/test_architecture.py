@@ -13,8 +13,20 @@ import anynorm
 pytestmark = pytest.mark.cells("numpy")
 
 PACKAGE = Path(anynorm.__file__).parent
-FLOORS = ["kernels", "arrays", "settings", "layouts", "files", "statistics", "calls", "schedules", "batches", "norms"]
-FLOORS += ["state", "gradients"]
+FLOORS = [
+    "kernels",
+    "arrays",
+    "settings",
+    "layouts",
+    "files",
+    "statistics",
+    "calls",
+    "schedules",
+    "batches",
+    "norms",
+    "state",
+    "gradients",
+]
 LIBRARIES = {"numpy", "array_api_compat", "torch", "jax", "cupy", "dask", "array_api_strict", "array_api_extra"}
 
 
