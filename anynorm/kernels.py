@@ -168,9 +168,10 @@ def merge(xp: Namespace, first: Sample, second: Sample, share: Any) -> Sample:
 
 
 def renormalized(xp: Namespace, mean: Array, rest: Array) -> tuple[Array, Array]:
-    """The sum of a mean and a rest that is not larger than it; and what rounding took from the sum."""
+    """The sum of a mean and its rest, and what rounding took from the sum; Knuth's two-sum, for a rest of any size."""
     whole = mean + rest
-    return whole, _finite(xp, rest - (whole - mean))
+    gained = whole - mean
+    return whole, _finite(xp, (mean - (whole - gained)) + (rest - gained))
 
 
 def _finite(xp: Namespace, rest: Array) -> Array:
