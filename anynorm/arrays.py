@@ -8,7 +8,7 @@ import operator
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import fields
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -65,6 +65,16 @@ class Library(NamedTuple):
     """Arithmetic whose results are all written to one place."""
     busy: Callable[[], AbstractContextManager[Any]] = nullcontext
     """As `quiet`, where block after block is worked on."""
+    host: Callable[[Array], Any] = np.asarray
+    """The array in NumPy, where bfloat16 may be any dtype of two bytes."""
+
+
+class Bits(NamedTuple):
+    """An array as it lies in a file, the same for every library."""
+
+    dtype: str
+    values: Any
+    """A NumPy array in C order: of that dtype, or of uint16 where NumPy has none of the name, bfloat16."""
 
 
 def known_library(x: Array) -> Library | None:
@@ -140,10 +150,45 @@ def empty(shape: tuple[int, ...], like: Array, dtype: Any) -> Array:
 def zeros(shape: int | tuple[int, ...], like: Array, dtype: Any) -> Array:
     """Zeros, beside `like`."""
     library = library_of("like", like)
-    device = library.device(like)
-    if isinstance(device, frozenset):  # JAX spreads an array over several
-        device = min(device, key=str) if len(device) == 1 else None
-    return library.xp.zeros(shape, dtype=dtype, device=device)
+    return library.xp.zeros(shape, dtype=dtype, device=_home(library, like))
+
+
+def moved(name: str, x: Array, like: Array) -> Array:
+    """The argument `name` in the library and on the device of `like`, in its own dtype."""
+    library, there = library_of(name, x), library_of("like", like)
+    if library.name != there.name:
+        return from_bits(to_bits(name, x), like)
+    device = _home(there, like)
+    return x if device is None or device == library.device(x) else array_api_compat.to_device(x, device)
+
+
+def to_bits(name: str, x: Array) -> Bits:
+    """A copy of the argument `name`, without its gradient; a TypeError if its dtype is not one for files."""
+    library = library_of(name, x)
+    with library.quiet():  # Dask computes only now
+        values = np.asarray(library.host(x))
+    if str(x.dtype).endswith("bfloat16"):
+        return Bits("bfloat16", np.array(values.view(np.uint16), order="C"))
+    if values.dtype.name not in FILED:
+        raise TypeError(f"{name} must have one of the dtypes {', '.join(FILED)}, got {values.dtype}")
+    return Bits(values.dtype.name, np.array(values, dtype=values.dtype.newbyteorder("="), order="C"))
+
+
+def from_bits(bits: Bits, like: Array | None) -> Array:
+    """An array of its own beside `like`; of NumPy where that is None."""
+    library = library_of("like", np.empty(0) if like is None else like)
+    values = np.array(bits.values)
+    if library.name == "torch":
+        tensor = sys.modules["torch"].from_numpy(values.view(np.int16) if bits.dtype == "bfloat16" else values)
+        return (tensor.view(library.xp.bfloat16) if bits.dtype == "bfloat16" else tensor).to(library.device(like))
+    if bits.dtype == "bfloat16":
+        values = values.view(_bfloat16())
+    if library.name == "numpy":
+        return values
+    made = library.xp.asarray(values, device=_home(library, like))
+    if values.dtype.kind in "iu" and np.any(values > library.xp.iinfo(made.dtype).max):
+        return library.xp.asarray(values.astype(np.float64), device=_home(library, like))  # JAX made int32 of int64
+    return made
 
 
 def check_axes(name: str, axis: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -188,12 +233,21 @@ def check_real(name: str, value: Any, *, least: float, most: float = float("inf"
     return number
 
 
-def check_count(name: str, count: Any) -> Any:
-    """A number of values: a Python number, or one of JAX's, which may be traced."""
+def check_count(name: str, count: Any, mean: Array) -> Any:
+    """Numbers of values: a Python number, or an array beside `mean`."""
     if isinstance(count, (np.integer, np.floating)):
         count = count.item()
-    if isinstance(count, (int, float)) or not array_api_compat.is_jax_array(count):
+    if isinstance(count, (int, float)) or not array_api_compat.is_array_api_obj(count):
         check_real(name, count, least=0)
+        return count
+    library = one_library(mean=mean, **{name: count})
+    if not library.xp.isdtype(count.dtype, "integral"):
+        compute_dtype(library, name, count)
+    check_device(library, "mean", mean, name, count)
+    if library.readable(count):
+        with suppress(RuntimeError):  # torch.func.vmap and fake tensors: numbers that cannot be read
+            if not bool(library.xp.all(count >= 0)):
+                raise ValueError(f"{name} must be at least 0 everywhere, got an array with less")
     return count
 
 
@@ -241,6 +295,12 @@ _pytrees_lock = threading.Lock()
 _BLOCK = 256
 SHORT = 512
 
+FILED = (
+    *("bfloat16", "float16", "float32", "float64"),
+    *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
+)
+"""The dtypes that a file may hold."""
+
 
 def _recognise(name: str, x: Array) -> Library:
     flush_pytrees()
@@ -280,7 +340,14 @@ def _torch_library() -> Library:
         same=lambda x, out: x.data_ptr() == out.data_ptr() and x.stride() == out.stride(),
         into=_into(torch),
         busy=torch.no_grad,
+        host=_torch_host,
     )
+
+
+def _torch_host(x: Array) -> Any:
+    torch = sys.modules["torch"]
+    x = x.detach().cpu()
+    return (x.view(torch.int16) if x.dtype == torch.bfloat16 else x).numpy()
 
 
 def _torch_readable(x: Array) -> bool:
@@ -348,7 +415,12 @@ def _library(x: Array) -> Library:
             busy=_busy_numpy,
         )
     if eager.name == "array_api_strict":
-        return eager._replace(contiguous=lambda x: True, products=True, into=_into_by_assignment)
+        return eager._replace(
+            contiguous=lambda x: True,
+            products=True,
+            into=_into_by_assignment,
+            host=lambda x: np.asarray(x.to_device(xp.Device("CPU_DEVICE"))),
+        )
     unreadable = eager._replace(readable=lambda x: False, plain=lambda *arrays: False)
     if array_api_compat.is_jax_array(x):
         return unreadable._replace(
@@ -365,8 +437,29 @@ def _library(x: Array) -> Library:
             device=lambda x: None,
             oddity=lambda x: "masked" if isinstance(x._meta, np.ma.MaskedArray) else "",
             writeable=lambda out: False,
+            host=lambda x: _host(x.compute()),
         )
-    return unreadable
+    return unreadable._replace(host=lambda x: x.get()) if array_api_compat.is_cupy_array(x) else unreadable
+
+
+def _host(x: Array) -> Any:
+    return library_of("x", x).host(x)
+
+
+def _home(library: Library, like: Array) -> Any:
+    """The device on which an array beside `like` is made; None leaves it to the library."""
+    device = library.device(like)
+    if isinstance(device, frozenset):  # JAX spreads an array over several
+        return min(device, key=str) if len(device) == 1 else None
+    return device
+
+
+def _bfloat16() -> Any:
+    try:
+        from ml_dtypes import bfloat16
+    except ImportError as error:
+        raise ImportError("arrays of bfloat16 outside PyTorch need ml_dtypes: pip install ml_dtypes") from error
+    return bfloat16
 
 
 def _quiet() -> AbstractContextManager[Any]:

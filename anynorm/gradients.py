@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from anynorm import calls, norms, schedules
+from anynorm import batches, calls, norms, schedules
 from anynorm.arrays import check_device, compute_dtype, one_library, pytree
 from anynorm.calls import Call, Fit, Plan
 from anynorm.kernels import Array, Spread, Standardized
@@ -99,7 +99,7 @@ def vjp(norm: Callable[..., Any], x: Array, /, *params: Array | None, **options:
     )
     if not wants_moments:
         return y, pullback
-    return (y, norms.moments_of(call, spread) if given is None else given), pullback
+    return (y, batches.moments_of(call, spread) if given is None else given), pullback
 
 
 class _Primal(NamedTuple):

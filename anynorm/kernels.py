@@ -68,11 +68,19 @@ class Groups(NamedTuple):
 class Spread(NamedTuple):
     """The statistics of each group."""
 
-    mean: Array | None
+    mean: Array
     """None where the array is not centred."""
-    rest: Array | None
+    rest: Array
     """What rounding took from the mean: x less `mean`, and then less this, is exact. None where it is not known."""
     var: Array
+
+    def astype(self, xp: Namespace, dtype: Any) -> "Spread":
+        """In another dtype; what the mean loses goes into the rest."""
+        if self.mean is None or self.rest is None or self.mean.dtype == dtype == self.var.dtype == self.rest.dtype:
+            return self
+        mean, var = xp.astype(self.mean, dtype, copy=False), xp.astype(self.var, dtype, copy=False)
+        lost = self.mean - xp.astype(mean, self.mean.dtype, copy=False)
+        return Spread(mean, _finite(xp, xp.astype(lost + self.rest, dtype, copy=False)), var)
 
 
 class Standardized(NamedTuple):
@@ -236,15 +244,27 @@ def parameter_gradient(
     return groups.mean(xp, dy) if factor is None else groups.mean_product(xp, dy, factor, ops=ops)
 
 
-def merge(first: tuple[Array, Array], second: tuple[Array, Array], share: Any) -> tuple[Array, Array]:
-    """The mean and variance of two sets of values together; `share` is the second's part of the joint count.
+def merge(xp: Namespace, first: Spread, second: Spread, share: Any) -> Spread:
+    """Two sets of values together; `share` is the second's part of the joint count.
 
     Chan, Golub & LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979, eq. 2.1.
     """
-    (mean, var), (other_mean, other_var) = first, second
-    delta = other_mean - mean
+    delta = (second.mean - first.mean) + (second.rest - first.rest)
     between = delta * (share * (1 - share)) * delta  # in this order: nothing, where one of the two is empty
-    return mean + delta * share, var * (1 - share) + other_var * share + between
+    var = first.var * (1 - share) + second.var * share + between
+    return Spread(*renormalized(xp, first.mean, first.rest + delta * share), var)
+
+
+def renormalized(xp: Namespace, mean: Array, rest: Array) -> tuple[Array, Array]:
+    """The sum of a mean and its rest, and what rounding took from the sum; Knuth's two-sum, for a rest of any size."""
+    whole = mean + rest
+    gained = whole - mean
+    return whole, _finite(xp, (mean - (whole - gained)) + (rest - gained))
+
+
+def _finite(xp: Namespace, rest: Array) -> Array:
+    """0 beside a mean that is not finite, which it would make NaN."""
+    return xp.where(xp.isfinite(rest), rest, xp.zeros_like(rest))
 
 
 def centre(
@@ -307,7 +327,8 @@ class Scale(NamedTuple):
     def restore(self, spread: Spread) -> Spread:
         """The statistics of x, from those of x * unit."""
         mean, rest = (None if each is None else each / self.unit for each in (spread.mean, spread.rest))
-        return Spread(mean, rest, spread.var / self.unit / self.unit)
+        one = 1 / self.unit
+        return Spread(mean, rest, spread.var * one * one)
 
     def restore_rstd(self, xp: Namespace, rstd: Array) -> Array:
         """1 / sqrt(var + eps), from that of x * unit, as far as there is room for it."""

@@ -2,14 +2,14 @@
 
 from typing import Any, Literal, TypeVar, overload
 
-from anynorm import autograd, calls, schedules
+from anynorm import autograd, calls
+from anynorm.batches import Axis, Moments, moments_of, of
 from anynorm.calls import Call
-from anynorm.kernels import Array, Spread
-from anynorm.statistics import Moments, Statistics
+from anynorm.kernels import Array
+from anynorm.statistics import Statistics
 
 ArrayT = TypeVar("ArrayT")
 GivenT = TypeVar("GivenT", bound=Statistics[Any])
-Axis = int | tuple[int, ...] | None
 
 
 @overload
@@ -537,9 +537,7 @@ def moments(x: ArrayT, /, *, axis: Axis) -> Moments[ArrayT]:
     >>> anynorm.moments(np.ones((8, 3, 5, 5), dtype=np.float32), axis=(0, 2, 3))
     Moments(numpy float32 (3,), count=200)
     """
-    call = calls.over(x, None, None, axis=axis, eps=0.0)
-    with call.plan.library.quiet():
-        return moments_of(call, schedules.standardize(call).spread)
+    return of(x, axis=axis)
 
 
 def _run(call: Call, given: Statistics[Any] | None, return_moments: bool) -> ArrayT | tuple[ArrayT, Statistics[Any]]:
@@ -548,10 +546,3 @@ def _run(call: Call, given: Statistics[Any] | None, return_moments: bool) -> Arr
     if not return_moments:
         return y
     return y, (moments_of(call, done.spread) if given is None else given)
-
-
-def moments_of(call: Call, spread: Spread) -> Moments[ArrayT]:
-    """The moments that a call took, as the caller sees them."""
-    mean = spread.mean if spread.rest is None else spread.mean + spread.rest
-    mean, var = (schedules.statistic(call, each) for each in (mean, spread.var))
-    return Moments(mean, var, call.plan.layout.group_size)

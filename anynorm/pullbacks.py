@@ -53,7 +53,8 @@ def pull(call: Call, dy: Array, wanted: Wanted, of: Standardized | Spread | None
             return _in_blocks(call, dy, wanted, of)
         of = None
     if of is None and call.x is None:  # nothing that is wanted depends on it
-        of = Standardized(None, None if call.spread is None else root(plan, call.spread), call.spread)
+        spread = call.spread or Spread(None, None, None)
+        of = Standardized(None, None if call.spread is None else root(plan, spread), spread)
     elif of is None:
         of = standardize(call)
     xp = plan.library.xp

@@ -39,6 +39,14 @@ def normalize(call: Call) -> Normalized:
     return Normalized(y if out is None else out, standardized.spread)
 
 
+def survey(call: Call) -> Spread:
+    """The statistics of a call alone."""
+    if in_blocks(call.plan, arrays(call)):
+        return _statistics(call)
+    with call.plan.library.quiet():
+        return standardize(call).spread
+
+
 def in_blocks(plan: Plan, arrays: list[Array]) -> bool:
     """Whether what is computed of these arrays is large, and may be written part by part."""
     return plan.nbytes >= min(SMALL, current().block_bytes) and plan.library.plain(*arrays)
@@ -108,7 +116,8 @@ class _Part(NamedTuple):
     """In the dtype of the computation; it is used up if it is a copy."""
     gamma: Array | None
     beta: Array | None
-    y: Array
+    y: Array | None
+    """None where the statistics are all that is asked for."""
     ops: Arithmetic
 
     def enter(self, scale: Scale | None = None) -> Array:
@@ -127,6 +136,8 @@ class _Part(NamedTuple):
 
     def finish(self, d: Array, rstd: Array, rest: Array | None = None) -> None:
         """Write the result: the deviations, less a rest of their mean, times rstd; times gamma, plus beta."""
+        if self.y is None:
+            return
         xp, gamma, beta, ops = self.plan.library.xp, self.gamma, self.beta, self.ops
         if gamma is not None and self.plan.folds and sound(xp, rstd * gamma):
             rstd, gamma = rstd * gamma, None
@@ -143,7 +154,7 @@ class _Run(NamedTuple):
     """A call that is run in blocks."""
 
     call: Call
-    y: Array
+    y: Array | None
     """In the view."""
     in_place: bool
     """Whether the result's own place may be worked in."""
@@ -151,7 +162,7 @@ class _Run(NamedTuple):
 
     def part(self, block: Block) -> _Part:
         call, plan = self.call, self.call.plan
-        x, y = call.x[block], self.y[block]
+        x, y = call.x[block], None if self.y is None else self.y[block]
         if not self.in_place:
             x = plan.library.xp.astype(x, plan.dtype, copy=True)
         place = y if self.in_place else x
@@ -179,17 +190,30 @@ def _in_blocks(call: Call) -> Normalized:
     if target is None or (library.overlap(call.x, target) and not library.same(call.x, target)):
         target = empty(plan.layout.shape, call.x, call.x.dtype)
     in_place = call.x.dtype == plan.dtype and (target is not out or not library.overlap(call.x, target))
-    spread = call.spread or Spread(*(empty(plan.spread.shape, call.x, plan.dtype) for _ in Spread._fields))
+    spread = _run(call, library.xp.reshape(target, plan.view.shape), in_place)
+    if out is not None and target is not out:
+        out[...] = target
+    return Normalized(target if out is None else out, spread)
+
+
+def _statistics(call: Call) -> Spread:
+    return _run(call, None, False)
+
+
+def _run(call: Call, y: Array | None, in_place: bool) -> Spread:
+    """Write the result to y, where there is one; its statistics."""
+    plan = call.plan
     axes = () if call.spread is not None else plan.view.axes
-    products = plan.view.axes and plan.view.axes[-1] < len(plan.view.shape) - 1  # they take a place of their own
-    grid = blocks(plan.view.shape, axes, numbers(plan, 2 if products or not in_place else 1))
+    spread = call.spread or Spread(*(empty(plan.spread.shape, call.x, plan.dtype) for _ in Spread._fields))
+    leading = bool(axes) and axes[-1] < len(plan.view.shape) - 1  # squares take a place of their own
+    grid = blocks(plan.view.shape, axes, numbers(plan, 2 if leading or not in_place else 1))
     threads = shared(plan)
     many = len(grid.groups) >= threads
-    run = _Run(call, library.xp.reshape(target, plan.view.shape), in_place, 1 if many else threads)
+    run = _Run(call, y, in_place, 1 if many else threads)
 
     def work(block: Block) -> None:
         parts = [both(block, part) for part in grid.parts]
-        with library.busy():
+        with plan.library.busy():
             if call.spread is not None:
                 _apply(run, parts, spread_within(spread, block), None)
                 return
@@ -198,11 +222,7 @@ def _in_blocks(call: Call) -> Normalized:
                     whole[within(whole, block)] = part
 
     share(work, grid.groups, threads if many else 1)
-    if out is not None and target is not out:
-        out[...] = target
-    if not plan.centred and call.spread is None:
-        spread = Spread(None, None, spread.var)
-    return Normalized(target if out is None else out, spread)
+    return spread if plan.centred or call.spread is not None else Spread(None, None, spread.var)
 
 
 def numbers(plan: Plan, arrays: int) -> int:
@@ -232,7 +252,7 @@ def _groups(run: _Run, parts: list[Block], scale: Scale | None) -> Spread:
         return _groups(run, parts, kernels.scale_of(plan.library.xp, bottom, top, eps=plan.eps))
     if len(parts) == 1:
         part.finish(d, root(plan, spread, scale))
-    else:
+    elif run.y is not None:
         _apply(run, parts, spread, scale)
     return spread if scale is None else scale.restore(spread)
 

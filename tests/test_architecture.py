@@ -13,8 +13,8 @@ import anynorm
 pytestmark = pytest.mark.cells("numpy")
 
 PACKAGE = Path(anynorm.__file__).parent
-FLOORS = ["kernels", "arrays", "settings", "layouts", "statistics", "calls", "blocks", "schedules"]
-FLOORS += ["pullbacks", "autograd", "norms", "state", "gradients"]
+FLOORS = ["kernels", "arrays", "settings", "layouts", "files", "statistics", "calls", "blocks", "schedules"]
+FLOORS += ["pullbacks", "autograd", "batches", "norms", "state", "gradients"]
 LIBRARIES = {"numpy", "array_api_compat", "torch", "jax", "cupy", "dask", "array_api_strict", "array_api_extra"}
 
 
@@ -38,13 +38,20 @@ def test_nothing_imports_upward(room):
     assert own <= set(FLOORS[: FLOORS.index(room)])
 
 
-@pytest.mark.parametrize("room", [floor for floor in FLOORS if floor != "arrays"])
+@pytest.mark.parametrize("room", [floor for floor in FLOORS if floor not in ("arrays", "files")])
 def test_only_the_door_imports_an_array_library(room):
     assert not {name.split(".")[0] for name in imports(room)} & LIBRARIES
 
 
 def test_the_door_imports_numpy_and_array_api_compat_alone():
     assert {name.split(".")[0] for name in imports("arrays")} & LIBRARIES == {"numpy", "array_api_compat"}
+
+
+def test_the_files_import_numpy_for_its_own_format():
+    assert {name.split(".")[0] for name in imports("files")} & LIBRARIES == {"numpy"}
+    tree = ast.parse((PACKAGE / "files.py").read_text())
+    uses = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "np"}
+    assert uses == {"savez", "load", "frombuffer", "uint8"}, "arrays come and go through the door"
 
 
 def test_the_kernels_name_no_library():
@@ -75,6 +82,8 @@ def test_signatures_are_those_of_the_design():
         "weight_norm": "v, g, /, *, axis=0, out=None",
         "moments": "x, /, *, axis",
         "vjp": "norm, x, /, *params, **options",
+        "save": "states, path",
+        "load": "path, like=None",
         "options": "*, threads=None, block_bytes=None, compiler=None",
         "RunningStats": "mean, var, count=0, *, momentum=0.9, correction=0",
         "WeightNorm": "v, g, *, axis=0",
