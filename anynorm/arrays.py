@@ -28,6 +28,8 @@ class Library(NamedTuple):
     xp: Namespace
     readable: Callable[[Array], bool]
     """Whether a number can be read out of the array now, at no cost: it is neither traced, nor lazy, nor on a GPU."""
+    eager: Callable[[Array], bool]
+    """Whether a number can be read out of the array now, whatever it costs."""
     constant: Callable[[Array], Array]
     """The array as a constant, to which no gradient flows."""
     most: Callable[[Array], float]
@@ -251,6 +253,34 @@ def check_count(name: str, count: Any, mean: Array) -> Any:
     return count
 
 
+def check_weights_dtype(library: Library, weights: Array) -> None:
+    """A TypeError unless it is a bool, an integer or a real floating one."""
+    try:
+        if library.xp.isdtype(weights.dtype, ("bool", "integral")):
+            return
+    except TypeError:  # a dtype that is foreign to the library, as bfloat16 to NumPy
+        pass
+    try:
+        compute_dtype(library, "weights", weights)
+    except TypeError:
+        if library.oddity is not None and library.oddity(weights):
+            raise
+        raise TypeError(f"weights must have a bool, integer or real floating dtype, got {weights.dtype}") from None
+
+
+def check_weights(library: Library, weights: Array) -> None:
+    """A ValueError if one of them is negative or not finite, where they can be read."""
+    if "bool" in str(weights.dtype) or not library.eager(weights):
+        return
+    xp = library.xp
+    if str(weights.dtype).endswith("bfloat16"):
+        weights = xp.astype(weights, xp.float32)
+    with suppress(RuntimeError, TypeError), library.quiet():  # torch.func.vmap, fake tensors, a constant under jax.jit
+        fine = bool(xp.all((weights >= 0) & (weights - weights == 0)))
+        if not fine:
+            raise ValueError("weights must be finite and at least 0 everywhere, got an array with others")
+
+
 def pytree(*leaves: str) -> Callable[[type[T]], type[T]]:
     """Make a frozen dataclass a JAX pytree, as soon as JAX is there, of these fields; the others are static.
 
@@ -324,6 +354,7 @@ def _torch_library() -> Library:
         name="torch",
         xp=xp,
         readable=_torch_readable,
+        eager=lambda x: not torch.compiler.is_compiling() and not torch.jit.is_tracing(),
         constant=lambda x: x.detach(),
         most=lambda x: float(x.max()),
         least=lambda x: float(x.min()),
@@ -389,6 +420,7 @@ def _library(x: Array) -> Library:
         name=xp.__name__.removeprefix("array_api_compat.").partition(".")[0],
         xp=xp,
         readable=lambda x: True,
+        eager=lambda x: True,
         constant=lambda x: x,
         most=lambda x: float(xp.max(x)),
         least=lambda x: float(xp.min(x)),
@@ -421,9 +453,10 @@ def _library(x: Array) -> Library:
             into=_into_by_assignment,
             host=lambda x: np.asarray(x.to_device(xp.Device("CPU_DEVICE"))),
         )
-    unreadable = eager._replace(readable=lambda x: False, plain=lambda *arrays: False)
+    unreadable = eager._replace(readable=lambda x: False, eager=lambda x: False, plain=lambda *arrays: False)
     if array_api_compat.is_jax_array(x):
         return unreadable._replace(
+            eager=_jax_eager,
             constant=sys.modules["jax"].lax.stop_gradient,
             device=_jax_devices,
             quiet=nullcontext,
@@ -439,7 +472,9 @@ def _library(x: Array) -> Library:
             writeable=lambda out: False,
             host=lambda x: _host(x.compute()),
         )
-    return unreadable._replace(host=lambda x: x.get()) if array_api_compat.is_cupy_array(x) else unreadable
+    if array_api_compat.is_cupy_array(x):
+        return unreadable._replace(eager=lambda x: True, host=lambda x: x.get())
+    return unreadable
 
 
 def _host(x: Array) -> Any:
@@ -508,6 +543,10 @@ def _into_by_assignment(place: Array) -> Arithmetic:
         return assign
 
     return Arithmetic(*map(assigning, PURE))
+
+
+def _jax_eager(x: Array) -> bool:
+    return not isinstance(x, sys.modules["jax"].core.Tracer)
 
 
 def _jax_devices(x: Array) -> frozenset[Any] | None:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from anynorm import kernels
+from anynorm import kernels, weights
 from anynorm.arrays import empty
 from anynorm.blocks import Block, blocks, both, share, within
 from anynorm.calls import Call, Plan
@@ -29,7 +29,7 @@ class Normalized(NamedTuple):
 def normalize(call: Call) -> Normalized:
     """The result of a call: in blocks where the array is large and may be written part by part, else whole."""
     plan, out = call.plan, call.out
-    if in_blocks(plan, arrays(call)):
+    if call.weights is None and in_blocks(plan, arrays(call)):
         return _in_blocks(call)
     with plan.library.quiet():
         standardized = standardize(call)
@@ -41,7 +41,7 @@ def normalize(call: Call) -> Normalized:
 
 def survey(call: Call) -> Spread:
     """The statistics of a call alone."""
-    if in_blocks(call.plan, arrays(call)):
+    if call.weights is None and in_blocks(call.plan, arrays(call)):
         return _statistics(call)
     with call.plan.library.quiet():
         return standardize(call).spread
@@ -59,23 +59,32 @@ def standardize(call: Call) -> Standardized:
     x = call.x if call.x.dtype == plan.dtype else xp.astype(call.x, plan.dtype)
     if call.spread is not None:
         return kernels.standardize_with(xp, x, call.spread, eps=plan.eps)
+    room: Any = kernels if call.weights is None else weights
     vacant = not plan.nbytes > 0  # NaN is a size that Dask does not know: there it takes no minimum
     flat = 1.0 if plan.tiny else None
     if vacant or library.readable(x):
-        plain = kernels.standardize(xp, x, groups=plan.groups, eps=plan.eps, centred=plan.centred, flat=flat)
+        plain: Standardized = room.standardize(xp, x, groups=call.groups, eps=plan.eps, centred=plan.centred, flat=flat)
         if vacant or ordinary(plan, plain.spread.var):
             return plain
     subnormal = None
     if plan.tiny and library.subnormal:
         subnormal = library.subnormal(x, plan.limits.step * plan.limits.further)
-    return kernels.standardize_scaled(
-        xp, x, groups=plan.groups, eps=plan.eps, centred=plan.centred, subnormal=subnormal
+    scaled: Standardized = room.standardize_scaled(
+        xp, x, groups=call.groups, eps=plan.eps, centred=plan.centred, subnormal=subnormal
     )
+    return scaled
 
 
 def affine(call: Call, standardized: Standardized) -> Array:
     """The normalized array in the dtype and the shape of the caller's x."""
-    return restore(call.plan, kernels.affine(standardized.xhat, call.gamma, call.beta), call.x.dtype)
+    y = kernels.affine(standardized.xhat, call.gamma, call.beta)
+    if standardized.stray is not None:
+        constant = call.plan.library.constant
+        stray, *parameters = (
+            None if each is None else constant(each) for each in (standardized.stray, call.gamma, call.beta)
+        )
+        y = call.plan.library.xp.where(stray != 0, kernels.affine(stray, *parameters), y)
+    return restore(call.plan, y, call.x.dtype)
 
 
 def length(call: Call) -> Array:
