@@ -93,6 +93,7 @@ def vjp(norm: Callable[..., Any], x: Array, /, *params: Array | None, **options:
         gamma=gamma,
         given=call.spread,
         weights=call.weights,
+        all_reduce=call.all_reduce,
         plan=plan,
         dtype=call.x.dtype,
         parameters=tuple(
@@ -125,6 +126,7 @@ class Pullback:
     given: Spread | None
     """The statistics, where moments were given: they are constants."""
     weights: Weights | None
+    all_reduce: Callable[[Array], Any] | None
     plan: Plan
     dtype: Any
     """The dtype of x."""
@@ -141,7 +143,7 @@ class Pullback:
         check_device(library, "y", kept, "dy", dy)
         wanted = Wanted(self.dtype, tuple(None if primal is None else primal.full for primal in self.parameters))
         with library.quiet():
-            call = Call(plan, self.x, self.gamma, None, self.given, None, self.weights)
+            call = Call(plan, self.x, self.gamma, None, self.given, None, self.weights, self.all_reduce)
             dx, *gradients = pull(call, schedules.enter(plan, dy, dtype=plan.dtype), wanted, self.of)
             found = [schedules.restore(plan, dx, self.dtype)]
             for primal, d in zip(self.parameters, gradients, strict=True):

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from anynorm import kernels, weights
+from anynorm import kernels, replicas, weights
 from anynorm.arrays import empty
 from anynorm.blocks import Block, blocks, both, share, within
 from anynorm.calls import Call, Plan
@@ -59,20 +59,23 @@ def standardize(call: Call) -> Standardized:
     x = call.x if call.x.dtype == plan.dtype else xp.astype(call.x, plan.dtype)
     if call.spread is not None:
         return kernels.standardize_with(xp, x, call.spread, eps=plan.eps)
-    room: Any = kernels if call.weights is None else weights
-    vacant = not plan.nbytes > 0  # NaN is a size that Dask does not know: there it takes no minimum
-    flat = 1.0 if plan.tiny else None
-    if vacant or library.readable(x):
-        plain: Standardized = room.standardize(xp, x, groups=call.groups, eps=plan.eps, centred=plan.centred, flat=flat)
-        if vacant or ordinary(plan, plain.spread.var):
-            return plain
     subnormal = None
     if plan.tiny and library.subnormal:
         subnormal = library.subnormal(x, plan.limits.step * plan.limits.further)
-    scaled: Standardized = room.standardize_scaled(
-        xp, x, groups=call.groups, eps=plan.eps, centred=plan.centred, subnormal=subnormal
-    )
-    return scaled
+    weighted = call.weighted
+    if weighted is not None and weighted.join is not None:
+        return replicas.standardize(xp, x, groups=weighted, constant=library.constant, subnormal=subnormal)
+    room: Any = kernels if weighted is None else weights
+    groups = weighted or plan.groups
+    vacant = not plan.nbytes > 0  # NaN is a size that Dask does not know: there it takes no minimum
+    flat = 1.0 if plan.tiny else None
+    done: Standardized
+    if vacant or library.readable(x):
+        done = room.standardize(xp, x, groups=groups, eps=plan.eps, centred=plan.centred, flat=flat)
+        if vacant or ordinary(plan, done.spread.var):
+            return done
+    done = room.standardize_scaled(xp, x, groups=groups, eps=plan.eps, centred=plan.centred, subnormal=subnormal)
+    return done
 
 
 def affine(call: Call, standardized: Standardized) -> Array:

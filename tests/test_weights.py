@@ -42,7 +42,7 @@ def constant(backend, numbers, dtype=None):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("case", WEIGHTED, ids=str)
 def test_each_number_counts_as_its_weight_says(backend, case, kind):
-    only_if(kind == "mask" and len(case.shape) == 4 or case is WEIGHTED[1], backend)
+    only_if((kind == "mask" and len(case.shape) == 4) or case is WEIGHTED[1], backend)
     rng = np.random.default_rng(0)
     x, dy = rng.standard_normal(case.shape) + 1, rng.standard_normal(case.shape)
     params = [rng.standard_normal(case.parameter_shape) for _ in range(2)]
@@ -243,7 +243,7 @@ def test_weights_make_no_difference_to_moments_that_are_given(backend):
 
 @pytest.mark.parametrize("dtype", ["bool", "uint8", "int32", "float16", "float32", "bfloat16"])
 def test_the_dtype_of_weights_is_theirs_alone(backend, dtype):
-    if dtype == "bfloat16" and "bfloat16" not in backend.narrow or dtype == "float16" and backend.library == "strict":
+    if dtype.endswith("float16") and dtype not in backend.narrow:
         pytest.skip(f"{backend.library} has no {dtype}")
     rng = np.random.default_rng(7)
     weights = rng.integers(0, 2, (4, 1)).astype(float)
@@ -319,9 +319,9 @@ def test_weights_that_do_not_fit_are_an_error(backend):
     if backend.library != "numpy":
         with pytest.raises(TypeError, match="x and weights must come from one array library"):
             anynorm.layer_norm(x, weights=np.ones(3))
-    with pytest.raises(TypeError, match="weights must have a bool, integer or real floating dtype, got"):
-        anynorm.layer_norm(x, weights=backend.xp.astype(constant(backend, np.ones(3)), backend.xp.complex64)
-                           if hasattr(backend.xp, "astype") else constant(backend, np.ones(3), "complex64"))  # fmt: skip
+    if backend.library != "strict":  # some of its devices have no complex numbers
+        with pytest.raises(TypeError, match="weights must have a bool, integer or real floating dtype, got"):
+            anynorm.layer_norm(x, weights=constant(backend, np.ones(3), "complex64"))
 
 
 def test_the_result_goes_where_out_says(backend):
