@@ -1,6 +1,8 @@
 """Three devices of JAX, for `test_all_reduce.py`: each result and gradient against that of one device."""
 
+import re
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -56,12 +58,31 @@ def main():
     _, pullback = jax.vjp(lambda *arrays: synchronized(*arrays, mask)[0], x, gamma, beta)
     close(pullback(dy), expected)
 
+    text = (Path(__file__).parents[1] / "docs" / "masks.md").read_text()
+    section = re.search(r"^### JAX$(.*?)\Z", text, re.MULTILINE | re.DOTALL)[1]
+    x = jnp.nan_to_num(x)
+    names = {"anynorm": anynorm, "mesh": mesh, "x": x, "gamma": gamma, "beta": beta, "dy": dy}
+    exec(re.search(r"^```python\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)[1], names)
+    close([names["y"]], [anynorm.batch_norm(x, gamma, beta)])
+    expected = anynorm.vjp(anynorm.batch_norm, x, gamma, beta)[1](dy)
+    close([names["dx"], names["dgamma"], names["dbeta"]], expected)
+
     @partial(jax.pmap, axis_name="replica", in_axes=(0, None, None, 0))
     def mapped(x, gamma, beta, mask):
         return norm(x, gamma, beta, mask, all_reduce=all_reduce)[0]
 
+    y, _ = synchronized(x, gamma, beta, mask)
     parts = (x.reshape(3, 2, 3, 4), gamma, beta, mask.reshape(3, 2, 1, 4))
     close((mapped(*parts).reshape(x.shape),), (y,))
+
+    @partial(jax.pmap, axis_name="replica", in_axes=(0, None, None, 0, 0))
+    def inside(x, gamma, beta, mask, dy):
+        _, pullback = jax.vjp(lambda *arrays: norm(*arrays, mask, all_reduce=all_reduce)[0], x, gamma, beta)
+        return pullback(dy)
+
+    dx, *own_parts = inside(*parts, dy.reshape(parts[0].shape))
+    expected = anynorm.vjp(anynorm.batch_norm, x, gamma, beta, weights=mask)[1](dy)
+    close([dx.reshape(x.shape), *(each.sum(axis=0) for each in own_parts)], expected)
 
 
 def close(found, expected):

@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import sys
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -40,6 +42,26 @@ def compare(rank: int, sizes: list[int]) -> None:
             torch.testing.assert_close(found[name], each, rtol=1e-10, atol=1e-10)
 
 
+def page() -> None:
+    """What the documentation writes, on a batch of which this rank has its part."""
+    text = (Path(__file__).parents[1] / "docs" / "masks.md").read_text()
+    section = re.search(r"^### torch.distributed$(.*?)^### ", text, re.MULTILINE | re.DOTALL)[1]
+    step, hooks = re.findall(r"^```python\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+    world = dist.get_world_size()
+    every = torch.randn(world, 2, 3, generator=torch.Generator().manual_seed(1))
+    x, gamma, beta = every[dist.get_rank()].clone().requires_grad_(), torch.ones(3), torch.zeros(3)
+    names = {"anynorm": anynorm, "x": x, "dy": torch.ones(2, 3), "gamma": gamma, "beta": beta}
+    for parameter in (gamma, beta):
+        parameter.requires_grad_()
+    exec(step, names)
+    torch.testing.assert_close(beta.grad, torch.full((3,), 2.0 * world))
+    beta.grad = None
+    exec("import torch.distributed as dist\n" + hooks + step, names)
+    torch.testing.assert_close(beta.grad, torch.full((3,), 2.0))  # the mean over the replicas is this, too
+    joined = anynorm.batch_norm(every.reshape(-1, 3)).reshape(every.shape)[dist.get_rank()]
+    torch.testing.assert_close(names["y"].detach(), joined)
+
+
 def derivatives(x, dy, gamma, beta, mask, all_reduce):
     """First ones by autograd, and a second one."""
     x, gamma, beta = (each.clone().requires_grad_() for each in (x, gamma, beta))
@@ -74,6 +96,9 @@ if __name__ == "__main__":
     dist.init_process_group(
         "gloo", init_method=f"file://{store}", rank=rank, world_size=len(sizes), timeout=timedelta(seconds=60)
     )
-    compare(rank, sizes) if what == "compare" else survive(rank)
+    if what == "die":
+        survive(rank)
+    compare(rank, sizes)
+    page()
     dist.barrier()
     dist.destroy_process_group()
