@@ -73,7 +73,7 @@ def vjp(norm: Callable[..., Any], x: Array, /, *params: Array | None, **options:
     with plan.library.quiet():
         # what the pullback keeps is its own: the caller may do to x, to y and to gamma what they like
         kept, gamma = None, None if call.gamma is None else call.gamma * 1.0
-        if call.weights is None and schedules.in_blocks(plan, schedules.arrays(call)):
+        if schedules.divisible(call):
             kept = plan.library.xp.asarray(call.x, copy=True)
             y, of = schedules.normalize(call)
             spread = of

@@ -16,12 +16,14 @@ from anynorm.schedules import (
     in_blocks,
     numbers,
     ordinary,
+    part_of,
     pooled,
     root,
     shared,
     sound,
     spread_within,
     standardize,
+    weighted_blocks,
 )
 
 
@@ -59,7 +61,10 @@ def _pull(call: Call, dy: Array, wanted: Wanted, of: Standardized | Spread | Non
     plan = call.plan
     if isinstance(of, Spread):
         arrays = [each for each in (call.x, call.gamma, dy) if each is not None]
-        if call.weights is None and in_blocks(plan, arrays) and ordinary(plan, of.var):
+        if call.weights is not None:
+            if call.all_reduce is None and call.x is not None and in_blocks(plan, arrays):
+                return _weighted(call, dy, wanted)
+        elif in_blocks(plan, arrays) and ordinary(plan, of.var):
             return _in_blocks(call, dy, wanted, of)
         of = None
     if of is None and call.x is None:  # nothing that is wanted depends on it
@@ -184,6 +189,27 @@ def _in_blocks(call: Call, dy: Array, wanted: Wanted, spread: Spread) -> Gradien
             for total, each in zip(totals, parameters, strict=True):
                 if total is not None:
                     total[within(total, block)] += each
+    return dx, *totals
+
+
+def _weighted(call: Call, dy: Array, wanted: Wanted) -> Gradients:
+    """The gradients of a call with weights, block by block."""
+    plan = call.plan
+    dx = None if wanted.dtype is None else empty(plan.view.shape, dy, wanted.dtype)
+    totals = [None if shape is None else zeros(shape, dy, plan.dtype) for shape in wanted.parameters]
+
+    def work(block: Block) -> tuple[Block, list[Array | None]]:
+        shapes = tuple(None if shape is None else _narrowed(shape, block) for shape in wanted.parameters)
+        with plan.library.busy():
+            d, *parameters = _pull(part_of(call, block), dy[block], Wanted(wanted.dtype, shapes), None)
+            if dx is not None:
+                dx[block] = d
+        return block, parameters
+
+    for block, parameters in share(work, weighted_blocks(plan), shared(plan)):
+        for total, each in zip(totals, parameters, strict=True):
+            if total is not None:
+                total[within(total, block)] += each
     return dx, *totals
 
 

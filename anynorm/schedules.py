@@ -6,15 +6,18 @@ from typing import Any, NamedTuple
 
 from anynorm import kernels, replicas, weights
 from anynorm.arrays import empty
-from anynorm.blocks import Block, blocks, both, share, within
+from anynorm.blocks import Block, blocks, both, share, whole, within
 from anynorm.calls import Call, Plan
 from anynorm.kernels import Arithmetic, Array, Groups, Scale, Spread, Standardized
 from anynorm.settings import current
+from anynorm.weights import Weights
 
 SMALL = 2**16
 """An array of fewer bytes is not worth the trouble of writing in place."""
 SHARED = 2**22
 """So many bytes are worth a thread."""
+WEIGHTED = 8
+"""So many arrays of a block's size are a block where there are weights."""
 PENDING = 32
 """So many parts of a group are pooled at a time."""
 
@@ -29,7 +32,7 @@ class Normalized(NamedTuple):
 def normalize(call: Call) -> Normalized:
     """The result of a call: in blocks where the array is large and may be written part by part, else whole."""
     plan, out = call.plan, call.out
-    if call.weights is None and in_blocks(plan, arrays(call)):
+    if divisible(call):
         return _in_blocks(call)
     with plan.library.quiet():
         standardized = standardize(call)
@@ -41,10 +44,16 @@ def normalize(call: Call) -> Normalized:
 
 def survey(call: Call) -> Spread:
     """The statistics of a call alone."""
-    if call.weights is None and in_blocks(call.plan, arrays(call)):
+    if divisible(call):
         return _statistics(call)
     with call.plan.library.quiet():
         return standardize(call).spread
+
+
+def divisible(call: Call) -> bool:
+    """Whether a call is run in blocks; replicas, which wait for each other, run theirs whole."""
+    alone = call.weights is None or call.all_reduce is None
+    return alone and in_blocks(call.plan, arrays(call))
 
 
 def in_blocks(plan: Plan, arrays: list[Array]) -> bool:
@@ -80,14 +89,18 @@ def standardize(call: Call) -> Standardized:
 
 def affine(call: Call, standardized: Standardized) -> Array:
     """The normalized array in the dtype and the shape of the caller's x."""
+    return restore(call.plan, _affine(call, standardized), call.x.dtype)
+
+
+def _affine(call: Call, standardized: Standardized) -> Array:
     y = kernels.affine(standardized.xhat, call.gamma, call.beta)
-    if standardized.stray is not None:
-        constant = call.plan.library.constant
-        stray, *parameters = (
-            None if each is None else constant(each) for each in (standardized.stray, call.gamma, call.beta)
-        )
-        y = call.plan.library.xp.where(stray != 0, kernels.affine(stray, *parameters), y)
-    return restore(call.plan, y, call.x.dtype)
+    if standardized.stray is None:
+        return y
+    constant = call.plan.library.constant
+    stray, *parameters = (
+        None if each is None else constant(each) for each in (standardized.stray, call.gamma, call.beta)
+    )
+    return call.plan.library.xp.where(stray != 0, kernels.affine(stray, *parameters), y)
 
 
 def length(call: Call) -> Array:
@@ -215,6 +228,8 @@ def _statistics(call: Call) -> Spread:
 def _run(call: Call, y: Array | None, in_place: bool) -> Spread:
     """Write the result to y, where there is one; its statistics."""
     plan = call.plan
+    if call.weights is not None:
+        return _run_weighted(call, y)
     axes = () if call.spread is not None else plan.view.axes
     spread = call.spread or Spread(*(empty(plan.spread.shape, call.x, plan.dtype) for _ in Spread._fields))
     leading = bool(axes) and axes[-1] < len(plan.view.shape) - 1  # squares take a place of their own
@@ -229,12 +244,44 @@ def _run(call: Call, y: Array | None, in_place: bool) -> Spread:
             if call.spread is not None:
                 _apply(run, parts, spread_within(spread, block), None)
                 return
-            for whole, part in zip(spread, _groups(run, parts, None), strict=True):
+            for every, part in zip(spread, _groups(run, parts, None), strict=True):
                 if part is not None:
-                    whole[within(whole, block)] = part
+                    every[within(every, block)] = part
 
     share(work, grid.groups, threads if many else 1)
     return spread if plan.centred or call.spread is not None else Spread(None, None, spread.var)
+
+
+def _run_weighted(call: Call, y: Array | None) -> Spread:
+    """`_run` with weights: each block whole, as if it were all."""
+    plan = call.plan
+    spread = Spread(*(empty(plan.spread.shape, call.x, plan.dtype) for _ in Spread._fields))
+
+    def work(block: Block) -> None:
+        part = part_of(call, block)
+        with plan.library.busy():
+            done = standardize(part)
+            for every, each in zip(spread, done.spread, strict=True):
+                if each is not None:
+                    every[within(every, block)] = each
+            if y is not None:
+                y[block] = plan.library.xp.astype(_affine(part, done), y.dtype, copy=False)
+
+    share(work, weighted_blocks(plan), shared(plan))
+    return spread if plan.centred else Spread(None, None, spread.var)
+
+
+def weighted_blocks(plan: Plan) -> list[Block]:
+    """Blocks of an array with weights."""
+    return whole(plan.view.shape, plan.view.axes, numbers(plan, WEIGHTED))
+
+
+def part_of(call: Call, block: Block) -> Call:
+    """The call of some of the groups."""
+    given = None if call.weights is None else Weights(*(cut(each, block) for each in call.weights))
+    return call._replace(
+        x=call.x[block], gamma=cut(call.gamma, block), beta=cut(call.beta, block), out=None, weights=given
+    )
 
 
 def numbers(plan: Plan, arrays: int) -> int:

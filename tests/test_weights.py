@@ -1,6 +1,7 @@
 """Weights and masks: sums of the definition, one number at a time; repetition; padding; and what must not be."""
 
 import re
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -351,7 +352,13 @@ def test_the_page_about_masks_does_as_it_says(backend):
     where = {} if backend.library == "dask" else {"device": backend.device}
     arange = backend.xp.arange(4, **where) if backend.library not in ("numpy", "cupy") else backend.xp.arange(4)
     xp = SimpleNamespace(arange=lambda n: arange, where=backend.xp.where, zeros_like=backend.xp.zeros_like)
-    names = {"anynorm": anynorm, "xp": xp, "x": own.array(x), "dy": own.array(dy), "lengths": own.array(lengths, "int32")}
+    names = {
+        "anynorm": anynorm,
+        "xp": xp,
+        "x": own.array(x),
+        "dy": own.array(dy),
+        "lengths": own.array(lengths, "int32"),
+    }
     names |= {"gamma": own.array([1.0, 2.0]), "beta": own.array([0.0, 1.0])}
     names["running"] = anynorm.RunningStats.init(2, like=names["x"], momentum=0)
     for each in re.findall(r"^```python\n(.*?)^```$", section, re.MULTILINE | re.DOTALL):
@@ -364,17 +371,41 @@ def test_the_page_about_masks_does_as_it_says(backend):
     np.testing.assert_allclose(own.numpy(names["dx"])[2:, :, :2], alone, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.cells("numpy")
-def test_large_arrays_are_weighted_too():
+@pytest.mark.cells("numpy", "strict", "torch")
+@pytest.mark.parametrize("case", WEIGHTED, ids=str)
+def test_blocks_make_no_difference(backend, case):
     rng = np.random.default_rng(11)
-    x, mask = rng.standard_normal((64, 32, 600)).astype(np.float32), rng.random((64, 1, 600)) > 0.5
-    every = np.broadcast_to(mask, x.shape)
-    wide = x.astype(np.float64)
-    mean = np.average(wide, axis=(0, 2), weights=every, keepdims=True)
-    var = np.average((wide - mean) ** 2, axis=(0, 2), weights=every, keepdims=True)
-    y, batch = anynorm.batch_norm(x, weights=mask, return_moments=True)
-    np.testing.assert_allclose(y, (wide - mean) / np.sqrt(var + 1e-5), rtol=1e-5, atol=1e-5)
-    np.testing.assert_array_equal(batch.count, mask.sum())
+    x, dy = rng.standard_normal(case.shape) + 1e2, rng.standard_normal(case.shape)
+    mask = rng.random(case.shape) > 0.3
+    x[~mask] = np.where(rng.random(case.shape) > 0.5, np.nan, 1e30)[~mask]
+    arrays = [backend.array(each) for each in (x, *(rng.standard_normal(case.parameter_shape) for _ in range(2)))]
+    options = {"weights": constant(backend, mask, "bool")} | case.options
+    y, pullback = anynorm.vjp(case.norm, *arrays, **options)
+    expected = pullback(backend.array(dy * mask))
+    with anynorm.options(block_bytes=64, threads=2):
+        found, pullback = anynorm.vjp(case.norm, *arrays, **options)
+        gradients = pullback(backend.array(dy * mask))
+        backend.check(case.norm(*arrays, **options), backend.numpy(y))
+    backend.check(found, backend.numpy(y))
+    for one, other in zip(gradients, expected, strict=True):
+        backend.check(one, backend.numpy(other))
+
+
+@pytest.mark.cells("numpy")
+def test_large_arrays_need_little_more_than_their_results():
+    rng = np.random.default_rng(12)
+    x, mask = rng.standard_normal((16, 64, 128, 128), dtype=np.float32), rng.random((16, 1, 128, 128)) > 0.5
+    for norm, options in ((anynorm.batch_norm, {}), (anynorm.group_norm, {"groups": 32}), (anynorm.rms_norm, {})):
+        tracemalloc.start()
+        y = norm(x, weights=mask, **options)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < x.nbytes + 16 * 2**20
+        if norm is anynorm.batch_norm:
+            every = np.broadcast_to(mask[:, 0], (16, 128, 128))
+            wide = x[:, 5].astype(np.float64)
+            d = wide - wide[every].mean()
+            np.testing.assert_allclose(y[:, 5], d / np.sqrt((d[every] ** 2).mean() + 1e-5), rtol=1e-5, atol=1e-5)
 
 
 def composed(xp, x, gamma, beta, weights, axes, eps=1e-5):
