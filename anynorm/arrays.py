@@ -35,6 +35,8 @@ class Library(NamedTuple):
     least: Callable[[Array], float]
     block: int | None
     """The longest run of numbers that this library is trusted to add in one go; None where it blocks its own sums."""
+    plain_block: int | None
+    """The same, of arrays that are `plain`: what a compiler would make of a sum is no matter there."""
     device: Callable[[Array], Any]
     """The device, or None where there is but one or the library itself is the better judge."""
     quiet: Callable[[], AbstractContextManager[Any]]
@@ -63,6 +65,8 @@ class Library(NamedTuple):
     """Whether two arrays of one shape are one in memory."""
     into: Callable[[Array], Arithmetic] = lambda place: PURE
     """Arithmetic whose results are all written to one place."""
+    casts: bool = True
+    """Whether assignment to a part of an array casts what is assigned."""
     busy: Callable[[], AbstractContextManager[Any]] = nullcontext
     """As `quiet`, where block after block is worked on."""
     host: Callable[[Array], Any] = np.asarray
@@ -145,6 +149,11 @@ def empty(shape: tuple[int, ...], like: Array, dtype: Any) -> Array:
     """An array to be written to, beside `like`."""
     library = library_of("like", like)
     return library.xp.empty(shape, dtype=dtype, device=library.device(like))
+
+
+def assign(library: Library, place: Array, values: Array) -> None:
+    """Write values to a place, in its dtype."""
+    place[...] = values if library.casts else library.xp.astype(values, place.dtype, copy=False)
 
 
 def zeros(shape: int | tuple[int, ...], like: Array, dtype: Any) -> Array:
@@ -328,6 +337,7 @@ def _torch_library() -> Library:
         most=lambda x: float(x.max()),
         least=lambda x: float(x.min()),
         block=_BLOCK,
+        plain_block=None,
         device=lambda x: x.device,
         quiet=nullcontext,
         oddity=lambda x: "" if x.layout is torch.strided else f"{x.layout}".removeprefix("torch."),
@@ -393,6 +403,7 @@ def _library(x: Array) -> Library:
         most=lambda x: float(xp.max(x)),
         least=lambda x: float(xp.min(x)),
         block=_BLOCK,
+        plain_block=_BLOCK,
         device=array_api_compat.device,
         quiet=_quiet,
         writeable=array_api_compat.is_writeable_array,
@@ -419,6 +430,7 @@ def _library(x: Array) -> Library:
             contiguous=lambda x: True,
             products=True,
             into=_into_by_assignment,
+            casts=False,
             host=lambda x: np.asarray(x.to_device(xp.Device("CPU_DEVICE"))),
         )
     unreadable = eager._replace(readable=lambda x: False, plain=lambda *arrays: False)

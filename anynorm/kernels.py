@@ -55,9 +55,13 @@ class Groups(NamedTuple):
         """The mean of each group, beside x."""
         return total(xp, x, axes=self.axes, block=self.block, ones=self.ones) / self.divisor
 
+    def dots(self, x: Array) -> bool:
+        """Whether products are added as they are made."""
+        return self.ones is not None and self.axes[-1] == x.ndim - 1
+
     def mean_product(self, xp: Namespace, x: Array, other: Array, *, ops: Arithmetic = PURE) -> Array:
         """The mean of x * other."""
-        if self.ones is None or self.axes[-1] != x.ndim - 1:
+        if not self.dots(x):
             return self.mean(xp, ops.multiply(x, other))
         products = _dot(xp, x, other)
         if len(self.axes) > 1:
@@ -159,12 +163,13 @@ def deviations(
     centred: bool,
     alike: tuple[Array, Array] | None = None,
     ops: Arithmetic = PURE,
+    squares: Arithmetic = PURE,
 ) -> tuple[Array, Spread]:
     """The array less its mean if it is to be `centred`, and its statistics."""
     mean = rest = None
     if centred:
         x, mean, rest = centre(xp, x, groups=groups, alike=alike, ops=ops)
-    return x, Spread(mean, rest, groups.mean_product(xp, x, x))
+    return x, Spread(mean, rest, groups.mean_product(xp, x, x, ops=squares))
 
 
 def less(x: Array, spread: Spread, *, ops: Arithmetic = PURE) -> Array:

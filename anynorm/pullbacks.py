@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from anynorm import kernels
-from anynorm.arrays import empty, zeros
+from anynorm.arrays import assign, empty, zeros
 from anynorm.blocks import Block, blocks, both, share, within
 from anynorm.calls import Call, Plan
 from anynorm.kernels import Array, Groups, Places, Spread, Standardized
@@ -59,7 +59,7 @@ def pull(call: Call, dy: Array, wanted: Wanted, of: Standardized | Spread | None
         of = standardize(call)
     xp = plan.library.xp
     dy = xp.astype(dy, plan.dtype, copy=False)
-    parameters = _parameter_gradients(plan, dy, of.xhat, wanted.parameters)
+    parameters = _parameter_gradients(plan, dy, of.xhat, wanted.parameters, block=plan.groups.block)
     if wanted.dtype is None:
         return None, *parameters
     groups = None if call.spread is not None else plan.groups
@@ -80,7 +80,7 @@ class _Piece(NamedTuple):
 
     def finish(self, plan: Plan, d: Array) -> None:
         if self.target is not None and d is not self.target:
-            self.target[...] = plan.library.xp.astype(d, self.target.dtype, copy=False)
+            assign(plan.library, self.target, d)
 
 
 class _Pull(NamedTuple):
@@ -117,7 +117,9 @@ class _Pull(NamedTuple):
                     result = target
                 places = Places(*map(library.into, (result, xhat, product)))
                 number = math.prod([shape[axis] for axis in plan.view.axes])
-                groups = plan.groups._replace(divisor=min(plan.groups.divisor, float(number)))
+                groups = plan.groups._replace(
+                    divisor=min(plan.groups.divisor, float(number)), block=library.plain_block
+                )
                 dy = xp.astype(dy, plan.dtype, copy=False)
                 of = self._standardized(block, places)
                 shapes = self.wanted.parameters if of_parameters else ()
@@ -127,7 +129,7 @@ class _Pull(NamedTuple):
                     dy,
                     cut(self.gamma, block),
                     of._replace(rstd=cut(self.scale, block)),
-                    _parameter_gradients(plan, dy, of.xhat, shapes, places=places),
+                    _parameter_gradients(plan, dy, of.xhat, shapes, block=library.plain_block, places=places),
                     target,
                     places,
                 )
@@ -217,10 +219,16 @@ def _groups(run: _Pull, parts: list[Block], threads: int) -> list[list[Array | N
 
 
 def _parameter_gradients(
-    plan: Plan, dy: Array, xhat: Array, shapes: tuple[tuple[int, ...] | None, ...], *, places: Places = kernels.NEW
+    plan: Plan,
+    dy: Array,
+    xhat: Array,
+    shapes: tuple[tuple[int, ...] | None, ...],
+    *,
+    block: int | None,
+    places: Places = kernels.NEW,
 ) -> list[Array | None]:
     """Of a gamma, or of a gamma and a beta, of these shapes; None for None."""
-    block, ones = plan.groups.block, _ones(plan, dy)
+    ones = _ones(plan, dy)
     return [
         None
         if shape is None

@@ -1,16 +1,19 @@
 """How a call is run: whole or in blocks; plainly where its numbers turn out ordinary, else proof to any size."""
 
 import math
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 from anynorm import kernels
-from anynorm.arrays import empty
+from anynorm.arrays import assign, empty
 from anynorm.blocks import Block, blocks, both, share, within
 from anynorm.calls import Call, Plan
-from anynorm.kernels import Arithmetic, Array, Groups, Scale, Spread, Standardized
+from anynorm.kernels import PURE, Arithmetic, Array, Groups, Scale, Spread, Standardized
 from anynorm.settings import current
 
+T = TypeVar("T")
 SMALL = 2**16
 """An array of fewer bytes is not worth the trouble of writing in place."""
 SHARED = 2**22
@@ -119,8 +122,10 @@ class _Part(NamedTuple):
     y: Array | None
     """None where the statistics are all that is asked for."""
     ops: Arithmetic
+    squares: Arithmetic
 
     def enter(self, scale: Scale | None = None) -> Array:
+        """x, times the unit of the scale."""
         return self.x if scale is None else self.ops.multiply(self.x, scale.unit)
 
     def deviations(self, scale: Scale | None) -> tuple[Array, Spread]:
@@ -132,6 +137,7 @@ class _Part(NamedTuple):
             centred=centred,
             alike=scale.alike if scale is not None and centred else None,
             ops=self.ops,
+            squares=self.squares,
         )
 
     def finish(self, d: Array, rstd: Array, rest: Array | None = None) -> None:
@@ -147,7 +153,7 @@ class _Part(NamedTuple):
             d = ops.subtract(d, rest)
         y = kernels.affine(ops.multiply(d, rstd), gamma, beta, ops=ops)
         if y is not self.y:
-            self.y[...] = xp.astype(y, self.y.dtype, copy=False)
+            assign(self.plan.library, self.y, y)
 
 
 class _Run(NamedTuple):
@@ -159,23 +165,42 @@ class _Run(NamedTuple):
     in_place: bool
     """Whether the result's own place may be worked in."""
     threads: int
+    rooms: list[Array]
+    """Places to work in that no part works in now."""
+    largest: int
+    """How many numbers a part has."""
 
-    def part(self, block: Block) -> _Part:
+    @contextmanager
+    def part(self, block: Block, *, survey: bool = False) -> Iterator[_Part]:
+        """A block of the call; only its statistics are asked for, if it is a survey."""
         call, plan = self.call, self.call.plan
+        library = plan.library
         x, y = call.x[block], None if self.y is None else self.y[block]
-        if not self.in_place:
-            x = plan.library.xp.astype(x, plan.dtype, copy=True)
-        place = y if self.in_place else x
-        number = math.prod([x.shape[axis] for axis in plan.view.axes])
-        groups = plan.groups._replace(divisor=min(plan.groups.divisor, float(number)))
-        return _Part(plan, groups, x, cut(call.gamma, block), cut(call.beta, block), y, plan.library.into(place))
+        shape = tuple(x.shape)
+        taken: list[Array] = []
 
-    def each(self, work: Any, parts: list[Block]) -> list[Any]:
+        def room() -> Array:
+            taken.append(self.rooms.pop() if self.rooms else empty((self.largest,), x, plan.dtype))
+            return library.xp.reshape(taken[-1][: math.prod(shape)], shape)
+
+        place = room() if survey or y is None or not self.in_place else y
+        if not self.in_place:
+            assign(library, place, x)
+            x = place
+        number = math.prod([shape[axis] for axis in plan.view.axes])
+        groups = plan.groups._replace(divisor=min(plan.groups.divisor, float(number)), block=library.plain_block)
+        squares = PURE if groups.dots(x) else library.into(room())
+        try:
+            yield _Part(plan, groups, x, cut(call.gamma, block), cut(call.beta, block), y, library.into(place), squares)
+        finally:
+            self.rooms.extend(taken)
+
+    def each(self, work: Callable[[_Part], T], parts: list[Block], *, survey: bool = False) -> list[T]:
         """The results of `work` on each part."""
 
-        def busy(block: Block) -> Any:
-            with self.call.plan.library.busy():
-                return work(self.part(block))
+        def busy(block: Block) -> T:
+            with self.call.plan.library.busy(), self.part(block, survey=survey) as part:
+                return work(part)
 
         return share(busy, parts, self.threads)
 
@@ -205,11 +230,12 @@ def _run(call: Call, y: Array | None, in_place: bool) -> Spread:
     plan = call.plan
     axes = () if call.spread is not None else plan.view.axes
     spread = call.spread or Spread(*(empty(plan.spread.shape, call.x, plan.dtype) for _ in Spread._fields))
-    leading = bool(axes) and axes[-1] < len(plan.view.shape) - 1  # squares take a place of their own
-    grid = blocks(plan.view.shape, axes, numbers(plan, 2 if leading or not in_place else 1))
+    split = bool(axes) and axes[-1] < len(plan.view.shape) - 1  # as a rule; then a part takes two places to work in
+    grid = blocks(plan.view.shape, axes, numbers(plan, 2 if split or not in_place else 1))
     threads = shared(plan)
     many = len(grid.groups) >= threads
-    run = _Run(call, y, in_place, 1 if many else threads)
+    largest = math.prod([each.stop - each.start for each in both(grid.groups[0], grid.parts[0])])
+    run = _Run(call, y, in_place, 1 if many else threads, [], largest)
 
     def work(block: Block) -> None:
         parts = [both(block, part) for part in grid.parts]
@@ -239,31 +265,29 @@ def shared(plan: Plan) -> int:
 def _groups(run: _Run, parts: list[Block], scale: Scale | None) -> Spread:
     """Normalize the groups that these parts hold together; their statistics."""
     plan = run.call.plan
+    xp = plan.library.xp
     if len(parts) == 1:
-        part = run.part(parts[0])
-        d, spread = part.deviations(scale)
+        with run.part(parts[0]) as part:
+            d, spread = part.deviations(scale)
+            done = scale is not None or ordinary(plan, spread.var)
+            if done:
+                part.finish(d, root(plan, spread, scale))
     else:
-        spread = _pooled(run, parts, scale)
-    if scale is None and not ordinary(plan, spread.var):
-        bounds = run.each(lambda part: kernels.extremes(plan.library.xp, part.enter(), groups=part.groups), parts)
-        bottom, top = bounds[0]
-        for low, high in bounds[1:]:
-            bottom, top = plan.library.xp.minimum(bottom, low), plan.library.xp.maximum(top, high)
-        return _groups(run, parts, kernels.scale_of(plan.library.xp, bottom, top, eps=plan.eps))
-    if len(parts) == 1:
-        part.finish(d, root(plan, spread, scale))
-    elif run.y is not None:
-        _apply(run, parts, spread, scale)
-    return spread if scale is None else scale.restore(spread)
+        spread = pooled(plan, partial(run.each, partial(_portion, scale), survey=True), parts)
+        done = scale is not None or ordinary(plan, spread.var)
+        if done and run.y is not None:
+            _apply(run, parts, spread, scale)
+    if done:
+        return spread if scale is None else scale.restore(spread)
+    bounds = run.each(lambda part: kernels.extremes(xp, part.enter(), groups=part.groups), parts, survey=True)
+    bottom, top = bounds[0]
+    for low, high in bounds[1:]:
+        bottom, top = xp.minimum(bottom, low), xp.maximum(top, high)
+    return _groups(run, parts, kernels.scale_of(xp, bottom, top, eps=plan.eps))
 
 
-def _pooled(run: _Run, parts: list[Block], scale: Scale | None) -> Spread:
-    """The statistics of groups that are spread over parts."""
-    return pooled(
-        run.call.plan,
-        lambda some: run.each(lambda part: Portion(part.deviations(scale)[1], part.groups.divisor), some),
-        parts,
-    )
+def _portion(scale: Scale | None, part: _Part) -> "Portion":
+    return Portion(part.deviations(scale)[1], part.groups.divisor)
 
 
 class Portion(NamedTuple):

@@ -14,7 +14,7 @@ from anynorm import schedules
 def small_blocks(monkeypatch):
     """Blocks of a few numbers; how many parts were run."""
     run, parts = schedules._Run.part, []
-    monkeypatch.setattr(schedules._Run, "part", lambda self, block: parts.append(block) or run(self, block))
+    monkeypatch.setattr(schedules._Run, "part", lambda *args, **options: parts.append(args) or run(*args, **options))
     with anynorm.options(block_bytes=32):
         yield parts
 
