@@ -148,6 +148,8 @@ def check_device(library: Library, name: str, x: Array, other_name: str, other: 
 def empty(shape: tuple[int, ...], like: Array, dtype: Any) -> Array:
     """An array to be written to, beside `like`."""
     library = library_of("like", like)
+    if library.name == "torch" and (large := _torch_large(shape, like, dtype)) is not None:
+        return large
     return library.xp.empty(shape, dtype=dtype, device=library.device(like))
 
 
@@ -303,6 +305,8 @@ _pytrees_lock = threading.Lock()
 
 _BLOCK = 256
 SHORT = 512
+LARGE = 2**25
+"""The C library keeps no freed memory of so many bytes."""
 
 FILED = (
     *("bfloat16", "float16", "float32", "float64"),
@@ -363,6 +367,15 @@ def _torch_host(x: Array) -> Any:
 def _torch_readable(x: Array) -> bool:
     torch = sys.modules["torch"]
     return x.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+
+
+def _torch_large(shape: tuple[int, ...], like: Array, dtype: Any) -> Array | None:
+    """Memory of NumPy's, which asks for huge pages: where all pages are new, small ones cost more than the norm."""
+    torch = sys.modules["torch"]
+    nbytes = math.prod(shape) * dtype.itemsize
+    if nbytes < LARGE or like.device.type != "cpu":
+        return None
+    return torch.from_numpy(np.empty(nbytes, dtype=np.uint8)).view(dtype).reshape(shape)
 
 
 def _torch_plain(*arrays: Array) -> bool:
