@@ -57,8 +57,8 @@ class Library(NamedTuple):
     """Whether the array may be written to."""
     plain: Callable[..., bool] = lambda *arrays: False
     """Whether a result of these arrays may be written part by part: nothing records how it comes about."""
-    records: Callable[[list[Array]], bool] = lambda arrays: False
-    """Whether autograd, and nothing else, records what becomes of these arrays."""
+    records: Callable[[list[Array]], bool] | None = None
+    """Whether autograd, and nothing else, records what becomes of these arrays; None where there is none."""
     overlap: Callable[[Array, Array], bool] = lambda x, out: True
     """Whether two arrays may have memory in common."""
     same: Callable[[Array, Array], bool] = lambda x, out: False
@@ -394,9 +394,9 @@ def _torch_plain(*arrays: Array) -> bool:
 def _torch_records(arrays: list[Array]) -> bool:
     torch = sys.modules["torch"]
     return (
-        not torch.compiler.is_compiling()
-        and torch.is_grad_enabled()
+        torch.is_grad_enabled()
         and any(x.requires_grad for x in arrays)
+        and not torch.compiler.is_compiling()
         and not _torch_transforms(torch)
         and all(torch.autograd.forward_ad.unpack_dual(x).tangent is None for x in arrays)
     )

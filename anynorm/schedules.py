@@ -52,6 +52,8 @@ def survey(call: Call) -> Spread:
 
 def in_blocks(plan: Plan, arrays: list[Array]) -> bool:
     """Whether what is computed of these arrays is large, and may be written part by part."""
+    if plan.library.traced():  # by a compiler that cannot follow into the settings
+        return False
     return plan.nbytes >= min(SMALL, current().block_bytes) and plan.library.plain(*arrays)
 
 
