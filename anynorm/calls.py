@@ -258,6 +258,8 @@ def _plan(
 
 def _contiguous(library: Library, x: Array, out: Any) -> bool:
     """Whether axes may be joined without a copy."""
+    if library.traced():
+        return False
     return library.contiguous(x) and (out is None or (known_library(out) is library and library.contiguous(out)))
 
 
