@@ -22,6 +22,7 @@ from anynorm.schedules import (
     sound,
     spread_within,
     standardize,
+    trimmed,
 )
 
 
@@ -149,6 +150,7 @@ def _in_blocks(call: Call, dy: Array, wanted: Wanted, spread: Spread) -> Gradien
     library = plan.library
     with library.quiet():
         rstd = scale = root(plan, spread)
+        spread = trimmed(plan, spread)
         gamma = call.gamma
         if gamma is not None and all(gamma.shape[axis] == 1 for axis in plan.view.axes) and plan.folds:
             scale, gamma = (rstd * gamma, None) if sound(library.xp, rstd * gamma) else (rstd, gamma)

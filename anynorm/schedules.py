@@ -347,6 +347,15 @@ def root(plan: Plan, spread: Spread, scale: Scale | None = None) -> Array:
     return kernels.inverse_root(xp, spread.var + plan.eps, flat=1.0 if plan.tiny else None)
 
 
+def trimmed(plan: Plan, spread: Spread) -> Spread:
+    """Without the rest of the mean, where that is an eighth of a unit in the last place of the numbers' spread or less."""
+    if spread.rest is None:
+        return spread
+    slight = (float(plan.library.xp.finfo(plan.dtype).eps) / 8) ** 2
+    matters = plan.library.most(spread.rest * spread.rest - slight * spread.var) > 0
+    return spread if matters else spread._replace(rest=None)
+
+
 def _apart(call: Call, out: Array) -> Call:
     """The call with copies of what `out` shares memory with, but for x."""
 
