@@ -348,12 +348,12 @@ def root(plan: Plan, spread: Spread, scale: Scale | None = None) -> Array:
 
 
 def trimmed(plan: Plan, spread: Spread) -> Spread:
-    """Without the rest of the mean, where that is an eighth of a unit in the last place of the numbers' spread or less."""
+    """Without the rest of the mean where it is an eighth of a unit in the last place of the spread, or less."""
     if spread.rest is None:
         return spread
     slight = (float(plan.library.xp.finfo(plan.dtype).eps) / 8) ** 2
-    matters = plan.library.most(spread.rest * spread.rest - slight * spread.var) > 0
-    return spread if matters else spread._replace(rest=None)
+    excess = plan.library.most(spread.rest * spread.rest - slight * spread.var)
+    return spread._replace(rest=None) if excess <= 0 else spread  # a NaN keeps it
 
 
 def _apart(call: Call, out: Array) -> Call:
