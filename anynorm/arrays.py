@@ -26,6 +26,8 @@ class Library(NamedTuple):
     xp: Namespace
     readable: Callable[[Array], bool]
     """Whether a number can be read out of the array now, at no cost: it is neither traced, nor lazy, nor on a GPU."""
+    present: Callable[[Array], bool]
+    """Whether the numbers are there to be handed to a compiler: neither traced nor lazy."""
     writes: bool
     """Whether a result may be written part by part: arrays are eager, and nothing records how they came about."""
     constant: Callable[[Array], Array]
@@ -84,6 +86,17 @@ def empty(shape: tuple[int, ...], like: Array, dtype: Any) -> Array:
     """An array to be written to, beside `like`."""
     library = library_of("like", like)
     return library.xp.empty(shape, dtype=dtype, device=library.device(like))
+
+
+def writeable(x: Array) -> Array:
+    """A NumPy array, or one more of the same memory that may be written to: some libraries take no other."""
+    return x if x.flags.writeable else np.asarray(_Writeable(x))
+
+
+def move(x: Array, like: Array) -> Array:
+    """The array on the device of `like`."""
+    here, there = array_api_compat.device(x), array_api_compat.device(like)
+    return x if here == there else array_api_compat.to_device(x, there)
 
 
 def zeros(n: int, like: Array, dtype: Any) -> Array:
@@ -182,6 +195,14 @@ def flush_pytrees() -> None:
                 sys.modules["jax"].tree_util.register_pytree_node(*_pytrees.pop())
 
 
+class _Writeable:
+    """The memory of an array under other terms."""
+
+    def __init__(self, x: Array) -> None:
+        self.owner = x
+        self.__array_interface__ = x.__array_interface__ | {"data": (x.__array_interface__["data"][0], False)}
+
+
 _libraries: dict[type, Library] = {}
 _compute_dtypes: dict[tuple[str, Any], Any] = {}
 _pytrees: list[tuple[type, Callable[..., Any], Callable[..., Any]]] = []
@@ -211,6 +232,7 @@ def _torch_library() -> Library:
         name="torch",
         xp=xp,
         readable=_torch_readable,
+        present=_torch_present,
         writes=False,
         constant=lambda x: x.detach(),
         block=_BLOCK,
@@ -225,12 +247,22 @@ def _torch_readable(x: Array) -> bool:
     return x.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
 
 
+def _torch_present(x: Array) -> bool:
+    torch = sys.modules["torch"]
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or x.device.type == "meta":
+        return False
+    # no subclass, which may be traced; nor a tensor of torch.func or of forward-mode differentiation
+    plain = type(x) in (torch.Tensor, torch.nn.Parameter) and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+    return plain and torch.autograd.forward_ad._current_level < 0
+
+
 def _library(x: Array) -> Library:
     xp = array_api_compat.array_namespace(x)
     eager = Library(
         name=xp.__name__.removeprefix("array_api_compat.").partition(".")[0],
         xp=xp,
         readable=lambda x: True,
+        present=lambda x: True,
         writes=True,
         constant=lambda x: x,
         block=_BLOCK,
@@ -244,6 +276,7 @@ def _library(x: Array) -> Library:
     unreadable = eager._replace(readable=lambda x: False, writes=False)
     if array_api_compat.is_jax_array(x):
         return unreadable._replace(
+            present=lambda x: not isinstance(x, sys.modules["jax"].core.Tracer),
             constant=sys.modules["jax"].lax.stop_gradient,
             device=_jax_devices,
             quiet=nullcontext,
@@ -252,6 +285,7 @@ def _library(x: Array) -> Library:
     if array_api_compat.is_dask_array(x):
         # a reshape across chunks would gather them
         return unreadable._replace(
+            present=lambda x: False,
             block=None,
             device=lambda x: None,
             oddity=lambda x: "masked" if isinstance(x._meta, np.ma.MaskedArray) else "",

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from anynorm import calls, kernels, norms, schedules
+from anynorm import calls, compilers, kernels, norms, schedules, settings
 from anynorm.arrays import Library, check_device, compute_dtype, one_library, pytree
 from anynorm.calls import Call
 from anynorm.kernels import Array, Groups, Standardized
@@ -66,8 +66,14 @@ def vjp(norm: Callable[..., Any], x: Array, /, *params: Array | None, **options:
     arguments = _arguments(norm, x, params, options)
     wants_moments, given = arguments.pop("return_moments", False), arguments.get("moments")
     call = _CALLS[norm](**arguments)
-    standardized = schedules.standardize(call)
-    y = schedules.affine(call, standardized)
+    compiler = settings.current().compiler
+    if not compilers.takes(call, compiler) or compilers.records(call):
+        compiler = "none"
+        standardized = schedules.standardize(call)
+        y = schedules.affine(call, standardized)
+    else:
+        y, standardized = schedules.compiled(call, compiler, keep=True)
+        y = schedules.restore(call.library, call.layout, y, call.x.dtype)
     arrays = [name for name in arguments if name in ("x", "gamma", "beta", "v", "g")]
     params_passed = arrays[1 : _arity(arrays, arguments, params)]
     # what the pullback keeps is its own: the caller may do to y and to gamma what they like
@@ -80,6 +86,7 @@ def vjp(norm: Callable[..., Any], x: Array, /, *params: Array | None, **options:
         centred=call.centred,
         given=call.mean is not None,
         dtype=call.x.dtype,
+        compiler=compiler,
         parameters=tuple(_primal(call.layout, arguments[name]) for name in params_passed),
     )
     if not wants_moments:
@@ -111,6 +118,7 @@ class Pullback:
     """Whether the moments were, and are constants."""
     dtype: Any
     """The dtype of x."""
+    compiler: str
     parameters: tuple[_Primal | None, ...]
 
     def __call__(self, dy: Array, /) -> tuple[Array | None, ...]:
@@ -122,6 +130,8 @@ class Pullback:
             raise ValueError(f"dy must have the shape of y, {self.layout.shape}, got {tuple(dy.shape)}")
         check_device(library, "y", xhat, "dy", dy)
         with library.quiet():
+            if self.compiler in ("torch", "jax") and library.present(dy) and library.present(xhat):
+                return self._compiled(dy)
             dy = schedules.enter(library, self.layout, dy, xhat.dtype)
             groups = None if self.given else self.groups
             dx = kernels.input_gradient(xp, dy, self.gamma, self.standardized, groups=groups, centred=self.centred)
@@ -132,6 +142,26 @@ class Pullback:
 
     def __repr__(self) -> str:
         return f"Pullback({describe(self.standardized.xhat)})"
+
+    def _compiled(self, dy: Array) -> tuple[Array | None, ...]:
+        library = self.library
+        dx, *found = compilers.gradients(
+            self.compiler,
+            library,
+            schedules.enter(library, self.layout, dy, dy.dtype),
+            self.gamma,
+            self.standardized,
+            groups=None if self.given else self.groups,
+            centred=self.centred,
+            shapes=[None if primal is None else primal.full for primal in self.parameters],
+            dtype=self.dtype,
+        )
+        gradients = [schedules.restore(library, self.layout, dx, self.dtype)]
+        for primal, d in zip(self.parameters, found, strict=True):
+            gradients.append(
+                primal and library.xp.astype(library.xp.reshape(d, primal.shape), primal.dtype, copy=False)
+            )
+        return tuple(gradients)
 
     def _parameter(self, dy: Array, factor: Array | None, primal: _Primal) -> Array:
         xp, summand = self.library.xp, kernels.affine(dy, factor, None)

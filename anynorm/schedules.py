@@ -4,7 +4,7 @@ import math
 from itertools import product
 from typing import Any, NamedTuple
 
-from anynorm import kernels
+from anynorm import compilers, kernels, settings
 from anynorm.arrays import Library, empty
 from anynorm.calls import Call
 from anynorm.kernels import Array, Standardized
@@ -24,6 +24,10 @@ class Normalized(NamedTuple):
 
 def normalize(call: Call) -> Normalized:
     """The result of a call, in blocks of whole groups where the array is large and may be written part by part."""
+    compiler = settings.current().compiler
+    if compilers.takes(call, compiler):
+        y, of = compiled(call, compiler)
+        return Normalized(restore(call.library, call.layout, y, call.x.dtype), of.mean, of.var)
     blocks = _blocks(call) if call.library.writes else []
     if len(blocks) < 2:
         standardized = standardize(call)
@@ -38,6 +42,17 @@ def normalize(call: Call) -> Normalized:
             mean[_within(mean, block)] = standardized.mean
         var[_within(var, block)] = standardized.var
     return Normalized(call.library.xp.reshape(y, call.layout.shape), mean if call.centred else None, var)
+
+
+def compiled(call: Call, compiler: str, *, keep: bool = False) -> tuple[Array, Standardized]:
+    """`compilers.normalize`, scaled where it must be, as in `standardize`."""
+    least = kernels.limits(call.library.xp, call.dtype).eps
+    with call.library.quiet():
+        if call.mean is not None or call.library.readable(call.x):
+            plain = compilers.normalize(call, compiler, scaled=False, keep=keep)
+            if call.mean is not None or _ordinary(call, plain[1].var, least=least if call.eps < least else 0.0):
+                return plain
+        return compilers.normalize(call, compiler, scaled=True, keep=keep)
 
 
 def standardize(call: Call) -> Standardized:
