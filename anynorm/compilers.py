@@ -57,9 +57,7 @@ def normalize(call: Call, name: str, *, scaled: bool, keep: bool = False) -> tup
             xhat, statistics = (x - mean) * compiler.stored(of.rstd), []
         elif scaled:
             below = None if finer is None else finer(x, limits.step * limits.further)
-            of = kernels.standardize_scaled(
-                xp, x, groups=sums, eps=call.eps, centred=call.centred, subnormal=below
-            )
+            of = kernels.standardize_scaled(xp, x, groups=sums, eps=call.eps, centred=call.centred, subnormal=below)
             xhat, statistics = of.xhat, [of.rstd, of.var] if of.mean is None else [of.rstd, of.var, of.mean]
         else:
             of = kernels.standardize(xp, x, groups=sums, eps=call.eps, centred=call.centred, flat=flat)
@@ -153,7 +151,7 @@ class _Form(NamedTuple):
 
     @property
     def splits(self) -> tuple[int, ...]:
-        """The lengths that the first run, of any length, is divided by, one after the other, before its sum is taken."""
+        """The lengths that the first run is divided by, one after the other, before its sum is taken."""
         n, radix = self.shape[0], 16 if self.shape[-1] >= _LANES else 256
         levels = 0
         while n >= 4096 * radix**levels:
@@ -167,7 +165,7 @@ class _Form(NamedTuple):
 
 
 class _Sums:
-    """`Groups` for a form: sums in an order that compilers make good loops of, and that are exact; and it keeps them."""
+    """`Groups` for a form: its sums are exact, and in an order that compilers make good loops of; it keeps them."""
 
     block = None
 
@@ -307,7 +305,7 @@ class _Torch:
         self.library = library_of("x", self.torch.empty(0))
         self.xp = self.library.xp
 
-    def exact(self, dtype: str) -> AbstractContextManager[Any]:
+    def exact(self, dtype: str) -> AbstractContextManager[Any]:  # noqa: ARG002
         return nullcontext()
 
     def enter(self, library: Library, x: Array) -> Array:
@@ -415,13 +413,13 @@ class _Jax:
     def ready(self, x: Array) -> Array:
         return x
 
-    def state(self, arrays: Arrays) -> Hashable:
+    def state(self, arrays: Arrays) -> Hashable:  # noqa: ARG002
         return ()
 
     def stored(self, x: Array) -> Array:
         return x
 
-    def sums_well(self, x: Array) -> bool:
+    def sums_well(self, x: Array) -> bool:  # noqa: ARG002
         return False
 
     def compile(self, body: Callable[..., Any]) -> Callable[..., Any]:
@@ -451,7 +449,7 @@ def _compiler(name: str) -> _Compiler:
     with _lock:
         found = _compilers.get(name)
         if found is None:
-            found = _compilers[name] = {"torch": _Torch, "jax": _Jax}[name]()
+            found = _compilers[name] = _Torch() if name == "torch" else _Jax()
         return found
 
 
@@ -459,20 +457,23 @@ def _load(name: str, called: str) -> Any:
     try:
         return import_module(name)
     except ImportError:
-        raise ImportError(f"compiler={name!r} needs {called}: pip install 'anynorm[{name}]'") from None
+        raise ImportError(
+            f"compiler={name!r} needs {called}, which is not installed: pip install 'anynorm[{name}]'"
+        ) from None
 
 
-def _standardized(call: Call, xhat: Array, statistics: list[Array], *, flat: float | None, scaled: bool) -> Standardized:
+def _standardized(call: Call, xhat: Array, found: list[Array], *, flat: float | None, scaled: bool) -> Standardized:
     """What the kernel would have returned, from the statistics that the compiled one did."""
-    xp = call.library.xp
-    if call.mean is not None:
-        return Standardized(xhat, kernels.inverse_root(xp, call.var + call.eps, flat=1.0), call.mean, call.var)
     if scaled:
-        rstd, var, *mean = statistics
-        return Standardized(xhat, rstd, mean[0] if mean else None, var)
-    *means, var = (each / float(max(call.groups.divisor, 1)) for each in statistics)
-    rstd = kernels.inverse_root(xp, var + call.eps, flat=flat)
-    return Standardized(xhat, rstd, means[0] + means[1] if means else None, var)
+        rstd, var, *rest = found
+        return Standardized(xhat, rstd, rest[0] if rest else None, var)
+    mean, var = call.mean, call.var
+    if var is None:
+        *means, var = (each / float(max(call.groups.divisor, 1)) for each in found)
+        mean = means[0] + means[1] if means else None
+    else:
+        flat = 1.0
+    return Standardized(xhat, kernels.inverse_root(call.library.xp, var + call.eps, flat=flat), mean, var)
 
 
 def _arguments(call: Call) -> list[Array | None]:

@@ -94,7 +94,7 @@ def standardize_scaled(
         xp, x, groups=groups, eps=scaled_eps, centred=centred, flat=flat, alike=(top == bottom, top * unit)
     )
     mean = None if scaled.mean is None else scaled.mean / unit
-    return Standardized(scaled.xhat, xp.minimum(scaled.rstd * unit, most), mean, scaled.var / unit / unit)
+    return Standardized(scaled.xhat, xp.minimum(scaled.rstd * unit, most), mean, scaled.var * (1 / unit) * (1 / unit))
 
 
 def standardize_with(xp: Namespace, x: Array, mean: Array, var: Array, *, eps: float) -> Standardized:

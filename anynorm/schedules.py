@@ -45,10 +45,10 @@ def normalize(call: Call) -> Normalized:
 
 
 def compiled(call: Call, compiler: str, *, keep: bool = False) -> tuple[Array, Standardized]:
-    """`compilers.normalize`, scaled where it must be, as in `standardize`."""
+    """`compilers.normalize`, scaled as in `standardize`; and always by XLA, which divides by multiplying."""
     least = kernels.limits(call.library.xp, call.dtype).eps
     with call.library.quiet():
-        if call.mean is not None or call.library.readable(call.x):
+        if call.mean is not None or (compiler == "torch" and call.library.readable(call.x)):
             plain = compilers.normalize(call, compiler, scaled=False, keep=keep)
             if call.mean is not None or _ordinary(call, plain[1].var, least=least if call.eps < least else 0.0):
                 return plain
