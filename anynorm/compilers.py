@@ -6,13 +6,14 @@ shapes: neighbouring axes of one role are one run, and the first run, as a rule 
 
 import math
 import threading
+import warnings
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from types import FunctionType
 from typing import Any, NamedTuple, Protocol
 
-from anynorm import kernels
+from anynorm import kernels, settings
 from anynorm.arrays import Library, library_of, move, writeable
 from anynorm.calls import Call
 from anynorm.kernels import Array, Groups, Namespace, Standardized
@@ -20,15 +21,19 @@ from anynorm.kernels import Array, Groups, Namespace, Standardized
 Arrays = Sequence[Array | None]
 
 
-def takes(call: Call, name: str) -> bool:
-    """Whether a compiler is wanted and of use: no other has the call already, and it is neither lazy nor trivial.
+def chosen(call: Call) -> str:
+    """The compiler that a call is to be handed to; "none" if another has it already, or it is lazy or trivial.
 
-    Calls that autograd records are left to PyTorch's own compiler alone, which differentiates what it compiles.
+    What autograd records is left to PyTorch's compiler alone, which differentiates what it compiles.
     """
-    if name == "none" or not all(call.library.present(each) for each in _given(call)):
-        return False
-    ordinary = _name(call.dtype) in ("float32", "float64") and math.prod(call.x.shape) > 1
-    return ordinary and (name == "torch" or not records(call))
+    if not all(
+        call.library.present(each) for each in _given(call)
+    ):  # first: options cannot be read under torch.compile
+        return "none"
+    name = settings.current().compiler
+    if name == "none" or (name != "torch" and records(call)):
+        return "none"
+    return name if _name(call.dtype) in ("float32", "float64") and math.prod(call.x.shape) > 1 else "none"
 
 
 def records(call: Call) -> bool:
@@ -364,8 +369,12 @@ class _Torch:
             for each in (*arrays, *outs):
                 if each is not None and each.shape[0] > 1:
                     torch._dynamo.mark_dynamic(each, 0)
-            with nullcontext() if tracked else torch.no_grad():
-                return [*outs, *compiled(outs, arrays)]
+            if not tracked:
+                with torch.no_grad():
+                    return [*outs, *compiled(outs, arrays)]
+            with warnings.catch_warnings():  # while it compiles, torch looks for the gradient of what has none
+                warnings.filterwarnings("ignore", message="The .grad attribute")
+                return list(compiled(outs, arrays))
 
         return function
 
@@ -405,6 +414,8 @@ class _Jax:
             return x
         if library.name == "numpy":
             return writeable(library.xp.asarray(x))
+        if library.name == "array_api_strict":  # which knows no DLPack of what is read-only
+            x = writeable(x.__array__())
         return move(library.xp.from_dlpack(x), like)
 
     def order(self, x: Array) -> tuple[int, ...]:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from anynorm import calls, compilers, kernels, norms, schedules, settings
+from anynorm import calls, compilers, kernels, norms, schedules
 from anynorm.arrays import Library, check_device, compute_dtype, one_library, pytree
 from anynorm.calls import Call
 from anynorm.kernels import Array, Groups, Standardized
@@ -66,9 +66,8 @@ def vjp(norm: Callable[..., Any], x: Array, /, *params: Array | None, **options:
     arguments = _arguments(norm, x, params, options)
     wants_moments, given = arguments.pop("return_moments", False), arguments.get("moments")
     call = _CALLS[norm](**arguments)
-    compiler = settings.current().compiler
-    if not compilers.takes(call, compiler) or compilers.records(call):
-        compiler = "none"
+    compiler = "none" if compilers.records(call) else compilers.chosen(call)
+    if compiler == "none":
         standardized = schedules.standardize(call)
         y = schedules.affine(call, standardized)
     else:

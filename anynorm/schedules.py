@@ -4,7 +4,7 @@ import math
 from itertools import product
 from typing import Any, NamedTuple
 
-from anynorm import compilers, kernels, settings
+from anynorm import compilers, kernels
 from anynorm.arrays import Library, empty
 from anynorm.calls import Call
 from anynorm.kernels import Array, Standardized
@@ -24,8 +24,8 @@ class Normalized(NamedTuple):
 
 def normalize(call: Call) -> Normalized:
     """The result of a call, in blocks of whole groups where the array is large and may be written part by part."""
-    compiler = settings.current().compiler
-    if compilers.takes(call, compiler):
+    compiler = compilers.chosen(call)
+    if compiler != "none":
         y, of = compiled(call, compiler)
         return Normalized(restore(call.library, call.layout, y, call.x.dtype), of.mean, of.var)
     blocks = _blocks(call) if call.library.writes else []
