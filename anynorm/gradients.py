@@ -66,8 +66,9 @@ def vjp(norm: Callable[..., Any], x: Array, /, *params: Array | None, **options:
     arguments = _arguments(norm, x, params, options)
     wants_moments, given = arguments.pop("return_moments", False), arguments.get("moments")
     call = _CALLS[norm](**arguments)
-    compiler = "none" if compilers.records(call) else compilers.chosen(call)
-    if compiler == "none":
+    compiler = compilers.chosen(call)
+    if compiler == "none" or compilers.records(call):
+        compiler = "none"
         standardized = schedules.standardize(call)
         y = schedules.affine(call, standardized)
     else:
