@@ -9,6 +9,7 @@ import threading
 import warnings
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from importlib import import_module
 from types import FunctionType
 from typing import Any, NamedTuple, Protocol
@@ -98,7 +99,7 @@ def gradients(
 ) -> list[Array | None]:
     """The gradient of x in this dtype, and those of parameters of these shapes; all of it beside the view."""
     compiler = _compiler(name)
-    counted = groups is not None and groups.divisor != 1
+    counted, kind = groups is not None and groups.divisor != 1, _name(dtype)
 
     def body(xhat: Array, dy: Array, rstd: Array, gamma: Array | None) -> Any:
         xp = compiler.xp
@@ -107,7 +108,7 @@ def gradients(
         dx = kernels.input_gradient(
             xp, dy, gamma, Standardized(xhat, rstd, None, rstd), groups=groups and sums, centred=centred
         )
-        found = [xp.astype(dx, getattr(xp, _name(dtype)), copy=False)]
+        found = [xp.astype(dx, getattr(xp, kind), copy=False)]
         for role, factor in zip(roles, (xhat, None), strict=False):
             if role is not None:
                 found.append(sums.total(xp, kernels.affine(dy, factor, None) * 1.0, role))
@@ -117,7 +118,7 @@ def gradients(
         arrays = _entered(compiler, library, [of.xhat, dy, of.rstd, gamma])
         form = _form(compiler, arrays, () if groups is None else groups.axes, shapes)
         roles = [None if shape is None else form.roles(shape) for shape in shapes]
-        constants = (centred, counted, groups is None, _name(dtype), *roles)
+        constants = (centred, counted, groups is None, kind, *roles)
         results = _run(compiler, library, form, ("gradients", *constants), body, arrays, [dtype])
         left = iter([compiler.leave(library, each, of.xhat) for each in results])
     return [next(left), *(None if shape is None else next(left) for shape in shapes)]
@@ -255,7 +256,7 @@ def _run(
     key = (
         *(compiler.name, key, form.axes, form.shape[1:]),
         *(form.splits, form.whole, math.prod(form.shape) >= _LARGE),
-        *(None if each is None else (str(each.dtype), *(n == 1 for n in each.shape)) for each in arrays),
+        *(None if each is None else (_name(each.dtype), *(n == 1 for n in each.shape)) for each in arrays),
         compiler.state(arrays),
     )
     function = _functions.get(key)
@@ -499,6 +500,7 @@ def _tracked(x: Array) -> bool:
     return bool(x.requires_grad) and bool(import_module("torch").is_grad_enabled())
 
 
+@cache
 def _name(dtype: Any) -> str:
     return str(dtype).rpartition(".")[2]
 
