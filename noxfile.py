@@ -71,6 +71,13 @@ def demo(session):
     session.run("python", "-m", "pytest", "tests/test_cli.py", env={"ANYNORM_DEMO": "1"})
 
 
+@nox.session
+def bench(session):
+    """Measure and write the report: `nox -s bench`, or `nox --no-venv -s bench -- --device cuda`."""
+    install(session, "bench")
+    session.run("python", "docs/benchmarks", *session.posargs)
+
+
 def install(session, *groups):
     """The project and the groups; nothing where the interpreter must bring its own packages (--no-venv)."""
     if session.venv_backend == "none":

@@ -1,10 +1,10 @@
 """Neural-network normalization for any array library."""
 
+from anynorm.batches import Moments
 from anynorm.gradients import vjp
 from anynorm.norms import batch_norm, group_norm, instance_norm, layer_norm, moments, normalize, rms_norm, weight_norm
 from anynorm.settings import options
-from anynorm.state import RunningStats, WeightNorm
-from anynorm.statistics import Moments
+from anynorm.state import RunningStats, WeightNorm, load, save
 
 __version__ = "0.1.0"
 
@@ -16,10 +16,12 @@ __all__ = [
     "group_norm",
     "instance_norm",
     "layer_norm",
+    "load",
     "moments",
     "normalize",
     "options",
     "rms_norm",
+    "save",
     "vjp",
     "weight_norm",
 ]

@@ -1,30 +1,71 @@
 """One call of a norm: its arguments, all of them checked before anything is computed, and ready for the kernels."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
-from anynorm import layouts
-from anynorm.arrays import Library, check_device, check_real, compute_dtype, library_of, one_library
-from anynorm.kernels import Array, Groups
-from anynorm.layouts import Layout, same_shape
+from anynorm import kernels, layouts
+from anynorm.arrays import (
+    Library,
+    check_device,
+    check_out,
+    check_plain,
+    check_real,
+    compute_dtype,
+    known_library,
+    library_of,
+    one_library,
+)
+from anynorm.kernels import Array, Groups, Limits, Spread
+from anynorm.layouts import Layout, View, same_shape
+from anynorm.settings import current
 from anynorm.statistics import Statistics
 
 
-class Call(NamedTuple):
-    """What a schedule runs: x in the view of the layout, and what goes with it; `mean` and `var` where given."""
+class Plan(NamedTuple):
+    """All of a call but its arrays: what their types, shapes and dtypes and the options determine."""
 
     library: Library
     layout: Layout
+    view: View
+    """The shape in which it is computed."""
     groups: Groups
+    eps: float
+    centred: bool
+    dtype: Any
+    """The dtype that it is computed in, which all arrays but x have; the result has that of x."""
+    limits: Limits
+    tiny: bool
+    """Whether eps is so small that squares that underflow would be missed."""
+    nbytes: float
+    """The size of x in that dtype; NaN where Dask does not know it."""
+    folds: bool
+    """Whether gamma varies so little that rstd * gamma is a small array."""
+    gamma: "Fit | None"
+    beta: "Fit | None"
+    spread: "Fit"
+    """Of the statistics."""
+
+
+class Fit(NamedTuple):
+    """How an argument goes beside x in the view."""
+
+    shape: tuple[int, ...]
+    axes: tuple[Any, ...] | None
+    """The index that gives the argument this shape, where new axes are all it needs: it is faster than a reshape."""
+
+
+class Call(NamedTuple):
+    """What a schedule runs: the arrays in the view of the plan; a `spread` where moments were given."""
+
+    plan: Plan
     x: Array
     gamma: Array | None
     beta: Array | None
-    eps: float
-    centred: bool
-    mean: Array | None
-    var: Array | None
-    dtype: Any
-    """The dtype that it is computed in, which all arrays but x have; the result has that of x."""
+    spread: Spread | None
+    out: Array | None
+    """Where the caller wants the result, as it came."""
+    compiler: str = "none"
 
 
 def over(
@@ -35,94 +76,220 @@ def over(
     axis: Any,
     eps: float,
     moments: Any = None,
+    out: Array | None = None,
     centred: bool = True,
 ) -> Call:
     """`normalize`, `layer_norm`, `moments`; and, not `centred`, `rms_norm`."""
-    return _prepare(lambda shape: layouts.over(shape, axis=axis), x, gamma, beta, eps, moments, centred=centred)
+    return _prepare(layouts.over, (axis,), x, gamma, beta, eps, moments, out, centred)
 
 
-def rms(x: Array, gamma: Array | None, beta: Array | None, *, axis: Any, eps: float) -> Call:
+def rms(x: Array, gamma: Array | None, beta: Array | None, *, axis: Any, eps: float, out: Array | None = None) -> Call:
     """`rms_norm`."""
-    return over(x, gamma, beta, axis=axis, eps=eps, centred=False)
+    return _prepare(layouts.over, (axis,), x, gamma, beta, eps, None, out, False)
 
 
-def batch(x: Array, gamma: Array | None, beta: Array | None, *, channel_axis: Any, eps: float, moments: Any) -> Call:
+def batch(
+    x: Array,
+    gamma: Array | None,
+    beta: Array | None,
+    *,
+    channel_axis: Any,
+    eps: float,
+    moments: Any,
+    out: Array | None = None,
+) -> Call:
     """`batch_norm`."""
-    return _prepare(lambda shape: layouts.batch(shape, channel_axis=channel_axis), x, gamma, beta, eps, moments)
+    return _prepare(layouts.batch, (channel_axis,), x, gamma, beta, eps, moments, out)
 
 
-def instance(x: Array, gamma: Array | None, beta: Array | None, *, channel_axis: Any, eps: float) -> Call:
+def instance(
+    x: Array, gamma: Array | None, beta: Array | None, *, channel_axis: Any, eps: float, out: Array | None = None
+) -> Call:
     """`instance_norm`."""
-    return _prepare(lambda shape: layouts.instance(shape, channel_axis=channel_axis), x, gamma, beta, eps)
+    return _prepare(layouts.instance, (channel_axis,), x, gamma, beta, eps, None, out)
 
 
-def group(x: Array, gamma: Array | None, beta: Array | None, *, groups: Any, channel_axis: Any, eps: float) -> Call:
+def group(
+    x: Array,
+    gamma: Array | None,
+    beta: Array | None,
+    *,
+    groups: Any,
+    channel_axis: Any,
+    eps: float,
+    out: Array | None = None,
+) -> Call:
     """`group_norm`."""
-    return _prepare(lambda shape: layouts.group(shape, groups=groups, channel_axis=channel_axis), x, gamma, beta, eps)
+    return _prepare(layouts.group, (groups, channel_axis), x, gamma, beta, eps, None, out)
 
 
-def weight(v: Array, g: Array, *, axis: Any) -> Call:
+def weight(v: Array, g: Array, *, axis: Any, out: Array | None = None) -> Call:
     """Weight normalization is RMS normalization with a sum in place of the mean, no eps, and g for gamma."""
     library_of("g", g)
-    return direction(v, g, axis=axis)
+    return direction(v, g, axis=axis, out=out)
 
 
-def direction(v: Array, g: Array | None = None, *, axis: Any) -> Call:
+def direction(v: Array, g: Array | None = None, *, axis: Any, out: Array | None = None) -> Call:
     """`v` brought to length 1."""
-    return _prepare(
-        lambda shape: layouts.weight(shape, axis=axis), v, g, None, 0.0, centred=False, divisor=1, names=("v", "g")
-    )
+    return _prepare(layouts.weight, (axis,), v, g, None, 0.0, None, out, False, 1, ("v", "g"))
+
+
+MOST_PLANS = 1024
+_plans: dict[Hashable, Plan] = {}
 
 
 def _prepare(
-    layout_of: Callable[[tuple[int, ...]], Layout],
+    layout_of: Callable[..., Layout],
+    options: tuple[Any, ...],
     x: Array,
     gamma: Array | None,
     beta: Array | None,
     eps: float,
-    moments: Any = None,
-    *,
+    moments: Any,
+    out: Array | None,
     centred: bool = True,
     divisor: int | None = None,
     names: tuple[str, str] = ("x", "gamma"),
 ) -> Call:
-    if moments is not None and not isinstance(moments, Statistics):
-        raise TypeError(f"moments must be Moments or RunningStats, got {type(moments).__name__}")
-    parameters = {names[1]: gamma, "beta": beta}
-    given = {} if moments is None else {"moments.mean": moments.mean, "moments.var": moments.var}
-    others = {name: array for name, array in (parameters | given).items() if array is not None}
-    library = one_library(**{names[0]: x}, **others)
-    dtype = compute_dtype(library, names[0], x)
+    mean = var = None
+    if moments is not None:
+        if not isinstance(moments, Statistics):
+            raise TypeError(f"moments must be Moments or RunningStats, got {type(moments).__name__}")
+        mean, var = moments.mean, moments.var
+    key = _key(layout_of, options, eps, centred, out, (x, gamma, beta, mean, var))
+    plan = _plans.get(key)
+    if plan is None or not plan.library.uniform:
+        others = {names[1]: gamma, "beta": beta, "moments.mean": mean, "moments.var": var}
+        arrays = {names[0]: x} | {name: array for name, array in others.items() if array is not None}
+        if plan is None:
+            plan = _plan(layout_of, options, arrays, out, eps, centred, divisor)
+            if key is not None:
+                if len(_plans) >= MOST_PLANS:
+                    _plans.clear()
+                _plans[key] = plan
+        check_plain(plan.library, **arrays)
+        for name, array in arrays.items():
+            check_device(plan.library, names[0], x, name, array)
+    if out is not None:
+        check_out(plan.library, names[0], x, out)
+    if x.shape != plan.view.shape:
+        x = plan.library.xp.reshape(x, plan.view.shape)
+    given = None
+    if moments is not None:
+        given = Spread(_ready(plan, mean, plan.spread), None, _ready(plan, var, plan.spread))
+    compiler = "none" if plan.library.traced() else current().compiler
+    return Call(plan, x, _ready(plan, gamma, plan.gamma), _ready(plan, beta, plan.beta), given, out, compiler)
+
+
+def _key(
+    layout_of: Callable[..., Layout],
+    options: tuple[Any, ...],
+    eps: Any,
+    centred: bool,
+    out: Any,
+    arrays: tuple[Any, ...],
+) -> Hashable:
+    """All that determines a plan; None where it is not to be kept."""
+    library = known_library(arrays[0])
+    if library is None or library.traced():
+        return None
+    try:
+        key = [layout_of, eps, type(eps), centred, _contiguous(library, arrays[0], out)]
+        if not library.uniform:
+            key.append(library.device(arrays[0]))
+        for value in options:  # 1 is True, to a dictionary
+            key += (value, tuple(map(type, value)) if type(value) is tuple else type(value))
+        for array in arrays:
+            key += (None,) if array is None else (type(array), array.dtype, array.shape)
+        whole = tuple(key)
+        hash(whole)
+    except (AttributeError, TypeError):
+        return None
+    return whole
+
+
+def _plan(
+    layout_of: Callable[..., Layout],
+    options: tuple[Any, ...],
+    arrays: dict[str, Array],
+    out: Any,
+    eps: float,
+    centred: bool,
+    divisor: int | None,
+) -> Plan:
+    (name, x), *others = arrays.items()
+    library = one_library(**arrays)
+    dtype = compute_dtype(library, name, x)
     shape = tuple(x.shape)
     if not shape:
-        raise ValueError(f"{names[0]} must have at least one axis, got a 0-d array")
-    layout = layout_of(shape)
+        raise ValueError(f"{name} must have at least one axis, got a 0-d array")
+    layout = layout_of(shape, *options)
+    given = "moments.mean" in arrays
     if _unknown(shape if layout.channel is not None else () if given else (layout.group_size,)):
-        raise ValueError(f"{names[0]} must have known sizes where it is divided and counted, got shape {shape}")
+        raise ValueError(f"{name} must have known sizes where it is divided and counted, got shape {shape}")
     eps = check_real("eps", eps, least=0)
-    views = {name: _view(library, layout, name, array, given) for name, array in others.items()}
-    for name, array in others.items():
-        check_device(library, names[0], x, name, array)
+    shapes = {other: _shape(library, layout, other, array) for other, array in others}
+    view = _view(layout, list(shapes.values()) if _contiguous(library, x, out) else None)
+    fits = {other: _fit(library, array, view.of(shapes[other])) for other, array in others}
+    gamma = fits.get("gamma", fits.get("g"))
+    spread = tuple(1 if axis in view.axes else n for axis, n in enumerate(view.shape))
+    size = math.prod(view.shape)
+    ones = None
+    if library.products and view.axes:
+        last = len(view.shape) - 1
+        run = min(view.shape[last], kernels.RUN) if last in view.axes else kernels.LEADING
+        ones = library.xp.ones(run, dtype=dtype, device=library.device(x))
+    limits = kernels.limits(library.xp, dtype)
+    return Plan(
+        library=library,
+        layout=layout,
+        view=view,
+        groups=Groups(view.axes, float(max(layout.group_size if divisor is None else divisor, 1)), library.block, ones),
+        eps=eps,
+        centred=centred,
+        dtype=dtype,
+        limits=limits,
+        tiny=eps < limits.eps,
+        nbytes=size * library.xp.finfo(dtype).bits / 8,
+        folds=gamma is None
+        or math.prod([max(m, n) for m, n in zip(spread, gamma.shape, strict=True)]) * kernels.FOLD <= size,
+        gamma=gamma,
+        beta=fits.get("beta"),
+        spread=fits.get("moments.mean", Fit(spread, None)),
+    )
 
-    def ready(name: str) -> Array | None:
-        if name not in others:
-            return None
-        return library.xp.reshape(library.xp.astype(others[name], dtype, copy=False), views[name])
 
-    with library.quiet():
-        return Call(
-            library=library,
-            layout=layout,
-            groups=Groups(layout.axes, layout.group_size if divisor is None else divisor, library.block),
-            x=x if layout.channel is None else library.xp.reshape(x, layout.view(shape)),
-            gamma=ready(names[1]),
-            beta=ready("beta"),
-            eps=eps,
-            centred=centred,
-            mean=ready("moments.mean"),
-            var=ready("moments.var"),
-            dtype=dtype,
-        )
+def _contiguous(library: Library, x: Array, out: Any) -> bool:
+    """Whether axes may be joined without a copy."""
+    return library.contiguous(x) and (out is None or (known_library(out) is library and library.contiguous(out)))
+
+
+def _view(layout: Layout, others: list[tuple[int, ...]] | None) -> View:
+    """The layout's own view; or, beside shapes that are treated alike, one with as few axes as will do."""
+    shape = layout.view(layout.shape)
+    if others is None:
+        return View(tuple((axis,) for axis in range(len(shape))), shape, layout.axes)
+    return layouts.joined(shape, layout.axes, others)
+
+
+def _ready(plan: Plan, array: Array | None, fit: Fit | None) -> Array | None:
+    """An argument beside x, in the view and the dtype of the computation."""
+    if array is None or fit is None:
+        return None
+    if array.dtype == plan.dtype and fit.axes is not None:
+        return array[fit.axes]
+    with plan.library.quiet():
+        return plan.library.xp.reshape(plan.library.xp.astype(array, plan.dtype, copy=False), fit.shape)
+
+
+def _fit(library: Library, array: Array, shape: tuple[int, ...]) -> Fit:
+    own, index = list(array.shape), []
+    for n in shape:
+        index.append(slice(None) if own and own[0] == n else None)
+        if index[-1] is None and n != 1:
+            return Fit(shape, None)
+        own = own[index[-1] is not None :]
+    return Fit(shape, None if own or not library.uniform else tuple(index))
 
 
 def _unknown(sizes: tuple[Any, ...]) -> bool:
@@ -130,11 +297,11 @@ def _unknown(sizes: tuple[Any, ...]) -> bool:
     return any(n != n for n in sizes)
 
 
-def _view(library: Library, layout: Layout, name: str, array: Array, given: dict[str, Array]) -> tuple[int, ...]:
-    """The shape of an argument beside the view of x; an error if it does not fit."""
+def _shape(library: Library, layout: Layout, name: str, array: Array) -> tuple[int, ...]:
+    """The shape of an argument beside the layout's view of x; an error if it does not fit."""
     compute_dtype(library, name, array)
     shape = tuple(array.shape)
-    if name in given:
+    if name.startswith("moments."):
         if not same_shape(shape, layout.kept_shape):
             raise ValueError(f"{name} must have shape {layout.kept_shape}, got {shape}")
         return layout.keepdims_shape

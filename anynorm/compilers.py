@@ -1,202 +1,213 @@
 """The kernels through the compiler of a library: `torch.compile`, `jax.jit`, `cupy.fuse`.
 
 Arrays of other libraries go to the compiler's and come back without a copy. What is compiled belongs to a class of
-shapes: neighbouring axes of one role are one run, and the first run, as a rule the batch, may have any length.
+shapes: axes that are treated alike are one, and the first of what is left, as a rule the batch, may have any length.
 """
 
 import math
 import threading
-import warnings
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache
+from functools import cache, lru_cache
 from importlib import import_module
 from types import FunctionType
 from typing import Any, NamedTuple, Protocol
 
-from anynorm import kernels, settings
-from anynorm.arrays import Library, library_of, move, writeable
-from anynorm.calls import Call
-from anynorm.kernels import Array, Groups, Namespace, Standardized
+from anynorm import kernels, layouts
+from anynorm.arrays import Library, library_of, moved, writeable
+from anynorm.calls import Call, Plan
+from anynorm.kernels import Arithmetic, Array, Namespace, Spread, Standardized
 
 Arrays = Sequence[Array | None]
 
 
-def chosen(call: Call) -> str:
-    """The compiler that a call is to be handed to; "none" if another has it already, or it is lazy or trivial.
+def chosen(call: Call, arrays: list[Array]) -> str:
+    """The compiler that the kernels are handed to with these arrays; "none" if another has them, or little is to do.
 
-    What autograd records is left to PyTorch's compiler alone, which differentiates what it compiles.
+    CuPy's is not one of these: it makes `affine` alone.
     """
-    if not all(
-        call.library.present(each) for each in _given(call)
-    ):  # first: options cannot be read under torch.compile
+    name, plan = call.compiler, call.plan
+    if name == "none" or not plan.library.present(*arrays):
         return "none"
-    name = settings.current().compiler
-    if name == "none" or (name != "torch" and records(call)):
-        return "none"
-    return name if _name(call.dtype) in ("float32", "float64") and math.prod(call.x.shape) > 1 else "none"
-
-
-def records(call: Call) -> bool:
-    """Whether autograd records the call."""
-    return call.library.name == "torch" and any(_tracked(each) for each in _given(call))
-
-
-def normalize(call: Call, name: str, *, scaled: bool, keep: bool = False) -> tuple[Array, Standardized]:
-    """The result of a call in the view of x, and what its kernel returns, but xhat only where one says `keep`."""
     if name == "cupy":
-        return _fused(call)
-    compiler, library = _compiler(name), call.library
-    keep = keep and (call.gamma is not None or call.beta is not None or call.x.dtype != call.dtype)
-    dtype, groups = _name(call.dtype), call.groups
-    limits = kernels.limits(library.xp, call.dtype)
-    tiny = call.eps < limits.eps
-    flat = 1.0 if tiny else None
-    finer = compiler.library.subnormal if tiny else None
+        _load("cupy", "CuPy")
+        if plan.library.name != "cupy":
+            raise ValueError(f"compiler='cupy' takes arrays of cupy alone, got {plan.library.name}")
+        return "none"
+    return name if _name(plan.dtype) in ("float32", "float64") and math.prod(plan.view.shape) > 1 else "none"
 
-    def body(x: Array, gamma: Array | None, beta: Array | None, mean: Array | None, var: Array | None) -> Any:
+
+def safe(call: Call, name: str, x: Array) -> bool:
+    """Whether what is compiled holds for numbers of any size; else the variance says whether to believe the result.
+
+    XLA always needs it, as it divides by multiplying, and so do numbers that lie on a GPU.
+    """
+    return call.spread is not None or name != "torch" or not call.plan.library.readable(x)
+
+
+def affine(call: Call, xhat: Array) -> Array:
+    """`kernels.affine`; with CuPy's compiler, in one kernel."""
+    if call.compiler != "cupy" or call.plan.library.name != "cupy" or call.gamma is None or call.beta is None:
+        return kernels.affine(xhat, call.gamma, call.beta)
+    with _lock:
+        if "cupy" not in _functions:
+            _functions["cupy"] = _load("cupy", "CuPy").fuse(lambda *arrays: kernels.affine(*arrays))
+    return _functions["cupy"](xhat, call.gamma, call.beta)
+
+
+def normalize(call: Call, name: str) -> tuple[Array, Spread]:
+    """The result of a call, of the caller's shape, and its statistics."""
+    plan, compiler = call.plan, _compiler(name)
+    scaled = call.spread is None and safe(call, name, call.x)
+    inner, counted = _name(plan.dtype), plan.groups.divisor != 1
+
+    def body(x: Array, gamma: Array | None, beta: Array | None, *given: Array | None) -> Any:
         xp, kind = compiler.xp, x.dtype
-        sums: Any = _Sums(form, compiler, counted=groups.divisor != 1, x=x)
-        x = xp.astype(x, getattr(xp, dtype), copy=False)
-        if mean is not None:
-            of = kernels.standardize_with(xp, x, mean, var, eps=call.eps)
-            xhat, statistics = (x - mean) * compiler.stored(of.rstd), []
+        sums: Any = _Sums(form, compiler, x, counted=counted)
+        x = xp.astype(x, getattr(xp, inner), copy=False)
+        if given:
+            spread, found = Spread(*given), ()
+            xhat = kernels.less(x, spread) * compiler.stored(kernels.inverse_root(xp, spread.var + plan.eps, flat=1.0))
         elif scaled:
-            below = None if finer is None else finer(x, limits.step * limits.further)
-            of = kernels.standardize_scaled(xp, x, groups=sums, eps=call.eps, centred=call.centred, subnormal=below)
-            xhat, statistics = of.xhat, [of.rstd, of.var] if of.mean is None else [of.rstd, of.var, of.mean]
+            of = _scaled(compiler, plan, x, sums)
+            xhat, found = of.xhat, tuple(each for each in of.spread if each is not None)
         else:
-            of = kernels.standardize(xp, x, groups=sums, eps=call.eps, centred=call.centred, flat=flat)
-            for each in sums.means[:-1]:
-                x = x - each
+            d, spread = kernels.deviations(xp, x, groups=sums, centred=plan.centred)
+            rstd = kernels.inverse_root(xp, spread.var + plan.eps, flat=1.0 if plan.tiny else None)
             # sums, not means: one more loop over the groups would keep those over x from becoming one
-            xhat, statistics = x * (compiler.stored(of.rstd) if sums.spread else of.rstd), sums.sums
-        y = xp.astype(kernels.affine(xhat, gamma, beta), kind, copy=False)
-        return (y, xhat, *statistics) if keep else (y, *statistics)
+            xhat, found = d * (compiler.stored(rstd) if sums.spread else rstd), tuple(sums.sums)
+        return xp.astype(kernels.affine(xhat, gamma, beta), kind, copy=False), *found
 
-    with compiler.exact(dtype):
-        arrays = _entered(compiler, library, _arguments(call))
-        form = _form(compiler, arrays, () if call.mean is not None else groups.axes)
-        constants = (call.eps, call.centred, groups.divisor != 1, scaled, keep)
-        written = [call.x.dtype, call.dtype] if keep else [call.x.dtype]
-        results = _run(compiler, library, form, ("normalize", dtype, *constants), body, arrays, written)
-        y, *statistics = (compiler.leave(library, each, call.x) for each in results)
-    xhat = statistics.pop(0) if keep else y
-    return y, _standardized(call, xhat, statistics, flat=flat, scaled=scaled)
+    arrays: Arrays = [call.x, call.gamma, call.beta, *(call.spread or ())]
+    form = _form(plan, arrays)
+    key = ("normalize", plan.eps, plan.centred, counted, scaled)
+    place = None if call.out is None else compiler.place(plan.library, call.out, arrays)
+    y, *found = _run(compiler, plan.library, form, inner, key, body, arrays, call.x.dtype, place)
+    y = plan.library.xp.reshape(y, plan.layout.shape)
+    if call.out is not None:
+        if place is None:
+            call.out[...] = y
+        y = call.out
+    if call.spread is not None:
+        return y, call.spread
+    if not scaled:
+        found = [each / plan.groups.divisor for each in found]
+    found = [plan.library.xp.reshape(each, plan.spread.shape) for each in found]
+    return y, Spread(*found) if plan.centred else Spread(None, None, *found)
 
 
 def gradients(
-    name: str,
-    library: Library,
-    dy: Array,
-    gamma: Array | None,
-    of: Standardized,
-    *,
-    groups: Groups | None,
-    centred: bool,
-    shapes: Sequence[tuple[int, ...] | None],
-    dtype: Any,
-) -> list[Array | None]:
-    """The gradient of x in this dtype, and those of parameters of these shapes; all of it beside the view."""
-    compiler = _compiler(name)
-    counted, kind = groups is not None and groups.divisor != 1, _name(dtype)
+    call: Call, dy: Array, dtype: Any, shapes: Sequence[tuple[int, ...] | None], spread: Spread, name: str
+) -> tuple[Array | None, ...]:
+    """`pullbacks.pull`: the gradient of x in this dtype, if any, and those of parameters of these shapes."""
+    plan, compiler, given = call.plan, _compiler(name), call.spread is not None
+    scaled = not given and safe(call, name, dy)
+    inner, counted = _name(plan.dtype), plan.groups.divisor != 1
+    outer = None if dtype is None else _name(dtype)
 
-    def body(xhat: Array, dy: Array, rstd: Array, gamma: Array | None) -> Any:
+    def body(dy: Array, x: Array | None, gamma: Array | None, *parts: Array | None) -> Any:
         xp = compiler.xp
-        sums: Any = _Sums(form, compiler, counted=counted, x=xhat)
-        dy = xp.astype(dy, xhat.dtype, copy=False)
-        dx = kernels.input_gradient(
-            xp, dy, gamma, Standardized(xhat, rstd, None, rstd), groups=groups and sums, centred=centred
-        )
-        found = [xp.astype(dx, getattr(xp, kind), copy=False)]
-        for role, factor in zip(roles, (xhat, None), strict=False):
-            if role is not None:
-                found.append(sums.total(xp, kernels.affine(dy, factor, None) * 1.0, role))
+        sums: Any = _Sums(form, compiler, dy, counted=counted)
+        dy = xp.astype(dy, getattr(xp, inner), copy=False)
+        x = None if x is None else xp.astype(x, getattr(xp, inner), copy=False)
+        if scaled:
+            of = _scaled(compiler, plan, x, sums)
+        else:
+            known = Spread(*parts)
+            rstd = kernels.inverse_root(xp, known.var + plan.eps, flat=1.0 if plan.tiny or given else None)
+            rstd = compiler.stored(rstd)
+            of = Standardized(None if x is None else kernels.less(x, known) * rstd, rstd, known)
+        found = []
+        if outer is not None:
+            groups = None if given else sums
+            dx = kernels.input_gradient(xp, dy, gamma, of, groups=groups, centred=plan.centred)
+            found.append(xp.astype(dx, getattr(xp, outer), copy=False))
+        for axes, factor in zip(roles, (of.xhat, None), strict=False):
+            if axes is not None:
+                found.append(sums.total(xp, kernels.affine(dy, factor, None) * 1.0, axes))
         return tuple(found)
 
-    with compiler.exact(_name(of.xhat.dtype)):
-        arrays = _entered(compiler, library, [of.xhat, dy, of.rstd, gamma])
-        form = _form(compiler, arrays, () if groups is None else groups.axes, shapes)
-        roles = [None if shape is None else form.roles(shape) for shape in shapes]
-        constants = (centred, counted, groups is None, kind, *roles)
-        results = _run(compiler, library, form, ("gradients", *constants), body, arrays, [dtype])
-        left = iter([compiler.leave(library, each, of.xhat) for each in results])
-    return [next(left), *(None if shape is None else next(left) for shape in shapes)]
+    arrays = [dy, call.x, call.gamma, *(() if scaled else spread)]
+    form = _form(plan, arrays, shapes)
+    roles = [None if shape is None else _ones(form.of(shape)) for shape in shapes]
+    key = ("gradients", outer, plan.eps, plan.centred, counted, scaled, given, *roles)
+    xp = plan.library.xp
+    left = iter(_run(compiler, plan.library, form, inner, key, body, arrays, dtype, None))
+    dx = None if dtype is None else xp.reshape(next(left), plan.view.shape)
+    return dx, *(None if shape is None else xp.reshape(next(left), shape) for shape in shapes)
+
+
+def _scaled(compiler: "_Compiler", plan: Plan, x: Array, sums: Any) -> Standardized:
+    finer, limits = compiler.library.subnormal, plan.limits
+    subnormal = finer(x, limits.step * limits.further) if finer is not None and plan.tiny else None
+    return kernels.standardize_scaled(
+        compiler.xp, x, groups=sums, eps=plan.eps, centred=plan.centred, subnormal=subnormal
+    )
 
 
 class _Form(NamedTuple):
-    """A class of shapes: the axes of a view as they lie in memory, neighbours of one role made one run."""
+    """A class of shapes."""
 
-    view: tuple[int, ...]
-    order: tuple[int, ...]
-    runs: tuple[tuple[int, ...], ...]
-    axes: tuple[int, ...]
-    """The runs that are averaged over."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of x in runs."""
-        return tuple(math.prod([self.view[axis] for axis in run]) for run in self.runs)
-
-    def roles(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The runs along which a parameter of this shape is broadcast."""
-        return tuple(i for i, run in enumerate(self.runs) if all(shape[axis] == 1 for axis in run))
-
-    def enter(self, xp: Namespace, x: Array) -> Array:
-        """What is beside the view, in runs."""
-        shape = tuple(math.prod([x.shape[axis] for axis in run]) for run in self.runs)
-        return xp.reshape(x if self.order == tuple(sorted(self.order)) else xp.permute_dims(x, self.order), shape)
-
-    def leave(self, xp: Namespace, x: Array) -> Array:
-        """What is in runs, beside the view."""
-        whole = {axis for i, run in enumerate(self.runs) for axis in run if x.shape[i] > 1}
-        x = xp.reshape(x, tuple(self.view[axis] if axis in whole else 1 for axis in self.order))
-        if self.order == tuple(sorted(self.order)):
-            return x
-        return xp.permute_dims(x, tuple(self.order.index(axis) for axis in range(len(self.order))))
+    view: layouts.View
+    splits: tuple[int, ...]
+    """The lengths that the first axis is divided by, one after the other, before its sum is taken."""
+    whole: bool
+    """Whether nothing is left then."""
 
     @property
-    def splits(self) -> tuple[int, ...]:
-        """The lengths that the first run is divided by, one after the other, before its sum is taken."""
-        n, radix = self.shape[0], 16 if self.shape[-1] >= _LANES else 256
-        levels = 0
-        while n >= 4096 * radix**levels:
-            levels += 1
-        return (radix,) * levels
+    def axes(self) -> tuple[int, ...]:
+        return self.view.axes
 
-    @property
-    def whole(self) -> bool:
-        """Whether nothing is left then."""
-        return self.shape[0] % math.prod(self.splits) == 0
+    def of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """What becomes of a shape beside the plan's view."""
+        return self.view.of(shape)
+
+
+def _form(plan: Plan, arrays: Arrays, shapes: Sequence[tuple[int, ...] | None] = ()) -> _Form:
+    """The form of a plan's view, beside the other arrays and arrays of these shapes."""
+    beside = [tuple(each.shape) for each in arrays if each is not None]
+    return _joined(plan.view.shape, plan.view.axes, (*beside, *(shape for shape in shapes if shape is not None)))
+
+
+def _ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The axes of length 1."""
+    return tuple(axis for axis, n in enumerate(shape) if n == 1)
+
+
+@lru_cache(maxsize=1024)
+def _joined(shape: tuple[int, ...], axes: tuple[int, ...], beside: tuple[tuple[int, ...], ...]) -> _Form:
+    view = layouts.joined(shape, axes, list(beside))
+    n, radix = view.shape[0], 16 if view.shape[-1] >= _LANES else 256
+    levels = 0
+    while n >= 4096 * radix**levels:
+        levels += 1
+    return _Form(view, (radix,) * levels, n % radix**levels == 0)
 
 
 class _Sums:
     """`Groups` for a form: its sums are exact, and in an order that compilers make good loops of; it keeps them."""
 
-    block = None
-
-    def __init__(self, form: _Form, compiler: "_Compiler", *, counted: bool, x: Array) -> None:
+    def __init__(self, form: _Form, compiler: "_Compiler", x: Array, *, counted: bool) -> None:
         self.form, self.compiler, self.axes = form, compiler, form.axes
         self.divisor = float(math.prod([x.shape[axis] for axis in form.axes])) if counted else 1.0
-        self.spread = bool(form.axes) and form.axes[-1] < len(form.runs) - 1
+        self.spread = bool(form.axes) and form.axes[-1] < len(form.view.shape) - 1
         self.sums: list[Array] = []
-        self.means: list[Array] = []
 
     def mean(self, xp: Namespace, x: Array) -> Array:
         total = self.total(xp, x, self.axes)
-        mean = total / self.divisor
-        if self.spread:
-            mean = self.compiler.stored(mean)
         self.sums.append(total)
-        self.means.append(mean)
-        return mean
+        mean = total / self.divisor
+        return self.compiler.stored(mean) if self.spread else mean
+
+    def mean_product(self, xp: Namespace, x: Array, other: Array, *, ops: Arithmetic = kernels.PURE) -> Array:
+        return self.mean(xp, ops.multiply(x, other))
 
     def total(self, xp: Namespace, x: Array, axes: tuple[int, ...]) -> Array:
-        """The sum over these runs, the innermost first."""
+        """The sum over these axes, the innermost first."""
         if not axes or self.compiler.sums_well(x):
             return xp.sum(x, axis=axes, keepdims=True) if axes else x
         for axis in reversed(axes):
-            if axis == len(self.form.runs) - 1:
+            if axis == len(self.form.view.shape) - 1:
                 x = xp.sum(x, axis=axis, keepdims=True)
             elif axis == 0:
                 x = self._leading(xp, x)
@@ -206,11 +217,10 @@ class _Sums:
         return x
 
     def _leading(self, xp: Namespace, x: Array) -> Array:
-        """Over the first run, which may have any length: in equal parts, and what is left."""
-        splits = self.form.splits
+        """Over the first axis, which may have any length: in equal parts, and what is left."""
+        splits, whole = self.form.splits, self.form.whole
         part = math.prod(splits)
         rows = x.shape[0] // part
-        whole = self.form.whole
         head = xp.reshape(x if whole else x[: rows * part], (rows, *splits, *x.shape[1:]))
         for axis in range(len(splits), 0, -1):
             head = xp.sum(head, axis=axis)
@@ -218,77 +228,61 @@ class _Sums:
         return head if whole else head + xp.sum(x[rows * part :], axis=0, keepdims=True)
 
 
-def _form(
-    compiler: "_Compiler", arrays: Arrays, axes: tuple[int, ...], shapes: Sequence[tuple[int, ...] | None] = ()
-) -> _Form:
-    """The form of a view that is averaged over `axes`, beside the other arrays and arrays of these shapes."""
-    x, *others = (each for each in arrays if each is not None)
-    view, order = tuple(x.shape), compiler.order(x)
-    beside = [tuple(each.shape) for each in others] + [shape for shape in shapes if shape is not None]
-    runs: list[tuple[int, ...]] = []
-    last = None
-    for axis in (each for each in order if view[each] > 1):
-        role = (axis in axes, *(shape[axis] == 1 for shape in beside))
-        if role == last:
-            runs[-1] = (*runs[-1], axis)
-        else:
-            runs.append((axis,))
-        last = role
-    return _Form(view, order, tuple(runs), tuple(i for i, run in enumerate(runs) if run[0] in axes))
-
-
-def _entered(compiler: "_Compiler", library: Library, arrays: Arrays) -> list[Array | None]:
-    return [None if each is None else compiler.enter(library, each) for each in arrays]
-
-
 def _run(
     compiler: "_Compiler",
     library: Library,
     form: _Form,
+    inner: str,
     key: Hashable,
     body: Callable[..., Any],
-    arrays: Arrays,
-    written: Sequence[Any],
+    given: Arrays,
+    dtype: Any,
+    place: Array | None,
 ) -> list[Array]:
-    """The results of the compiled body, beside the view; the first of them have the shape of x and these dtypes."""
-    arrays = [None if each is None else compiler.ready(form.enter(compiler.xp, each)) for each in arrays]
-    # all that a version is good for, so that the compiler never makes a second one of its own accord
-    key = (
-        *(compiler.name, key, form.axes, form.shape[1:]),
-        *(form.splits, form.whole, math.prod(form.shape) >= _LARGE),
-        *(None if each is None else (_name(each.dtype), *(n == 1 for n in each.shape)) for each in arrays),
-        compiler.state(arrays),
-    )
-    function = _functions.get(key)
-    if function is None:
-        with _lock:
-            function = _functions.get(key) or _functions.setdefault(key, compiler.compile(body))
-    return [form.leave(compiler.xp, each) for each in function(library, form.shape, arrays, written)]
+    """The results of the compiled body; the first, unless `dtype` is None, is of x's shape and goes to that place."""
+    shape = form.view.shape
+    with compiler.exact(inner):
+        arrays = [None if each is None else compiler.enter(library, each, form.of(each.shape)) for each in given]
+        # all that a version is good for, so that the compiler never makes a second one of its own accord
+        key = (
+            *(compiler.name, inner, key, form.axes, shape[1:], form.splits, form.whole, math.prod(shape) >= _LARGE),
+            *(None if each is None else (_name(each.dtype), *(n == 1 for n in each.shape)) for each in arrays),
+            compiler.state(arrays[0]),
+        )
+        function = _functions.get(key)
+        if function is None:
+            with _lock:
+                function = _functions.get(key) or _functions.setdefault(key, compiler.compile(body))
+        if place is not None:
+            place = compiler.enter(library, place, shape)
+        elif dtype is not None:
+            place = compiler.empty(library, shape, dtype, arrays[0])
+        return [compiler.leave(library, each, given[0]) for each in function(arrays, place)]
 
 
 class _Compiler(Protocol):
     """A library as a compiler."""
 
     name: str
-    xp: Namespace
     library: Library
+    xp: Namespace
 
     def exact(self, dtype: str) -> AbstractContextManager[Any]:
         """Where arrays of this dtype keep it."""
 
-    def enter(self, library: Library, x: Array) -> Array:
-        """An array of another library as one of this."""
+    def enter(self, library: Library, x: Array, shape: tuple[int, ...]) -> Array:
+        """An array of another library as one of this, of this shape and without gaps."""
 
     def leave(self, library: Library, x: Array, like: Array) -> Array:
         """An array of this library as one of another, beside `like`."""
 
-    def order(self, x: Array) -> tuple[int, ...]:
-        """The axes in the order in which they lie in memory."""
+    def place(self, library: Library, out: Array, arrays: Arrays) -> Array | None:
+        """`out`, if what is made of the arrays can be written straight to it."""
 
-    def ready(self, x: Array) -> Array:
-        """Without gaps."""
+    def empty(self, library: Library, shape: tuple[int, ...], dtype: Any, x: Array) -> Array | None:
+        """A place that the result is written to, if there is to be one."""
 
-    def state(self, arrays: Arrays) -> Hashable:
+    def state(self, x: Array) -> Hashable:
         """What else a compiled function depends upon."""
 
     def stored(self, x: Array) -> Array:
@@ -297,8 +291,8 @@ class _Compiler(Protocol):
     def sums_well(self, x: Array) -> bool:
         """Whether a sum over any axes at once is fast and exact."""
 
-    def compile(self, body: Callable[..., Any]) -> Callable[..., Any]:
-        """The function that `_run` calls."""
+    def compile(self, body: Callable[..., Any]) -> Callable[[list[Array | None], Array | None], Sequence[Array]]:
+        """The function of the arrays that writes the first result to the place, if that is not None."""
 
 
 class _Torch:
@@ -314,75 +308,69 @@ class _Torch:
     def exact(self, dtype: str) -> AbstractContextManager[Any]:  # noqa: ARG002
         return nullcontext()
 
-    def enter(self, library: Library, x: Array) -> Array:
+    def enter(self, library: Library, x: Array, shape: tuple[int, ...]) -> Array:
         if library.name == "torch":
-            return x.view_as(x) if _tracked(x) else x.detach()
-        if library.name != "numpy":
-            return self.torch.from_dlpack(x)
-        if any(step < 0 or step % x.itemsize for step in x.strides) or not x.dtype.isnative:
-            x = x.astype(x.dtype.newbyteorder("="))
-        if _name(x.dtype) == "bfloat16":
-            return self.torch.from_numpy(writeable(x.view("int16"))).view(self.torch.bfloat16)
-        return self.torch.from_numpy(writeable(x))
+            x = x.detach()
+        elif library.name != "numpy":
+            x = self.torch.from_dlpack(x)
+        else:
+            if any(step < 0 or step % x.itemsize for step in x.strides) or not x.dtype.isnative:
+                x = x.astype(x.dtype.newbyteorder("="))
+            if _name(x.dtype) == "bfloat16":
+                x = self.torch.from_numpy(writeable(x.view("int16"))).view(self.torch.bfloat16)
+            else:
+                x = self.torch.from_numpy(writeable(x))
+        return x.reshape(shape).contiguous()
 
     def leave(self, library: Library, x: Array, like: Array) -> Array:
         if library.name == "torch":
             return x
         if library.name == "numpy":
             return x.view(self.torch.int16).numpy().view("bfloat16") if x.dtype == self.torch.bfloat16 else x.numpy()
-        return move(library.xp.from_dlpack(x), like)
+        return moved("x", library.xp.from_dlpack(x), like)
 
-    def order(self, x: Array) -> tuple[int, ...]:
-        steps = x.stride()
-        return tuple(sorted(range(x.ndim), key=lambda axis: -steps[axis])) if 0 not in steps else tuple(range(x.ndim))
+    def place(self, library: Library, out: Array, arrays: Arrays) -> Array | None:
+        alone = not any(each is not None and library.overlap(each, out) for each in arrays)
+        native = library.name == "torch" or (library.name == "numpy" and out.dtype.isnative)
+        return out if alone and native and library.contiguous(out) else None
 
-    def ready(self, x: Array) -> Array:
-        return x.contiguous()
+    def empty(self, library: Library, shape: tuple[int, ...], dtype: Any, x: Array) -> Array | None:
+        if library.name == "numpy":  # which asks for huge pages
+            return self.enter(library, library.xp.empty(shape, dtype=dtype.newbyteorder("=")), shape)
+        return self.torch.empty(shape, dtype=getattr(self.torch, _name(dtype)), device=x.device)
 
-    def state(self, arrays: Arrays) -> Hashable:
-        tracked = tuple(each is not None and _tracked(each) for each in arrays)
-        return str(arrays[0].device), self.torch.get_num_threads(), self.torch.is_inference_mode_enabled(), tracked  # type: ignore[union-attr]
+    def state(self, x: Array) -> Hashable:
+        return str(x.device), self.torch.get_num_threads(), self.torch.is_inference_mode_enabled()
 
     def stored(self, x: Array) -> Array:
-        return x if x.requires_grad else self.torch.as_strided(x, x.shape, x.stride())
+        return self.torch.as_strided(x, x.shape, x.stride())
 
     def sums_well(self, x: Array) -> bool:
         return bool(x.device.type != "cpu")
 
-    def compile(self, body: Callable[..., Any]) -> Callable[..., Any]:
+    def compile(self, body: Callable[..., Any]) -> Callable[[list[Array | None], Array | None], Sequence[Array]]:
         torch = self.torch
 
-        def target(outs: list[Array], arrays: list[Array]) -> Any:
+        def target(arrays: list[Array | None], place: Array | None) -> Any:
             results = body(*arrays)
-            for out, each in zip(outs, results, strict=False):
-                out.copy_(each)
-            return results[len(outs) :]
+            if place is None:
+                return results
+            place.copy_(results[0])
+            return results[1:]
 
         # torch.compile keeps its versions by code object, and refuses the ninth: each function has one of its own
         own = FunctionType(target.__code__.replace(), target.__globals__, target.__name__, None, target.__closure__)
         compiled = torch.compile(own, fullgraph=True, dynamic=False)
 
-        def function(
-            library: Library, shape: tuple[int, ...], arrays: list[Array], written: Sequence[Any]
-        ) -> list[Array]:
-            tracked = any(each is not None and _tracked(each) for each in arrays)
-            outs = [] if tracked else [self._empty(library, shape, dtype, arrays[0]) for dtype in written]
-            for each in (*arrays, *outs):
+        def function(arrays: list[Array | None], place: Array | None) -> Sequence[Array]:
+            for each in (*arrays, place):
                 if each is not None and each.shape[0] > 1:
                     torch._dynamo.mark_dynamic(each, 0)
-            if not tracked:
-                with torch.no_grad():
-                    return [*outs, *compiled(outs, arrays)]
-            with warnings.catch_warnings():  # while it compiles, torch looks for the gradient of what has none
-                warnings.filterwarnings("ignore", message="The .grad attribute")
-                return list(compiled(outs, arrays))
+            with torch.no_grad():
+                results = compiled(arrays, place)
+            return results if place is None else [place, *results]
 
         return function
-
-    def _empty(self, library: Library, shape: tuple[int, ...], dtype: Any, x: Array) -> Array:
-        if library.name == "numpy":  # which asks for huge pages
-            return self.enter(library, library.xp.empty(shape, dtype=dtype))
-        return self.torch.empty(shape, dtype=getattr(self.torch, _name(dtype)), device=x.device)
 
 
 class _Jax:
@@ -398,17 +386,18 @@ class _Jax:
     def exact(self, dtype: str) -> AbstractContextManager[Any]:
         return self.jax.enable_x64(True) if dtype == "float64" else nullcontext()
 
-    def enter(self, library: Library, x: Array) -> Array:
-        if library.name == "jax":
-            return x
+    def enter(self, library: Library, x: Array, shape: tuple[int, ...]) -> Array:
         if library.name == "torch":
-            return self.xp.from_dlpack(x.detach().contiguous())
-        if library.name != "numpy":
-            return self.xp.from_dlpack(x)
-        x = x.astype(x.dtype.newbyteorder("="), order="C", copy=False)
-        if _name(x.dtype) == "bfloat16":
-            return self.jax.device_put(x, self.jax.devices("cpu")[0])
-        return self.xp.from_dlpack(writeable(x))
+            x = self.xp.from_dlpack(x.detach().contiguous())
+        elif library.name == "numpy":
+            x = x.astype(x.dtype.newbyteorder("="), order="C", copy=False)
+            if _name(x.dtype) == "bfloat16":
+                x = self.jax.device_put(x, self.jax.devices("cpu")[0])
+            else:
+                x = self.xp.from_dlpack(writeable(x))
+        elif library.name != "jax":
+            x = self.xp.from_dlpack(x)
+        return x if x.shape == shape else x.reshape(shape)
 
     def leave(self, library: Library, x: Array, like: Array) -> Array:
         if library.name == "jax":
@@ -417,15 +406,15 @@ class _Jax:
             return writeable(library.xp.asarray(x))
         if library.name == "array_api_strict":  # which knows no DLPack of what is read-only
             x = writeable(x.__array__())
-        return move(library.xp.from_dlpack(x), like)
+        return moved("x", library.xp.from_dlpack(x), like)
 
-    def order(self, x: Array) -> tuple[int, ...]:
-        return tuple(range(x.ndim))
+    def place(self, library: Library, out: Array, arrays: Arrays) -> Array | None:  # noqa: ARG002
+        return None
 
-    def ready(self, x: Array) -> Array:
-        return x
+    def empty(self, library: Library, shape: tuple[int, ...], dtype: Any, x: Array) -> Array | None:  # noqa: ARG002
+        return None
 
-    def state(self, arrays: Arrays) -> Hashable:  # noqa: ARG002
+    def state(self, x: Array) -> Hashable:  # noqa: ARG002
         return ()
 
     def stored(self, x: Array) -> Array:
@@ -434,27 +423,9 @@ class _Jax:
     def sums_well(self, x: Array) -> bool:  # noqa: ARG002
         return False
 
-    def compile(self, body: Callable[..., Any]) -> Callable[..., Any]:
+    def compile(self, body: Callable[..., Any]) -> Callable[[list[Array | None], Array | None], Sequence[Array]]:
         compiled = self.jax.jit(body)
-        return lambda library, shape, arrays, written: list(compiled(*arrays))
-
-
-def _fused(call: Call) -> tuple[Array, Standardized]:
-    """On CuPy: the statistics by the kernels, and what follows in one elementwise kernel."""
-    cupy = _load("cupy", "CuPy")
-    if call.library.name != "cupy":
-        raise ValueError(f"compiler='cupy' takes arrays of cupy alone, got {call.library.name}")
-    xp = call.library.xp
-    x = xp.astype(call.x, call.dtype, copy=False)
-    if call.mean is not None:
-        of = kernels.standardize_with(xp, x, call.mean, call.var, eps=call.eps)
-    else:
-        of = kernels.standardize_scaled(xp, x, groups=call.groups, eps=call.eps, centred=call.centred)
-    parameters = [each for each in (call.gamma, call.beta) if each is not None]
-    with _lock:
-        function = _functions.get("cupy") or _functions.setdefault("cupy", cupy.fuse(kernels.affine))
-    y = function(of.xhat, *parameters) if len(parameters) == 2 else kernels.affine(of.xhat, call.gamma, call.beta)
-    return xp.astype(y, call.x.dtype, copy=False), of
+        return lambda arrays, place: compiled(*arrays)
 
 
 def _compiler(name: str) -> _Compiler:
@@ -472,32 +443,6 @@ def _load(name: str, called: str) -> Any:
         raise ImportError(
             f"compiler={name!r} needs {called}, which is not installed: pip install 'anynorm[{name}]'"
         ) from None
-
-
-def _standardized(call: Call, xhat: Array, found: list[Array], *, flat: float | None, scaled: bool) -> Standardized:
-    """What the kernel would have returned, from the statistics that the compiled one did."""
-    if scaled:
-        rstd, var, *rest = found
-        return Standardized(xhat, rstd, rest[0] if rest else None, var)
-    mean, var = call.mean, call.var
-    if var is None:
-        *means, var = (each / float(max(call.groups.divisor, 1)) for each in found)
-        mean = means[0] + means[1] if means else None
-    else:
-        flat = 1.0
-    return Standardized(xhat, kernels.inverse_root(call.library.xp, var + call.eps, flat=flat), mean, var)
-
-
-def _arguments(call: Call) -> list[Array | None]:
-    return [call.x, call.gamma, call.beta, call.mean, call.var]
-
-
-def _given(call: Call) -> list[Array]:
-    return [each for each in _arguments(call) if each is not None]
-
-
-def _tracked(x: Array) -> bool:
-    return bool(x.requires_grad) and bool(import_module("torch").is_grad_enabled())
 
 
 @cache

@@ -5,11 +5,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from anynorm import calls, compilers, kernels, norms, schedules
-from anynorm.arrays import Library, check_device, compute_dtype, one_library, pytree
-from anynorm.calls import Call
-from anynorm.kernels import Array, Groups, Standardized
-from anynorm.layouts import Layout, same_shape
+from anynorm import batches, calls, compilers, norms, schedules
+from anynorm.arrays import check_device, compute_dtype, one_library, pytree
+from anynorm.calls import Call, Fit, Plan
+from anynorm.kernels import Array, Spread, Standardized
+from anynorm.layouts import same_shape
+from anynorm.pullbacks import Wanted, pull
 from anynorm.statistics import describe
 
 
@@ -60,38 +61,47 @@ def vjp(norm: Callable[..., Any], x: Array, /, *params: Array | None, **options:
     >>> x, gamma = np.array([[1.0, 2.0, 6.0]]), np.ones(3)
     >>> y, pullback = anynorm.vjp(anynorm.layer_norm, x, gamma, axis=-1)
     >>> dx, dgamma = pullback(np.array([[1.0, 0.0, 0.0]]))
-    >>> bool(np.isclose(dx.sum(), 0)), dgamma.round(3)
-    (True, array([-0.926,  0.   ,  0.   ]))
+    >>> bool(np.isclose(dx.sum(), 0)), float(dgamma[0].round(3))
+    (True, -0.926)
     """
     arguments = _arguments(norm, x, params, options)
     wants_moments, given = arguments.pop("return_moments", False), arguments.get("moments")
     call = _CALLS[norm](**arguments)
-    compiler = compilers.chosen(call)
-    if compiler == "none" or compilers.records(call):
-        compiler = "none"
-        standardized = schedules.standardize(call)
-        y = schedules.affine(call, standardized)
-    else:
-        y, standardized = schedules.compiled(call, compiler, keep=True)
-        y = schedules.restore(call.library, call.layout, y, call.x.dtype)
-    arrays = [name for name in arguments if name in ("x", "gamma", "beta", "v", "g")]
-    params_passed = arrays[1 : _arity(arrays, arguments, params)]
-    # what the pullback keeps is its own: the caller may do to y and to gamma what they like
+    plan = call.plan
+    of: Standardized | Spread
+    with plan.library.quiet():
+        # what the pullback keeps is its own: the caller may do to x, to y and to gamma what they like
+        kept, gamma = None, None if call.gamma is None else call.gamma * 1.0
+        arrays = schedules.arrays(call)
+        if compilers.chosen(call, arrays) != "none" or schedules.in_blocks(plan, arrays):
+            kept = plan.library.xp.asarray(call.x, copy=True)
+            y, of = schedules.normalize(call)
+            spread = of
+        else:
+            of = schedules.standardize(call)
+            y, spread = schedules.affine(call, of), of.spread
+            if call.gamma is None and call.beta is None:
+                of = of._replace(xhat=of.xhat * 1.0)
+            if call.out is not None:
+                call.out[...] = y
+                y = call.out
+    names = [name for name in arguments if name in ("x", "gamma", "beta", "v", "g")]
+    params_passed = names[1 : _arity(names, arguments, params)]
     pullback = Pullback(
-        standardized=standardized if call.gamma is not None or call.beta is not None else _copied(standardized),
-        gamma=None if call.gamma is None else call.gamma * 1.0,
-        library=call.library,
-        layout=call.layout,
-        groups=call.groups,
-        centred=call.centred,
-        given=call.mean is not None,
+        of=of,
+        x=kept,
+        gamma=gamma,
+        given=call.spread,
+        plan=plan,
         dtype=call.x.dtype,
-        compiler=compiler,
-        parameters=tuple(_primal(call.layout, arguments[name]) for name in params_passed),
+        compiler=call.compiler,
+        parameters=tuple(
+            _primal(arguments[name], plan.beta if name == "beta" else plan.gamma) for name in params_passed
+        ),
     )
     if not wants_moments:
         return y, pullback
-    return (y, norms.moments_of(call, standardized) if given is None else given), pullback
+    return (y, batches.moments_of(call, spread) if given is None else given), pullback
 
 
 class _Primal(NamedTuple):
@@ -103,19 +113,18 @@ class _Primal(NamedTuple):
     dtype: Any
 
 
-@pytree("standardized", "gamma")
+@pytree("of", "x", "gamma", "given")
 @dataclass(frozen=True, eq=False, repr=False)
 class Pullback:
     """From a cotangent of y to those of x and of each parameter; a JAX pytree where JAX is imported."""
 
-    standardized: Standardized
+    of: Standardized | Spread
+    """What x was standardized to; or, where x is kept, its statistics."""
+    x: Array | None
     gamma: Array | None
-    library: Library
-    layout: Layout
-    groups: Groups
-    centred: bool
-    given: bool
-    """Whether the moments were, and are constants."""
+    given: Spread | None
+    """The statistics, where moments were given: they are constants."""
+    plan: Plan
     dtype: Any
     """The dtype of x."""
     compiler: str
@@ -123,50 +132,30 @@ class Pullback:
 
     def __call__(self, dy: Array, /) -> tuple[Array | None, ...]:
         """The gradients of sum(y * dy)."""
-        library, xp, xhat = self.library, self.library.xp, self.standardized.xhat
-        one_library(y=xhat, dy=dy)
+        plan, kept = self.plan, self._kept
+        library, xp = plan.library, plan.library.xp
+        one_library(y=kept, dy=dy)
         compute_dtype(library, "dy", dy)
-        if not same_shape(tuple(dy.shape), self.layout.shape):
-            raise ValueError(f"dy must have the shape of y, {self.layout.shape}, got {tuple(dy.shape)}")
-        check_device(library, "y", xhat, "dy", dy)
+        if not same_shape(tuple(dy.shape), plan.layout.shape):
+            raise ValueError(f"dy must have the shape of y, {plan.layout.shape}, got {tuple(dy.shape)}")
+        check_device(library, "y", kept, "dy", dy)
+        wanted = Wanted(self.dtype, tuple(None if primal is None else primal.full for primal in self.parameters))
         with library.quiet():
-            if self.compiler in ("torch", "jax") and library.present(dy) and library.present(xhat):
-                return self._compiled(dy)
-            dy = schedules.enter(library, self.layout, dy, xhat.dtype)
-            groups = None if self.given else self.groups
-            dx = kernels.input_gradient(xp, dy, self.gamma, self.standardized, groups=groups, centred=self.centred)
-            gradients = [schedules.restore(library, self.layout, dx, self.dtype)]
-            for primal, factor in zip(self.parameters, (xhat, None), strict=False):
-                gradients.append(None if primal is None else self._parameter(dy, factor, primal))
-        return tuple(gradients)
+            call = Call(plan, self.x, self.gamma, None, self.given, None, self.compiler)
+            dx, *gradients = pull(call, schedules.enter(plan, dy, dtype=plan.dtype), wanted, self.of)
+            found = [schedules.restore(plan, dx, self.dtype)]
+            for primal, d in zip(self.parameters, gradients, strict=True):
+                if primal is not None:
+                    d = xp.astype(xp.reshape(d, primal.shape), primal.dtype, copy=False)
+                found.append(d)
+        return tuple(found)
 
     def __repr__(self) -> str:
-        return f"Pullback({describe(self.standardized.xhat)})"
+        return f"Pullback({describe(self._kept)})"
 
-    def _compiled(self, dy: Array) -> tuple[Array | None, ...]:
-        library = self.library
-        dx, *found = compilers.gradients(
-            self.compiler,
-            library,
-            schedules.enter(library, self.layout, dy, dy.dtype),
-            self.gamma,
-            self.standardized,
-            groups=None if self.given else self.groups,
-            centred=self.centred,
-            shapes=[None if primal is None else primal.full for primal in self.parameters],
-            dtype=self.dtype,
-        )
-        gradients = [schedules.restore(library, self.layout, dx, self.dtype)]
-        for primal, d in zip(self.parameters, found, strict=True):
-            gradients.append(
-                primal and library.xp.astype(library.xp.reshape(d, primal.shape), primal.dtype, copy=False)
-            )
-        return tuple(gradients)
-
-    def _parameter(self, dy: Array, factor: Array | None, primal: _Primal) -> Array:
-        xp, summand = self.library.xp, kernels.affine(dy, factor, None)
-        d = kernels.parameter_gradient(xp, summand, primal.full, block=self.groups.block)
-        return xp.astype(xp.reshape(d, primal.shape), primal.dtype, copy=False)
+    @property
+    def _kept(self) -> Array:
+        return self.x if isinstance(self.of, Spread) else self.of.xhat
 
 
 _CALLS: dict[Callable[..., Any], Callable[..., Call]] = {
@@ -203,12 +192,5 @@ def _arity(arrays: list[str], arguments: dict[str, Any], params: tuple[Array | N
     return max(last, len(params)) + 1
 
 
-def _primal(layout: Layout, parameter: Array | None) -> _Primal | None:
-    if parameter is None:
-        return None
-    shape = tuple(parameter.shape)
-    return _Primal(shape, layout.full(shape) or shape, parameter.dtype)
-
-
-def _copied(standardized: Standardized) -> Standardized:
-    return standardized._replace(xhat=standardized.xhat * 1.0)
+def _primal(parameter: Array | None, fit: Fit | None) -> _Primal | None:
+    return None if parameter is None or fit is None else _Primal(tuple(parameter.shape), fit.shape, parameter.dtype)

@@ -5,25 +5,86 @@ which elements share a mean, and in whether that mean is taken away (`centred`).
 """
 
 import math
+import operator
 import sys
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 Array = Any
 Namespace = Any
 
 
+class Arithmetic(NamedTuple):
+    """Where the arrays of x's size go that a kernel makes one of another: each is new, or all have one place.
+
+    A kernel therefore makes no use of such an array once it has made the next of it.
+    """
+
+    add: Callable[[Array, Array], Array]
+    subtract: Callable[[Array, Array], Array]
+    multiply: Callable[[Array, Array], Array]
+
+
+PURE = Arithmetic(operator.add, operator.sub, operator.mul)
+
+
+class Places(NamedTuple):
+    """Where a gradient's arrays of x's size go: the result; xhat, which is used up; products, which are added up."""
+
+    result: Arithmetic = PURE
+    xhat: Arithmetic = PURE
+    product: Arithmetic = PURE
+
+
+NEW = Places()
+
+
 class Groups(NamedTuple):
     """The elements that share one mean and one variance: all those along `axes`."""
 
     axes: tuple[int, ...]
-    divisor: int
-    """What a sum is divided by: the number of elements; 1 for weight normalization, whose norm is a plain sum."""
+    divisor: float
+    """What a sum is divided by: the number of elements, or 1 if there are none; 1 for weight normalization, whose norm
+    is a plain sum."""
     block: int | None
     """The longest run of elements added in one go, or None to leave the order of a sum to the array library."""
+    ones: Array | None = None
+    """A run of ones, where the library adds fastest by multiplying with them."""
 
     def mean(self, xp: Namespace, x: Array) -> Array:
         """The mean of each group, beside x."""
-        return total(xp, x, axes=self.axes, block=self.block) / float(max(self.divisor, 1))
+        return total(xp, x, axes=self.axes, block=self.block, ones=self.ones) / self.divisor
+
+    def dots(self, x: Array) -> bool:
+        """Whether products are added as they are made."""
+        return self.ones is not None and self.axes[-1] == x.ndim - 1
+
+    def mean_product(self, xp: Namespace, x: Array, other: Array, *, ops: Arithmetic = PURE) -> Array:
+        """The mean of x * other."""
+        if not self.dots(x):
+            return self.mean(xp, ops.multiply(x, other))
+        products = _dot(xp, x, other)
+        if len(self.axes) > 1:
+            products = total(xp, products, axes=self.axes[:-1], block=self.block)
+        return products / self.divisor
+
+
+class Spread(NamedTuple):
+    """The statistics of each group."""
+
+    mean: Array
+    """None where the array is not centred."""
+    rest: Array
+    """What rounding took from the mean: x less `mean`, and then less this, is exact. None where it is not known."""
+    var: Array
+
+    def astype(self, xp: Namespace, dtype: Any) -> "Spread":
+        """In another dtype; what the mean loses goes into the rest."""
+        if self.mean is None or self.rest is None or self.mean.dtype == dtype == self.var.dtype == self.rest.dtype:
+            return self
+        mean, var = xp.astype(self.mean, dtype, copy=False), xp.astype(self.var, dtype, copy=False)
+        lost = self.mean - xp.astype(mean, self.mean.dtype, copy=False)
+        return Spread(mean, _finite(xp, xp.astype(lost + self.rest, dtype, copy=False)), var)
 
 
 class Standardized(NamedTuple):
@@ -32,9 +93,7 @@ class Standardized(NamedTuple):
     xhat: Array
     rstd: Array
     """1 / sqrt(var + eps); where that is 1 / 0, 1."""
-    mean: Array | None
-    """None where the array was not centred."""
-    var: Array
+    spread: Spread
 
 
 class Limits(NamedTuple):
@@ -61,17 +120,15 @@ def standardize(
     centred: bool,
     flat: float | Array | None = 1.0,
     alike: tuple[Array, Array] | None = None,
+    ops: Arithmetic = PURE,
 ) -> Standardized:
     """(x - mean) / sqrt(var + eps) in each group; without `centred` the mean is taken to be 0.
 
     `flat` is what 1 / sqrt(var + eps) becomes where it is 1 / 0, and None where it never is; `alike` is for `centre`.
     """
-    mean = None
-    if centred:
-        x, mean = centre(xp, x, groups=groups, alike=alike)
-    var = groups.mean(xp, x * x)
-    rstd = inverse_root(xp, var + eps, flat=flat)
-    return Standardized(x * rstd, rstd, mean, var)
+    d, spread = deviations(xp, x, groups=groups, centred=centred, alike=alike, ops=ops)
+    rstd = inverse_root(xp, spread.var + eps, flat=flat)
+    return Standardized(ops.multiply(d, rstd), rstd, spread)
 
 
 def standardize_scaled(
@@ -82,25 +139,45 @@ def standardize_scaled(
     It costs a pass for the extremes; where the numbers are of ordinary size the power is 1. `subnormal` holds the
     numbers that the library flushes to 0, times the power of two that is taken out of the smallest.
     """
-    bottom, top = extremes(xp, x, groups=groups)
-    unit, scaled_eps = power_of_two(xp, xp.maximum(top, -bottom), eps=eps)
-    x = x * unit
+    scale = scale_of(xp, *extremes(xp, x, groups=groups), eps=eps)
+    x = x * scale.unit
     if subnormal is not None:
-        x = x + xp.where(unit > limits(xp, x.dtype).step, subnormal, xp.zeros_like(subnormal))
-    most = xp.ones_like(unit) * float(xp.finfo(x.dtype).max)
-    # where eps itself is lost beside the numbers, it is still the variance, as far as its inverse root has room
-    flat = xp.minimum(1 / unit / (math.sqrt(eps) or 1.0), most)
+        x = x + xp.where(scale.unit > limits(xp, x.dtype).step, subnormal, xp.zeros_like(subnormal))
     scaled = standardize(
-        xp, x, groups=groups, eps=scaled_eps, centred=centred, flat=flat, alike=(top == bottom, top * unit)
+        xp, x, groups=groups, eps=scale.eps, centred=centred, flat=scale.flat, alike=scale.alike if centred else None
     )
-    mean = None if scaled.mean is None else scaled.mean / unit
-    return Standardized(scaled.xhat, xp.minimum(scaled.rstd * unit, most), mean, scaled.var * (1 / unit) * (1 / unit))
+    return Standardized(scaled.xhat, scale.restore_rstd(xp, scaled.rstd), scale.restore(scaled.spread))
 
 
-def standardize_with(xp: Namespace, x: Array, mean: Array, var: Array, *, eps: float) -> Standardized:
-    """(x - mean) / sqrt(var + eps) for a mean and a variance that are given: inference."""
-    rstd = inverse_root(xp, var + eps, flat=1.0)
-    return Standardized((x - mean) * rstd, rstd, mean, var)
+def standardize_with(xp: Namespace, x: Array, spread: Spread, *, eps: float, ops: Arithmetic = PURE) -> Standardized:
+    """(x - mean) / sqrt(var + eps) for statistics that are given: inference."""
+    rstd = inverse_root(xp, spread.var + eps, flat=1.0)
+    return Standardized(ops.multiply(less(x, spread, ops=ops), rstd), rstd, spread)
+
+
+def deviations(
+    xp: Namespace,
+    x: Array,
+    *,
+    groups: Groups,
+    centred: bool,
+    alike: tuple[Array, Array] | None = None,
+    ops: Arithmetic = PURE,
+    squares: Arithmetic = PURE,
+) -> tuple[Array, Spread]:
+    """The array less its mean if it is to be `centred`, and its statistics."""
+    mean = rest = None
+    if centred:
+        x, mean, rest = centre(xp, x, groups=groups, alike=alike, ops=ops)
+    return x, Spread(mean, rest, groups.mean_product(xp, x, x, ops=squares))
+
+
+def less(x: Array, spread: Spread, *, ops: Arithmetic = PURE) -> Array:
+    """The array less a mean that is given."""
+    for part in (spread.mean, spread.rest):
+        if part is not None:
+            x = ops.subtract(x, part)
+    return x
 
 
 def inverse_root(xp: Namespace, square: Array, *, flat: float | Array | None) -> Array:
@@ -112,56 +189,126 @@ def inverse_root(xp: Namespace, square: Array, *, flat: float | Array | None) ->
     return xp.where(lost, one * flat, 1 / xp.sqrt(xp.where(lost, one, square)))
 
 
-def affine(xhat: Array, gamma: Array | None, beta: Array | None) -> Array:
+def affine(xhat: Array, gamma: Array | None, beta: Array | None, *, ops: Arithmetic = PURE) -> Array:
     """`xhat * gamma + beta`."""
-    y = xhat if gamma is None else xhat * gamma
-    return y if beta is None else y + beta
+    y = xhat if gamma is None else ops.multiply(xhat, gamma)
+    return y if beta is None else ops.add(y, beta)
 
 
 def input_gradient(
-    xp: Namespace, dy: Array, gamma: Array | None, of: Standardized, *, groups: Groups | None, centred: bool
+    xp: Namespace,
+    dy: Array,
+    gamma: Array | None,
+    of: Standardized,
+    *,
+    groups: Groups | None,
+    centred: bool,
+    places: Places = NEW,
 ) -> Array:
     """The gradient of `affine(standardize(x))` with respect to x; without `groups`, of `standardize_with`.
 
     rstd * (g - mean(g) - xhat * mean(g * xhat)), where g = dy * gamma; the mean of g stays where x was not centred.
     """
-    g = affine(dy, gamma, None)
+    g = affine(dy, gamma, None, ops=places.result)
     if groups is None:
-        return g * of.rstd
+        return places.result.multiply(g, of.rstd)
+    g, leaning = lean(xp, g, of.xhat, groups=groups, centred=centred, places=places)
+    return upright(g, leaning, of, places=places)
+
+
+def lean(
+    xp: Namespace, g: Array, xhat: Array, *, groups: Groups, centred: bool, places: Places = NEW
+) -> tuple[Array, Spread]:
+    """g less its mean if x was `centred`, and its statistics; beside the mean not its variance, but mean(g * xhat)."""
+    mean = rest = None
     if centred:
-        g, _ = centre(xp, g, groups=groups)
-    return (g - of.xhat * groups.mean(xp, g * of.xhat)) * of.rstd
+        g, mean, rest = centre(xp, g, groups=groups, ops=places.result)
+    return g, Spread(mean, rest, groups.mean_product(xp, g, xhat, ops=places.product))
 
 
-def parameter_gradient(xp: Namespace, d: Array, shape: tuple[int, ...], *, block: int | None) -> Array:
-    """The sum of `d` over the axes along which a parameter of this shape was broadcast."""
-    spread = tuple(axis for axis, n in enumerate(shape) if n == 1)
-    return total(xp, d, axes=spread, block=block) if spread else d * 1.0  # never the caller's own array
+def upright(g: Array, leaning: Spread, of: Standardized, *, places: Places = NEW) -> Array:
+    """rstd * (g - xhat * mean(g * xhat)), for a g whose mean was taken away."""
+    ops = places.result
+    return ops.multiply(ops.subtract(g, places.xhat.multiply(of.xhat, leaning.var)), of.rstd)
 
 
-def merge(first: tuple[Array, Array], second: tuple[Array, Array], share: Any) -> tuple[Array, Array]:
-    """The mean and variance of two sets of values together; `share` is the second's part of the joint count.
+def parameter_gradient(
+    xp: Namespace,
+    dy: Array,
+    factor: Array | None,
+    shape: tuple[int, ...],
+    *,
+    block: int | None,
+    ones: Array | None = None,
+    ops: Arithmetic = PURE,
+) -> Array:
+    """The gradient of a parameter of this shape: the sum of dy * factor over the axes that it was broadcast along."""
+    groups = Groups(tuple(axis for axis, n in enumerate(shape) if n == 1), 1.0, block, ones)
+    if not groups.axes:
+        return dy * (1.0 if factor is None else factor)  # never the caller's own array
+    return groups.mean(xp, dy) if factor is None else groups.mean_product(xp, dy, factor, ops=ops)
+
+
+def merge(xp: Namespace, first: Spread, second: Spread, share: Any) -> Spread:
+    """Two sets of values together; `share` is the second's part of the joint count.
 
     Chan, Golub & LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979, eq. 2.1.
     """
-    (mean, var), (other_mean, other_var) = first, second
-    delta = other_mean - mean
+    delta = (second.mean - first.mean) + (second.rest - first.rest)
     between = delta * (share * (1 - share)) * delta  # in this order: nothing, where one of the two is empty
-    return mean + delta * share, var * (1 - share) + other_var * share + between
+    var = first.var * (1 - share) + second.var * share + between
+    return Spread(*renormalized(xp, first.mean, first.rest + delta * share), var)
 
 
-def centre(xp: Namespace, x: Array, *, groups: Groups, alike: tuple[Array, Array] | None = None) -> tuple[Array, Array]:
+def renormalized(xp: Namespace, mean: Array, rest: Array) -> tuple[Array, Array]:
+    """The sum of a mean and its rest, and what rounding took from the sum; Knuth's two-sum, for a rest of any size."""
+    whole = mean + rest
+    gained = whole - mean
+    return whole, _finite(xp, (mean - (whole - gained)) + (rest - gained))
+
+
+def _finite(xp: Namespace, rest: Array) -> Array:
+    """0 beside a mean that is not finite, which it would make NaN."""
+    return xp.where(xp.isfinite(rest), rest, xp.zeros_like(rest))
+
+
+def centre(
+    xp: Namespace,
+    x: Array,
+    *,
+    groups: Groups,
+    alike: tuple[Array, Array] | None = None,
+    ops: Arithmetic = PURE,
+) -> tuple[Array, Array, Array]:
     """The array less its mean, and the mean, in two stages: the second takes away the rounding error of the first.
 
     `alike` says in which groups all numbers are one and the same, and which: their mean is that number to the last
     bit, which a compiler that divides by multiplying would miss.
     """
-    first = groups.mean(xp, x)
+    mean = groups.mean(xp, x)
     if alike is not None:
-        first = xp.where(*alike, first)
-    x = x - first
-    second = groups.mean(xp, x)
-    return x - second, first + second
+        mean = xp.where(*alike, mean)
+    x = ops.subtract(x, mean)
+    rest = groups.mean(xp, x)
+    return ops.subtract(x, rest), mean, rest
+
+
+def pool(xp: Namespace, parts: Spread, share: Array, *, axis: int, level: Array | None = None) -> Spread:
+    """The statistics of all the values of some parts, stacked along `axis`; `share` is the part of the values in each.
+
+    The mean of the means is taken away in two stages, as from the values themselves. Where the variance is a mean of
+    products with other values, `level` is the mean of these, whose whole mean is 0.
+    """
+
+    def over(values: Array) -> Array:
+        return xp.sum(values * share, axis=axis, keepdims=True)
+
+    if parts.mean is None or parts.rest is None:
+        return Spread(None, None, over(parts.var))
+    mean = over(parts.mean)
+    delta = (parts.mean - mean) + parts.rest
+    rest = over(delta)
+    return Spread(mean, rest, over(parts.var + (delta - rest) * (delta - rest if level is None else level)))
 
 
 def extremes(xp: Namespace, x: Array, *, groups: Groups) -> tuple[Array, Array]:
@@ -171,11 +318,34 @@ def extremes(xp: Namespace, x: Array, *, groups: Groups) -> tuple[Array, Array]:
     return xp.min(x, axis=groups.axes, keepdims=True), xp.max(x, axis=groups.axes, keepdims=True)
 
 
-def power_of_two(xp: Namespace, largest: Array, *, eps: float) -> tuple[Array, Array]:
-    """1, or the power of two that makes numbers up to `largest` safe to square and to add up; and eps so scaled.
+class Scale(NamedTuple):
+    """A power of two for each group that makes its numbers safe to square, and what goes with it."""
+
+    unit: Array
+    eps: Array
+    """eps times the square of the unit."""
+    flat: Array
+    """What 1 / sqrt(var + eps) becomes where eps itself is lost beside the numbers."""
+    alike: tuple[Array, Array]
+    """In which groups all numbers are one and the same, and which, times the unit."""
+
+    def restore(self, spread: Spread) -> Spread:
+        """The statistics of x, from those of x * unit."""
+        mean, rest = (None if each is None else each / self.unit for each in (spread.mean, spread.rest))
+        one = 1 / self.unit
+        return Spread(mean, rest, spread.var * one * one)
+
+    def restore_rstd(self, xp: Namespace, rstd: Array) -> Array:
+        """1 / sqrt(var + eps), from that of x * unit, as far as there is room for it."""
+        return xp.minimum(rstd * self.unit, xp.ones_like(rstd) * float(xp.finfo(rstd.dtype).max))
+
+
+def scale_of(xp: Namespace, bottom: Array, top: Array, *, eps: float) -> Scale:
+    """1, or the power of two that makes numbers from `bottom` to `top` safe to square and to add up; and eps so scaled.
 
     Both are chosen among constants: a compiler may put the factors of a product in an order that overflows.
     """
+    largest = xp.maximum(top, -bottom)
     large, small, step, further, enough = limits(xp, largest.dtype)
     levels = [(largest > large, 1 / step), (largest > large * step, 1 / step / further)]
     if eps < enough:
@@ -185,7 +355,9 @@ def power_of_two(xp: Namespace, largest: Array, *, eps: float) -> tuple[Array, A
     for beyond, factor in levels:
         unit = xp.where(beyond, one * factor, unit)
         scaled_eps = xp.where(beyond, one * (eps * factor * factor), scaled_eps)
-    return unit, scaled_eps
+    # where eps itself is lost beside the numbers, it is still the variance, as far as its inverse root has room
+    flat = xp.minimum(1 / unit / (math.sqrt(eps) or 1.0), one * float(xp.finfo(one.dtype).max))
+    return Scale(unit, scaled_eps, flat, (top == bottom, top * unit))
 
 
 def limits(xp: Namespace, dtype: Any) -> Limits:
@@ -195,31 +367,74 @@ def limits(xp: Namespace, dtype: Any) -> Limits:
     return Limits(2.0 ** (3 * e // 8), 2.0 ** -(e // 5), 2.0 ** (e // 2), 2.0 ** (e // 4), 2.0 ** -(2 * e // 3))
 
 
-def total(xp: Namespace, x: Array, *, axes: tuple[int, ...], block: int | None) -> Array:
+def total(xp: Namespace, x: Array, *, axes: tuple[int, ...], block: int | None, ones: Array | None = None) -> Array:
     """The sum over `axes`, which stay with length 1; at most `block` numbers are added in one go.
 
     Some libraries add one number after another, and the rounding error grows with their number: NumPy over any axis
-    but the last in memory. In blocks it grows with the block.
+    but the last in memory. In blocks it grows with the block. A product with `ones` adds at the speed of BLAS.
     """
+    if not axes:
+        return x
+    if ones is not None:
+        last = axes[-1]
+        if last < x.ndim - 1:
+            x = _total_along(xp, x, last, LEADING, ones)
+        elif x.shape[last] <= ones.shape[0]:
+            x = _run(xp, x, last, ones)
+        else:
+            x = _total_along(xp, x, last, RUN, ones)
+        return x if len(axes) == 1 else total(xp, x, axes=axes[:-1], block=block)
     if block is None or math.prod([x.shape[axis] for axis in axes]) <= block:
-        return xp.sum(x, axis=axes, keepdims=True) if axes else x
+        return xp.sum(x, axis=axes, keepdims=True)
     for axis in reversed(axes):
         x = _total_along(xp, x, axis, block)
     return x
 
 
-def _total_along(xp: Namespace, x: Array, axis: int, block: int) -> Array:
+RUN = 2**14
+"""The longest run that BLAS adds in one go along the last axis; it adds in many lanes."""
+LEADING = 256
+"""The longest run that is added along any axis but the last, where BLAS adds one number after another."""
+
+
+FOLD = 8
+"""rstd * gamma is made first where it is so many times smaller than x."""
+
+
+def _total_along(xp: Namespace, x: Array, axis: int, block: int, ones: Array | None = None) -> Array:
     n = x.shape[axis]
     if n <= block:
-        return xp.sum(x, axis=axis, keepdims=True)
+        return _run(xp, x, axis, ones)
     before, after = x.shape[:axis], x.shape[axis + 1 :]
     whole = n - n % block
     head = xp.reshape(x[_cut(axis, 0, whole)], (*before, n // block, block, *after))
-    sums = xp.sum(head, axis=axis + 1)
+    sums = xp.squeeze(_run(xp, head, axis + 1, ones), axis=axis + 1)
     if whole < n:
-        tail = xp.sum(x[_cut(axis, whole, n)], axis=axis, keepdims=True)
+        tail = _run(xp, x[_cut(axis, whole, n)], axis, ones)
         sums = xp.concat([sums, tail], axis=axis)
-    return _total_along(xp, sums, axis, block)
+    return _total_along(xp, sums, axis, block, ones if axis == x.ndim - 1 else None)
+
+
+def _run(xp: Namespace, x: Array, axis: int, ones: Array | None) -> Array:
+    """The sum along one axis, which stays with length 1."""
+    if ones is None or axis < x.ndim - 2:
+        return xp.sum(x, axis=axis, keepdims=True)
+    if ones.shape[0] != x.shape[axis]:
+        ones = ones[: x.shape[axis]]
+    return xp.vecdot(x, ones)[..., None] if axis == x.ndim - 1 else xp.matmul(ones[None, :], x)
+
+
+def _dot(xp: Namespace, x: Array, other: Array) -> Array:
+    """The sum of x * other over the last axis, in runs that BLAS adds."""
+    n = x.shape[-1]
+    if n <= RUN:
+        return xp.vecdot(x, other)[..., None]
+    whole = n - n % RUN
+    runs = (*x.shape[:-1], n // RUN, RUN)
+    sums = xp.vecdot(xp.reshape(x[..., :whole], runs), xp.reshape(other[..., :whole], runs))
+    if whole < n:
+        sums = xp.concat([sums, xp.vecdot(x[..., whole:], other[..., whole:])[..., None]], axis=-1)
+    return total(xp, sums, axes=(x.ndim - 1,), block=LEADING)
 
 
 def _cut(axis: int, start: int, stop: int) -> tuple[Any, ...]:

@@ -58,30 +58,64 @@ class Layout(NamedTuple):
         return None
 
 
+class View(NamedTuple):
+    """The shape in which an array is computed, once axes that are treated alike have become one."""
+
+    runs: tuple[tuple[int, ...], ...]
+    """The axes that became each of the new ones."""
+    shape: tuple[int, ...]
+    axes: tuple[int, ...]
+    """Those of the new axes whose elements share a mean and a variance."""
+    joined: bool = False
+
+    def of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """What becomes of a shape that broadcasts to the array's."""
+        return tuple(math.prod([shape[axis] for axis in run]) for run in self.runs)
+
+
+def joined(shape: tuple[int, ...], axes: tuple[int, ...], others: list[tuple[int, ...]]) -> View:
+    """Neighbouring axes made one, where the array is averaged over both or neither, and so for each of the others.
+
+    The shapes of the `others` broadcast to the array's. An axis of length 1 goes with any neighbour.
+    """
+    runs: list[list[int]] = []
+    before = None
+    for axis, n in enumerate(shape):
+        kind = (axis in axes, *(other[axis] == 1 for other in others))
+        if runs and (n == 1 or before is None or kind == before):
+            runs[-1].append(axis)
+        else:
+            runs.append([axis])
+        before = before if n == 1 else kind
+    whole = View(tuple(map(tuple, runs)), (), (), joined=True)
+    reduced = [any(axis in axes and shape[axis] != 1 for axis in run) for run in runs]
+    return whole._replace(shape=whole.of(shape), axes=tuple(i for i, yes in enumerate(reduced) if yes))
+
+
 def same_shape(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
     """Whether two shapes are the same; a size that Dask does not know, NaN, may be any other."""
     return len(one) == len(other) and all(m == n or m != m or n != n for m, n in zip(one, other, strict=True))
 
 
-def over(shape: tuple[int, ...], *, axis: Any) -> Layout:
+def over(shape: tuple[int, ...], axis: Any) -> Layout:
     """One group for each index along the other axes: layer and RMS normalization."""
     axes = check_axes("axis", axis, shape)
     return Layout(shape, axes, axes)
 
 
-def batch(shape: tuple[int, ...], *, channel_axis: Any) -> Layout:
+def batch(shape: tuple[int, ...], channel_axis: Any) -> Layout:
     """One group for each channel."""
     channel = _channel(shape, channel_axis)
     return Layout(shape, _others(len(shape), (channel,)), (channel,))
 
 
-def instance(shape: tuple[int, ...], *, channel_axis: Any) -> Layout:
+def instance(shape: tuple[int, ...], channel_axis: Any) -> Layout:
     """One group for each sample and channel."""
     channel = _channel(shape, channel_axis)
     return Layout(shape, _others(len(shape), (*_sample(channel), channel)), (channel,))
 
 
-def group(shape: tuple[int, ...], *, groups: Any, channel_axis: Any) -> Layout:
+def group(shape: tuple[int, ...], groups: Any, channel_axis: Any) -> Layout:
     """One group for each sample and run of neighbouring channels."""
     channel = _channel(shape, channel_axis)
     groups = check_int("groups", groups)
@@ -90,7 +124,7 @@ def group(shape: tuple[int, ...], *, groups: Any, channel_axis: Any) -> Layout:
     return Layout(shape, _others(len(shape) + 1, (*_sample(channel), channel)), (channel,), channel, groups)
 
 
-def weight(shape: tuple[int, ...], *, axis: Any) -> Layout:
+def weight(shape: tuple[int, ...], axis: Any) -> Layout:
     """One group for each index along `axis`; None is one group in all."""
     kept = () if axis is None else check_axes("axis", axis, shape)
     return Layout(shape, tuple(each for each in range(len(shape)) if each not in kept), kept)

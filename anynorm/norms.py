@@ -2,35 +2,35 @@
 
 from typing import Any, Literal, TypeVar, overload
 
-from anynorm import calls, schedules
+from anynorm import autograd, calls
+from anynorm.batches import Axis, Moments, moments_of, of
 from anynorm.calls import Call
-from anynorm.kernels import Array, Standardized
-from anynorm.statistics import Moments, Statistics
+from anynorm.kernels import Array
+from anynorm.statistics import Statistics
 
 ArrayT = TypeVar("ArrayT")
 GivenT = TypeVar("GivenT", bound=Statistics[Any])
-Axis = int | tuple[int, ...] | None
 
 
 @overload
 def normalize(
     x: ArrayT, /, gamma: Array | None = None, beta: Array | None = None, *, axis: Axis, eps: float = 1e-5,
-    moments: Statistics[Any] | None = None, return_moments: Literal[False] = False,
+    moments: Statistics[Any] | None = None, return_moments: Literal[False] = False, out: ArrayT | None = None,
 ) -> ArrayT: ...  # fmt: skip
 @overload
 def normalize(
     x: ArrayT, /, gamma: Array | None = None, beta: Array | None = None, *, axis: Axis, eps: float = 1e-5,
-    moments: None = None, return_moments: Literal[True],
+    moments: None = None, return_moments: Literal[True], out: ArrayT | None = None,
 ) -> tuple[ArrayT, Moments[ArrayT]]: ...  # fmt: skip
 @overload
 def normalize(
     x: ArrayT, /, gamma: Array | None = None, beta: Array | None = None, *, axis: Axis, eps: float = 1e-5,
-    moments: GivenT, return_moments: Literal[True],
+    moments: GivenT, return_moments: Literal[True], out: ArrayT | None = None,
 ) -> tuple[ArrayT, GivenT]: ...  # fmt: skip
 @overload
 def normalize(
     x: ArrayT, /, gamma: Array | None = None, beta: Array | None = None, *, axis: Axis, eps: float = 1e-5,
-    moments: Statistics[Any] | None = None, return_moments: bool,
+    moments: Statistics[Any] | None = None, return_moments: bool, out: ArrayT | None = None,
 ) -> ArrayT | tuple[ArrayT, Statistics[Any]]: ...  # fmt: skip
 def normalize(
     x: ArrayT,
@@ -42,6 +42,7 @@ def normalize(
     eps: float = 1e-5,
     moments: Statistics[Any] | None = None,
     return_moments: bool = False,
+    out: ArrayT | None = None,
 ) -> ArrayT | tuple[ArrayT, Statistics[Any]]:
     r"""Bring x to mean 0 and variance 1 over any axes, then scale and shift it.
 
@@ -63,6 +64,8 @@ def normalize(
         Normalize with these, of the shape of the kept axes, in place of x's own.
     return_moments : bool
         Also return the moments that were used.
+    out : array, optional
+        Where to write the result: a writeable array of x's library, device, dtype and shape, or x itself.
 
     Returns
     -------
@@ -95,23 +98,23 @@ def normalize(
     array([[-1.,  1.],
            [-1.,  1.]])
     """
-    return _run(calls.over(x, gamma, beta, axis=axis, eps=eps, moments=moments), moments, return_moments)
+    return _run(calls.over(x, gamma, beta, axis=axis, eps=eps, moments=moments, out=out), moments, return_moments)
 
 
 @overload
 def layer_norm(
     x: ArrayT, /, gamma: Array | None = None, beta: Array | None = None, *, axis: Axis = -1, eps: float = 1e-5,
-    return_moments: Literal[False] = False,
+    return_moments: Literal[False] = False, out: ArrayT | None = None,
 ) -> ArrayT: ...  # fmt: skip
 @overload
 def layer_norm(
     x: ArrayT, /, gamma: Array | None = None, beta: Array | None = None, *, axis: Axis = -1, eps: float = 1e-5,
-    return_moments: Literal[True],
+    return_moments: Literal[True], out: ArrayT | None = None,
 ) -> tuple[ArrayT, Moments[ArrayT]]: ...  # fmt: skip
 @overload
 def layer_norm(
     x: ArrayT, /, gamma: Array | None = None, beta: Array | None = None, *, axis: Axis = -1, eps: float = 1e-5,
-    return_moments: bool,
+    return_moments: bool, out: ArrayT | None = None,
 ) -> ArrayT | tuple[ArrayT, Statistics[Any]]: ...  # fmt: skip
 def layer_norm(
     x: ArrayT,
@@ -122,6 +125,7 @@ def layer_norm(
     axis: Axis = -1,
     eps: float = 1e-5,
     return_moments: bool = False,
+    out: ArrayT | None = None,
 ) -> ArrayT | tuple[ArrayT, Statistics[Any]]:
     r"""Layer normalization: each sample by the mean and variance over its own features.
 
@@ -139,6 +143,8 @@ def layer_norm(
         Added to the variance.
     return_moments : bool
         Also return the moments, of shape (\*samples,).
+    out : array, optional
+        Where to write the result: a writeable array of x's library, device, dtype and shape, or x itself.
 
     Returns
     -------
@@ -163,28 +169,28 @@ def layer_norm(
     array([[-2.,  3.],
            [ 0.,  1.]])
     """
-    return _run(calls.over(x, gamma, beta, axis=axis, eps=eps), None, return_moments)
+    return _run(calls.over(x, gamma, beta, axis=axis, eps=eps, out=out), None, return_moments)
 
 
 @overload
 def batch_norm(
     x: ArrayT, /, gamma: Array | None = None, beta: Array | None = None, *, channel_axis: int = 1, eps: float = 1e-5,
-    moments: Statistics[Any] | None = None, return_moments: Literal[False] = False,
+    moments: Statistics[Any] | None = None, return_moments: Literal[False] = False, out: ArrayT | None = None,
 ) -> ArrayT: ...  # fmt: skip
 @overload
 def batch_norm(
     x: ArrayT, /, gamma: Array | None = None, beta: Array | None = None, *, channel_axis: int = 1, eps: float = 1e-5,
-    moments: None = None, return_moments: Literal[True],
+    moments: None = None, return_moments: Literal[True], out: ArrayT | None = None,
 ) -> tuple[ArrayT, Moments[ArrayT]]: ...  # fmt: skip
 @overload
 def batch_norm(
     x: ArrayT, /, gamma: Array | None = None, beta: Array | None = None, *, channel_axis: int = 1, eps: float = 1e-5,
-    moments: GivenT, return_moments: Literal[True],
+    moments: GivenT, return_moments: Literal[True], out: ArrayT | None = None,
 ) -> tuple[ArrayT, GivenT]: ...  # fmt: skip
 @overload
 def batch_norm(
     x: ArrayT, /, gamma: Array | None = None, beta: Array | None = None, *, channel_axis: int = 1, eps: float = 1e-5,
-    moments: Statistics[Any] | None = None, return_moments: bool,
+    moments: Statistics[Any] | None = None, return_moments: bool, out: ArrayT | None = None,
 ) -> ArrayT | tuple[ArrayT, Statistics[Any]]: ...  # fmt: skip
 def batch_norm(
     x: ArrayT,
@@ -196,6 +202,7 @@ def batch_norm(
     eps: float = 1e-5,
     moments: Statistics[Any] | None = None,
     return_moments: bool = False,
+    out: ArrayT | None = None,
 ) -> ArrayT | tuple[ArrayT, Statistics[Any]]:
     r"""Batch normalization: each channel by its mean and variance over the batch and the space.
 
@@ -215,6 +222,8 @@ def batch_norm(
         Normalize with these in place of the batch's own: inference.
     return_moments : bool
         Also return the moments that were used: those of the batch, for `RunningStats.update`.
+    out : array, optional
+        Where to write the result: a writeable array of x's library, device, dtype and shape, or x itself.
 
     Returns
     -------
@@ -246,24 +255,24 @@ def batch_norm(
     >>> anynorm.batch_norm(np.array([[2.0, 2.0]]), moments=running, eps=0)
     array([[1., 0.]])
     """
-    call = calls.batch(x, gamma, beta, channel_axis=channel_axis, eps=eps, moments=moments)
+    call = calls.batch(x, gamma, beta, channel_axis=channel_axis, eps=eps, moments=moments, out=out)
     return _run(call, moments, return_moments)
 
 
 @overload
 def instance_norm(
     x: ArrayT, /, gamma: Array | None = None, beta: Array | None = None, *, channel_axis: int = 1, eps: float = 1e-5,
-    return_moments: Literal[False] = False,
+    return_moments: Literal[False] = False, out: ArrayT | None = None,
 ) -> ArrayT: ...  # fmt: skip
 @overload
 def instance_norm(
     x: ArrayT, /, gamma: Array | None = None, beta: Array | None = None, *, channel_axis: int = 1, eps: float = 1e-5,
-    return_moments: Literal[True],
+    return_moments: Literal[True], out: ArrayT | None = None,
 ) -> tuple[ArrayT, Moments[ArrayT]]: ...  # fmt: skip
 @overload
 def instance_norm(
     x: ArrayT, /, gamma: Array | None = None, beta: Array | None = None, *, channel_axis: int = 1, eps: float = 1e-5,
-    return_moments: bool,
+    return_moments: bool, out: ArrayT | None = None,
 ) -> ArrayT | tuple[ArrayT, Statistics[Any]]: ...  # fmt: skip
 def instance_norm(
     x: ArrayT,
@@ -274,6 +283,7 @@ def instance_norm(
     channel_axis: int = 1,
     eps: float = 1e-5,
     return_moments: bool = False,
+    out: ArrayT | None = None,
 ) -> ArrayT | tuple[ArrayT, Statistics[Any]]:
     r"""Instance normalization: each channel of each sample by its mean and variance over the space.
 
@@ -291,6 +301,8 @@ def instance_norm(
         Added to the variance.
     return_moments : bool
         Also return the moments, of shape (N, C).
+    out : array, optional
+        Where to write the result: a writeable array of x's library, device, dtype and shape, or x itself.
 
     Returns
     -------
@@ -316,23 +328,23 @@ def instance_norm(
     array([[[-1.,  1.],
             [-1.,  1.]]])
     """
-    return _run(calls.instance(x, gamma, beta, channel_axis=channel_axis, eps=eps), None, return_moments)
+    return _run(calls.instance(x, gamma, beta, channel_axis=channel_axis, eps=eps, out=out), None, return_moments)
 
 
 @overload
 def group_norm(
     x: ArrayT, /, gamma: Array | None = None, beta: Array | None = None, *, groups: int, channel_axis: int = 1,
-    eps: float = 1e-5, return_moments: Literal[False] = False,
+    eps: float = 1e-5, return_moments: Literal[False] = False, out: ArrayT | None = None,
 ) -> ArrayT: ...  # fmt: skip
 @overload
 def group_norm(
     x: ArrayT, /, gamma: Array | None = None, beta: Array | None = None, *, groups: int, channel_axis: int = 1,
-    eps: float = 1e-5, return_moments: Literal[True],
+    eps: float = 1e-5, return_moments: Literal[True], out: ArrayT | None = None,
 ) -> tuple[ArrayT, Moments[ArrayT]]: ...  # fmt: skip
 @overload
 def group_norm(
     x: ArrayT, /, gamma: Array | None = None, beta: Array | None = None, *, groups: int, channel_axis: int = 1,
-    eps: float = 1e-5, return_moments: bool,
+    eps: float = 1e-5, return_moments: bool, out: ArrayT | None = None,
 ) -> ArrayT | tuple[ArrayT, Statistics[Any]]: ...  # fmt: skip
 def group_norm(
     x: ArrayT,
@@ -344,6 +356,7 @@ def group_norm(
     channel_axis: int = 1,
     eps: float = 1e-5,
     return_moments: bool = False,
+    out: ArrayT | None = None,
 ) -> ArrayT | tuple[ArrayT, Statistics[Any]]:
     r"""Group normalization: each run of C / groups channels of each sample by its mean and variance.
 
@@ -365,6 +378,8 @@ def group_norm(
         Added to the variance.
     return_moments : bool
         Also return the moments, of shape (N, G).
+    out : array, optional
+        Where to write the result: a writeable array of x's library, device, dtype and shape, or x itself.
 
     Returns
     -------
@@ -388,7 +403,7 @@ def group_norm(
     >>> anynorm.group_norm(np.array([[1.0, 3.0, 10.0, 30.0]]), groups=2, eps=0)
     array([[-1.,  1., -1.,  1.]])
     """
-    call = calls.group(x, gamma, beta, groups=groups, channel_axis=channel_axis, eps=eps)
+    call = calls.group(x, gamma, beta, groups=groups, channel_axis=channel_axis, eps=eps, out=out)
     return _run(call, None, return_moments)
 
 
@@ -400,6 +415,7 @@ def rms_norm(
     *,
     axis: Axis = -1,
     eps: float = 1e-5,
+    out: ArrayT | None = None,
 ) -> ArrayT:
     r"""Root mean square normalization: layer normalization that takes no mean away.
 
@@ -415,6 +431,8 @@ def rms_norm(
         The feature axes, by default the last; None is all axes.
     eps : float
         Added to the mean of squares.
+    out : array, optional
+        Where to write the result: a writeable array of x's library, device, dtype and shape, or x itself.
 
     Returns
     -------
@@ -437,11 +455,11 @@ def rms_norm(
     array([[0.2, 1.4],
            [1. , 1. ]])
     """
-    call = calls.rms(x, gamma, beta, axis=axis, eps=eps)
-    return schedules.normalize(call).y  # type: ignore[no-any-return]
+    call = calls.rms(x, gamma, beta, axis=axis, eps=eps, out=out)
+    return autograd.normalize(call).y  # type: ignore[no-any-return]
 
 
-def weight_norm(v: ArrayT, g: Array, /, *, axis: Axis = 0) -> ArrayT:
+def weight_norm(v: ArrayT, g: Array, /, *, axis: Axis = 0, out: ArrayT | None = None) -> ArrayT:
     r"""Weight normalization: the weight of direction v and magnitude g.
 
     .. math:: \mathbf{w} = \frac{g}{\|\mathbf{v}\|} \mathbf{v}
@@ -454,6 +472,8 @@ def weight_norm(v: ArrayT, g: Array, /, *, axis: Axis = 0) -> ArrayT:
         Magnitude, one for each index along `axis`; shape () where `axis` is None; or of v's rank and broadcasting to v.
     axis : int, tuple of int or None
         The axes that keep a norm of their own; None is one norm for all of v.
+    out : array, optional
+        Where to write the result: a writeable array of v's library, device, dtype and shape, or v itself.
 
     Returns
     -------
@@ -480,8 +500,8 @@ def weight_norm(v: ArrayT, g: Array, /, *, axis: Axis = 0) -> ArrayT:
     array([[6., 8.],
            [0., 1.]])
     """
-    call = calls.weight(v, g, axis=axis)
-    return schedules.normalize(call).y  # type: ignore[no-any-return]
+    call = calls.weight(v, g, axis=axis, out=out)
+    return autograd.normalize(call).y  # type: ignore[no-any-return]
 
 
 def moments(x: ArrayT, /, *, axis: Axis) -> Moments[ArrayT]:
@@ -517,19 +537,12 @@ def moments(x: ArrayT, /, *, axis: Axis) -> Moments[ArrayT]:
     >>> anynorm.moments(np.ones((8, 3, 5, 5), dtype=np.float32), axis=(0, 2, 3))
     Moments(numpy float32 (3,), count=200)
     """
-    call = calls.over(x, None, None, axis=axis, eps=0.0)
-    return moments_of(call, schedules.standardize(call))
+    return of(x, axis=axis)
 
 
 def _run(call: Call, given: Statistics[Any] | None, return_moments: bool) -> ArrayT | tuple[ArrayT, Statistics[Any]]:
-    done = schedules.normalize(call)
+    done = autograd.normalize(call)
     y: ArrayT = done.y
     if not return_moments:
         return y
-    return y, (moments_of(call, done) if given is None else given)
-
-
-def moments_of(call: Call, done: schedules.Normalized | Standardized) -> Moments[ArrayT]:
-    """The moments that a call took, as the caller sees them."""
-    mean, var = (schedules.statistic(call, each) for each in (done.mean, done.var))
-    return Moments(mean, var, call.layout.group_size)
+    return y, (moments_of(call, done.spread) if given is None else given)

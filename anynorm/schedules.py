@@ -1,154 +1,393 @@
 """How a call is run: whole or in blocks; plainly where its numbers turn out ordinary, else proof to any size."""
 
 import math
-from itertools import product
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 from anynorm import compilers, kernels
-from anynorm.arrays import Library, empty
-from anynorm.calls import Call
-from anynorm.kernels import Array, Standardized
-from anynorm.layouts import Layout
+from anynorm.arrays import assign, empty
+from anynorm.blocks import Block, blocks, both, share, within
+from anynorm.calls import Call, Plan
+from anynorm.kernels import PURE, Arithmetic, Array, Groups, Scale, Spread, Standardized
+from anynorm.settings import current
 
-BLOCK_BYTES = 2**20
-"""A block, and the few temporaries that a kernel makes of it, stay in the cache."""
+T = TypeVar("T")
+SMALL = 2**16
+"""An array of fewer bytes is not worth the trouble of writing in place."""
+SHARED = 2**22
+"""So many bytes are worth a thread."""
+PENDING = 32
+"""So many parts of a group are pooled at a time."""
 
 
 class Normalized(NamedTuple):
     """A call's result, as the caller's x was, and its statistics beside the view."""
 
     y: Array
-    mean: Array | None
-    var: Array
+    spread: Spread
 
 
 def normalize(call: Call) -> Normalized:
-    """The result of a call, in blocks of whole groups where the array is large and may be written part by part."""
-    compiler = compilers.chosen(call)
+    """The result of a call: compiled if it is to be; in blocks if it is large and may be written so; else whole."""
+    plan, out = call.plan, call.out
+    compiler = compilers.chosen(call, arrays(call))
     if compiler != "none":
-        y, of = compiled(call, compiler)
-        return Normalized(restore(call.library, call.layout, y, call.x.dtype), of.mean, of.var)
-    blocks = _blocks(call) if call.library.writes else []
-    if len(blocks) < 2:
+        with plan.library.quiet():
+            compiled = Normalized(*compilers.normalize(call, compiler))
+            if compilers.safe(call, compiler, call.x) or ordinary(plan, compiled.spread.var):
+                return compiled
+    if in_blocks(plan, arrays(call)):
+        return _in_blocks(call)
+    with plan.library.quiet():
         standardized = standardize(call)
-        return Normalized(affine(call, standardized), standardized.mean, standardized.var)
-    y = empty(call.x.shape, call.x, call.x.dtype)
-    mean, var = (empty(call.layout.keepdims_shape, call.x, call.dtype) for _ in range(2))
-    for block in blocks:
-        part = _part(call, block)
-        standardized = standardize(part)
-        y[block] = affine(part, standardized, view=True)
-        if standardized.mean is not None:
-            mean[_within(mean, block)] = standardized.mean
-        var[_within(var, block)] = standardized.var
-    return Normalized(call.library.xp.reshape(y, call.layout.shape), mean if call.centred else None, var)
+        y = affine(call, standardized)
+    if out is not None:
+        out[...] = y
+    return Normalized(y if out is None else out, standardized.spread)
 
 
-def compiled(call: Call, compiler: str, *, keep: bool = False) -> tuple[Array, Standardized]:
-    """`compilers.normalize`, scaled as in `standardize`; and always by XLA, which divides by multiplying."""
-    least = kernels.limits(call.library.xp, call.dtype).eps
-    with call.library.quiet():
-        if call.mean is not None or (compiler == "torch" and call.library.readable(call.x)):
-            plain = compilers.normalize(call, compiler, scaled=False, keep=keep)
-            if call.mean is not None or _ordinary(call, plain[1].var, least=least if call.eps < least else 0.0):
-                return plain
-        return compilers.normalize(call, compiler, scaled=True, keep=keep)
+def survey(call: Call) -> Spread:
+    """The statistics of a call alone."""
+    if in_blocks(call.plan, arrays(call)):
+        return _statistics(call)
+    with call.plan.library.quiet():
+        return standardize(call).spread
+
+
+def in_blocks(plan: Plan, arrays: list[Array]) -> bool:
+    """Whether what is computed of these arrays is large, and may be written part by part."""
+    library = plan.library  # traced: options cannot be read under torch.compile
+    return not library.traced() and plan.nbytes >= min(SMALL, current().block_bytes) and library.plain(*arrays)
 
 
 def standardize(call: Call) -> Standardized:
     """The kernel's result. An eager array is scaled only if it turns out that it must be; any other always is."""
-    library, xp = call.library, call.library.xp
-    limits = kernels.limits(xp, call.dtype)
-    tiny = call.eps < limits.eps
-    with library.quiet():
-        x = xp.astype(call.x, call.dtype, copy=False)
-        if call.mean is not None:
-            return kernels.standardize_with(xp, x, call.mean, call.var, eps=call.eps)
-        vacant = not math.prod(x.shape) > 0  # NaN is a size that Dask does not know: there it takes no minimum
-        if vacant or library.readable(x):
-            plain = kernels.standardize(
-                xp, x, groups=call.groups, eps=call.eps, centred=call.centred, flat=1.0 if tiny else None
-            )
-            if vacant or _ordinary(call, plain.var, least=limits.eps if tiny else 0.0):
-                return plain
-        subnormal = library.subnormal(x, limits.step * limits.further) if tiny and library.subnormal else None
-        return kernels.standardize_scaled(
-            xp, x, groups=call.groups, eps=call.eps, centred=call.centred, subnormal=subnormal
-        )
+    plan = call.plan
+    library, xp = plan.library, plan.library.xp
+    x = call.x if call.x.dtype == plan.dtype else xp.astype(call.x, plan.dtype)
+    if call.spread is not None:
+        return kernels.standardize_with(xp, x, call.spread, eps=plan.eps)
+    vacant = not plan.nbytes > 0  # NaN is a size that Dask does not know: there it takes no minimum
+    flat = 1.0 if plan.tiny else None
+    if vacant or library.readable(x):
+        plain = kernels.standardize(xp, x, groups=plan.groups, eps=plan.eps, centred=plan.centred, flat=flat)
+        if vacant or ordinary(plan, plain.spread.var):
+            return plain
+    subnormal = None
+    if plan.tiny and library.subnormal:
+        subnormal = library.subnormal(x, plan.limits.step * plan.limits.further)
+    return kernels.standardize_scaled(
+        xp, x, groups=plan.groups, eps=plan.eps, centred=plan.centred, subnormal=subnormal
+    )
 
 
-def affine(call: Call, standardized: Standardized, *, view: bool = False) -> Array:
-    """The normalized array in the dtype, and unless a `view` is asked for the shape, of the caller's x."""
-    with call.library.quiet():
-        y = kernels.affine(standardized.xhat, call.gamma, call.beta)
-        if view:
-            return call.library.xp.astype(y, call.x.dtype, copy=False)
-        return restore(call.library, call.layout, y, call.x.dtype)
+def affine(call: Call, standardized: Standardized) -> Array:
+    """The normalized array in the dtype and the shape of the caller's x."""
+    return restore(call.plan, compilers.affine(call, standardized.xhat), call.x.dtype)
 
 
 def length(call: Call) -> Array:
     """The norm of each group of `calls.direction`, beside the view: v along its own direction."""
-    with call.library.quiet():
-        return call.groups.mean(call.library.xp, standardize(call).xhat * call.x)
+    with call.plan.library.quiet():
+        return call.plan.groups.mean(call.plan.library.xp, standardize(call).xhat * call.x)
 
 
-def enter(library: Library, layout: Layout, value: Array, dtype: Any) -> Array:
+def enter(plan: Plan, value: Array, *, dtype: Any) -> Array:
     """An array of the caller's shape in the view and this dtype."""
-    value = library.xp.astype(value, dtype, copy=False)
-    return value if layout.channel is None else library.xp.reshape(value, layout.view(layout.shape))
+    xp = plan.library.xp
+    value = xp.astype(value, dtype, copy=False)
+    return xp.reshape(value, plan.view.shape) if plan.view.shape != plan.layout.shape else value
 
 
-def restore(library: Library, layout: Layout, value: Array, dtype: Any) -> Array:
+def restore(plan: Plan, value: Array, dtype: Any) -> Array:
     """An array of the view in the caller's shape and this dtype."""
-    if layout.channel is not None:
-        value = library.xp.reshape(value, layout.shape)
-    return library.xp.astype(value, dtype, copy=False)
+    xp = plan.library.xp
+    if plan.view.shape != plan.layout.shape:
+        value = xp.reshape(value, plan.layout.shape)
+    return value if value.dtype == dtype else xp.astype(value, dtype)
 
 
 def statistic(call: Call, value: Any) -> Array:
     """A mean, a variance or a norm, of the shape that the caller sees, as a constant."""
-    return call.library.constant(call.library.xp.squeeze(value, axis=call.groups.axes))
+    plan = call.plan
+    xp = plan.library.xp
+    value = plan.library.constant(xp.squeeze(value, axis=plan.view.axes))
+    return xp.reshape(value, plan.layout.kept_shape) if plan.view.joined else value
 
 
-def _blocks(call: Call) -> list[tuple[slice, ...]]:
-    """Blocks of whole groups, none much larger than BLOCK_BYTES if that can be; none at all where the array is not.
+class _Part(NamedTuple):
+    """A block of a call, and where its result goes."""
 
-    An axis that comes after all that are averaged over is not divided: its parts would be strewn over memory.
-    """
-    shape, averaged = call.x.shape, () if call.mean is not None else call.groups.axes
-    size = math.prod(shape) * call.library.xp.finfo(call.dtype).bits // 8
-    if size <= BLOCK_BYTES:
-        return []
-    steps = list(shape)
-    for axis in range(max(averaged, default=len(shape) - 1)):
-        if size > BLOCK_BYTES and axis not in averaged:
-            each = size // shape[axis]
-            steps[axis] = max(1, BLOCK_BYTES // each)
-            size = each * steps[axis]
-    runs = ([slice(i, min(i + step, n)) for i in range(0, n, step)] for n, step in zip(shape, steps, strict=True))
-    return list(product(*runs))
+    plan: Plan
+    groups: Groups
+    x: Array
+    """In the dtype of the computation; it is used up if it is a copy."""
+    gamma: Array | None
+    beta: Array | None
+    y: Array | None
+    """None where the statistics are all that is asked for."""
+    ops: Arithmetic
+    squares: Arithmetic
+
+    def enter(self, scale: Scale | None = None) -> Array:
+        """x, times the unit of the scale."""
+        return self.x if scale is None else self.ops.multiply(self.x, scale.unit)
+
+    def deviations(self, scale: Scale | None) -> tuple[Array, Spread]:
+        centred = self.plan.centred
+        return kernels.deviations(
+            self.plan.library.xp,
+            self.enter(scale),
+            groups=self.groups,
+            centred=centred,
+            alike=scale.alike if scale is not None and centred else None,
+            ops=self.ops,
+            squares=self.squares,
+        )
+
+    def finish(self, d: Array, rstd: Array, rest: Array | None = None) -> None:
+        """Write the result: the deviations, less a rest of their mean, times rstd; times gamma, plus beta."""
+        if self.y is None:
+            return
+        xp, gamma, beta, ops = self.plan.library.xp, self.gamma, self.beta, self.ops
+        if gamma is not None and self.plan.folds and sound(xp, rstd * gamma):
+            rstd, gamma = rstd * gamma, None
+        if rest is not None and gamma is None:
+            beta = -(rest * rstd) if beta is None else beta - rest * rstd
+        elif rest is not None:
+            d = ops.subtract(d, rest)
+        y = kernels.affine(ops.multiply(d, rstd), gamma, beta, ops=ops)
+        if y is not self.y:
+            assign(self.plan.library, self.y, y)
 
 
-def _part(call: Call, block: tuple[slice, ...]) -> Call:
-    """The call for a block of x."""
+class _Run(NamedTuple):
+    """A call that is run in blocks."""
 
-    def cut(whole: Array | None) -> Array | None:
-        return None if whole is None else whole[_within(whole, block)]
+    call: Call
+    y: Array | None
+    """In the view."""
+    in_place: bool
+    """Whether the result's own place may be worked in."""
+    threads: int
+    rooms: list[Array]
+    """Places to work in that no part works in now."""
+    largest: int
+    """How many numbers a part has."""
 
-    return call._replace(
-        x=cut(call.x), gamma=cut(call.gamma), beta=cut(call.beta), mean=cut(call.mean), var=cut(call.var)
+    @contextmanager
+    def part(self, block: Block, *, survey: bool = False) -> Iterator[_Part]:
+        """A block of the call; only its statistics are asked for, if it is a survey."""
+        call, plan = self.call, self.call.plan
+        library = plan.library
+        x, y = call.x[block], None if self.y is None else self.y[block]
+        shape = tuple(x.shape)
+        taken: list[Array] = []
+
+        def room() -> Array:
+            taken.append(self.rooms.pop() if self.rooms else empty((self.largest,), x, plan.dtype))
+            return library.xp.reshape(taken[-1][: math.prod(shape)], shape)
+
+        place = room() if survey or y is None or not self.in_place else y
+        if not self.in_place:
+            assign(library, place, x)
+            x = place
+        number = math.prod([shape[axis] for axis in plan.view.axes])
+        groups = plan.groups._replace(divisor=min(plan.groups.divisor, float(number)), block=library.plain_block)
+        squares = PURE if groups.dots(x) else library.into(room())
+        try:
+            yield _Part(plan, groups, x, cut(call.gamma, block), cut(call.beta, block), y, library.into(place), squares)
+        finally:
+            self.rooms.extend(taken)
+
+    def each(self, work: Callable[[_Part], T], parts: list[Block], *, survey: bool = False) -> list[T]:
+        """The results of `work` on each part."""
+
+        def busy(block: Block) -> T:
+            with self.call.plan.library.busy(), self.part(block, survey=survey) as part:
+                return work(part)
+
+        return share(busy, parts, self.threads)
+
+
+def _in_blocks(call: Call) -> Normalized:
+    """Block by block, each into its place in the result."""
+    plan, out = call.plan, call.out
+    library = plan.library
+    if out is not None:
+        call = _apart(call, out)
+    target = out
+    if target is None or (library.overlap(call.x, target) and not library.same(call.x, target)):
+        target = empty(plan.layout.shape, call.x, call.x.dtype)
+    in_place = call.x.dtype == plan.dtype and (target is not out or not library.overlap(call.x, target))
+    spread = _run(call, library.xp.reshape(target, plan.view.shape), in_place)
+    if out is not None and target is not out:
+        out[...] = target
+    return Normalized(target if out is None else out, spread)
+
+
+def _statistics(call: Call) -> Spread:
+    return _run(call, None, False)
+
+
+def _run(call: Call, y: Array | None, in_place: bool) -> Spread:
+    """Write the result to y, where there is one; its statistics."""
+    plan = call.plan
+    axes = () if call.spread is not None else plan.view.axes
+    spread = call.spread or Spread(*(empty(plan.spread.shape, call.x, plan.dtype) for _ in Spread._fields))
+    split = bool(axes) and axes[-1] < len(plan.view.shape) - 1  # as a rule; then a part takes two places to work in
+    grid = blocks(plan.view.shape, axes, numbers(plan, 2 if split or not in_place else 1))
+    threads = shared(plan)
+    many = len(grid.groups) >= threads
+    largest = math.prod([each.stop - each.start for each in both(grid.groups[0], grid.parts[0])])
+    run = _Run(call, y, in_place, 1 if many else threads, [], largest)
+
+    def work(block: Block) -> None:
+        parts = [both(block, part) for part in grid.parts]
+        with plan.library.busy():
+            if call.spread is not None:
+                _apply(run, parts, spread_within(spread, block), None)
+                return
+            for whole, part in zip(spread, _groups(run, parts, None), strict=True):
+                if part is not None:
+                    whole[within(whole, block)] = part
+
+    share(work, grid.groups, threads if many else 1)
+    return spread if plan.centred or call.spread is not None else Spread(None, None, spread.var)
+
+
+def numbers(plan: Plan, arrays: int) -> int:
+    """How many numbers of a block there may be, where each block is so many arrays of its size."""
+    bits: int = plan.library.xp.finfo(plan.dtype).bits
+    return max(1, current().block_bytes * 8 // bits // arrays)
+
+
+def shared(plan: Plan) -> int:
+    """How many threads share a call."""
+    return max(1, min(current().threads, int(plan.nbytes // SHARED))) if plan.library.products else 1
+
+
+def _groups(run: _Run, parts: list[Block], scale: Scale | None) -> Spread:
+    """Normalize the groups that these parts hold together; their statistics."""
+    plan = run.call.plan
+    xp = plan.library.xp
+    if len(parts) == 1:
+        with run.part(parts[0]) as part:
+            d, spread = part.deviations(scale)
+            done = scale is not None or ordinary(plan, spread.var)
+            if done:
+                part.finish(d, root(plan, spread, scale))
+    else:
+        spread = pooled(plan, partial(run.each, partial(_portion, scale), survey=True), parts)
+        done = scale is not None or ordinary(plan, spread.var)
+        if done and run.y is not None:
+            _apply(run, parts, spread, scale)
+    if done:
+        return spread if scale is None else scale.restore(spread)
+    bounds = run.each(lambda part: kernels.extremes(xp, part.enter(), groups=part.groups), parts, survey=True)
+    bottom, top = bounds[0]
+    for low, high in bounds[1:]:
+        bottom, top = xp.minimum(bottom, low), xp.maximum(top, high)
+    return _groups(run, parts, kernels.scale_of(xp, bottom, top, eps=plan.eps))
+
+
+def _portion(scale: Scale | None, part: _Part) -> "Portion":
+    return Portion(part.deviations(scale)[1], part.groups.divisor)
+
+
+class Portion(NamedTuple):
+    """The statistics of a part of some groups."""
+
+    spread: Spread
+    number: float
+    """The number of values behind them."""
+    level: Array | None = None
+    """For `kernels.pool`."""
+
+
+def pooled(plan: Plan, each: Callable[[list[Block]], list[Portion]], parts: list[Block]) -> Spread:
+    """The statistics of all parts together, of which only some are pending at a time."""
+    found: list[Portion] = []
+    for i in range(0, len(parts), PENDING):
+        found += each(parts[i : i + PENDING])
+        found = [_pool(plan.library.xp, found, plan.groups.divisor)]
+    return found[0].spread
+
+
+def _pool(xp: Any, found: list[Portion], divisor: float) -> Portion:
+    number = divisor if divisor == 1 else sum(portion.number for portion in found)
+    like = found[0].spread.var
+    share = xp.stack([xp.ones_like(like) * (portion.number / number) for portion in found], axis=0)
+
+    def stack(parts: Iterable[Array | None]) -> Array | None:
+        some = [part for part in parts if part is not None]
+        return xp.stack(some, axis=0) if some else None
+
+    stacked = Spread(*map(stack, zip(*(portion.spread for portion in found), strict=True)))
+    level = stack([portion.level for portion in found])
+    spread = Spread(
+        *(None if each is None else each[0, ...] for each in kernels.pool(xp, stacked, share, axis=0, level=level))
     )
+    return Portion(spread, number, None if level is None else xp.sum(level * share, axis=0))
 
 
-def _within(part: Array, block: tuple[slice, ...]) -> tuple[slice, ...]:
-    """Where in `part`, which broadcasts to x, the block is."""
-    return tuple(slice(None) if n == 1 else each for n, each in zip(part.shape, block, strict=True))
+def _apply(run: _Run, parts: list[Block], spread: Spread, scale: Scale | None) -> None:
+    """Normalize parts by statistics that are known."""
+    rstd = root(run.call.plan, spread, scale)
+    bare = spread._replace(rest=None)
+
+    def apply(part: _Part) -> None:
+        part.finish(kernels.less(part.enter(scale), bare, ops=part.ops), rstd, spread.rest)
+
+    run.each(apply, parts)
 
 
-def _ordinary(call: Call, var: Array, *, least: float) -> bool:
+def root(plan: Plan, spread: Spread, scale: Scale | None = None) -> Array:
+    """1 / sqrt(var + eps)."""
+    xp = plan.library.xp
+    if scale is not None:
+        return kernels.inverse_root(xp, spread.var + scale.eps, flat=scale.flat)
+    return kernels.inverse_root(xp, spread.var + plan.eps, flat=1.0 if plan.tiny else None)
+
+
+def _apart(call: Call, out: Array) -> Call:
+    """The call with copies of what `out` shares memory with, but for x."""
+
+    def copied(array: Array | None) -> Array | None:
+        return array * 1.0 if array is not None and call.plan.library.overlap(array, out) else array
+
+    spread = None if call.spread is None else Spread(*map(copied, call.spread))
+    return call._replace(gamma=copied(call.gamma), beta=copied(call.beta), spread=spread)
+
+
+def arrays(call: Call) -> list[Array]:
+    """All arrays of a call."""
+    arrays = (call.x, call.gamma, call.beta, call.out, *(call.spread or ()))
+    return [array for array in arrays if array is not None]
+
+
+def cut(array: Array | None, block: Block) -> Array | None:
+    """The part of an array that broadcasts to the whole which goes with a block."""
+    return None if array is None else array[within(array, block)]
+
+
+def spread_within(spread: Spread, block: Block) -> Spread:
+    """The statistics that go with a block."""
+    return Spread(*(cut(each, block) for each in spread))
+
+
+def ordinary(plan: Plan, var: Array) -> bool:
     """Whether no square overflowed, and none that matters underflowed."""
-    xp, var = call.library.xp, call.library.constant(var)
+    var = plan.library.constant(var)
     try:
-        return float(xp.max(var)) < math.inf and (not least or float(xp.min(var)) >= least)
+        return plan.library.most(var) < math.inf and (not plan.tiny or plan.library.least(var) >= plan.limits.eps)
     except RuntimeError:  # torch.func.vmap and fake tensors: a number that cannot be read
         return False
+
+
+def sound(xp: Any, scale: Array) -> bool:
+    """Whether rstd * gamma has lost nothing: there is no overflow, no subnormal number."""
+    size = xp.abs(scale)
+    return float(xp.max(size)) < math.inf and float(xp.min(size)) >= float(xp.finfo(scale.dtype).smallest_normal)

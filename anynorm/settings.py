@@ -33,7 +33,7 @@ def options(
         How many threads share a large NumPy array. By default that of the environment's ``ANYNORM_NUM_THREADS``, else
         one for each processor, and no more than 4.
     block_bytes : int, optional
-        The size of the blocks, in bytes, in which large arrays are run; by default 1 MiB. A block and what is computed
+        The size of the blocks, in bytes, in which large arrays are run; by default 4 MiB. A block and what is computed
         of it should fit into the cache of a processor.
     compiler : {"torch", "jax", "cupy", "none"}, optional
         Hand the kernels to that library's compiler, whatever library x is of ("cupy" takes arrays of CuPy alone);
@@ -89,7 +89,7 @@ _defaults: list[Options] = []
 
 def _default() -> Options:
     if not _defaults:
-        _defaults.append(Options(_threads(), 2**20, "none"))
+        _defaults.append(Options(_threads(), 2**22, "none"))
     return _defaults[0]
 
 

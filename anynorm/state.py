@@ -1,9 +1,11 @@
 """State as values: an update returns a new one, and nothing is mutated."""
 
+import os
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
-from anynorm import calls, schedules
+from anynorm import calls, files, schedules
 from anynorm.arrays import (
     check_int,
     check_real,
@@ -13,13 +15,16 @@ from anynorm.arrays import (
     pytree,
     zeros,
 )
-from anynorm.norms import Axis, weight_norm
-from anynorm.statistics import Moments, Statistics, check_alike, describe, is_number, pooled, widened
+from anynorm.batches import Axis, Moments
+from anynorm.files import Value
+from anynorm.kernels import Spread
+from anynorm.norms import weight_norm
+from anynorm.statistics import Statistics, added, check_alike, describe, is_number, pooled, widened
 
 ArrayT = TypeVar("ArrayT")
 
 
-@pytree("mean", "var", "count")
+@pytree("mean", "var", "count", "_rest")
 @dataclass(frozen=True, eq=False, repr=False)
 class RunningStats(Statistics[ArrayT]):
     r"""Running mean and variance of each channel, for inference.
@@ -30,8 +35,8 @@ class RunningStats(Statistics[ArrayT]):
     ----------
     mean, var : array, shape (C,)
         What inference uses, ``batch_norm(x, moments=running)``. The variance has the square of the data's unit.
-    count : int
-        The number of values seen.
+    count : int, or array of shape (C,) or ()
+        The number of values seen: in every channel, or an array of counts of the same library.
     momentum : float in [0, 1] or None
         The weight of the old value. None keeps the exact statistics of everything seen.
     correction : float
@@ -44,9 +49,8 @@ class RunningStats(Statistics[ArrayT]):
 
     Notes
     -----
-    Frozen, compared by identity, a JAX pytree of mean, var and count where JAX is imported. PyTorch's momentum is
-    1 - momentum. A float32 state takes no notice of a batch whose share of the mean is less than a rounding error: for
-    exact statistics of very many batches start from a float64 `like`, whatever the dtype of the data.
+    Frozen, compared by identity, a JAX pytree where JAX is imported. PyTorch's momentum is 1 - momentum. Without
+    momentum it keeps, out of sight, what rounding took from the mean, so that a batch counts however small its share.
 
     References
     ----------
@@ -74,6 +78,8 @@ class RunningStats(Statistics[ArrayT]):
         if self.momentum is not None:
             check_real("momentum", self.momentum, least=0, most=1)
         check_real("correction", self.correction, least=0)
+        if self.momentum is None:
+            self._carrying(library_of("mean", self.mean).xp.zeros_like(self.mean))
 
     @classmethod
     def init(
@@ -134,15 +140,17 @@ class RunningStats(Statistics[ArrayT]):
             return self
         if self.momentum is None:
             return self._joined(moments)
-        library = library_of("mean", self.mean)
-        new: Any = 1 - self.momentum
-        if not is_number(moments.count):
-            new = new * library.xp.astype(moments.count > 0, self.mean.dtype)  # type: ignore[attr-defined]
-        bessel = _bessel(moments.count, self.correction, library.xp)
+        library, old = library_of("mean", self.mean), widened(self)
+        new = 1 - self.momentum
         with library.quiet():
-            mean, var = ((1 - new) * old for old in widened(self))
-            batch_mean, batch_var = widened(moments)
-            return self._with(mean + new * batch_mean, var + new * (bessel * batch_var), self.count + moments.count)
+            batch = widened(moments).astype(library.xp, old.mean.dtype)
+            bessel = _bessel(moments.count, self.correction, library.xp, batch.mean)
+            mean = (1 - new) * old.mean + new * (batch.mean + batch.rest)
+            var = (1 - new) * old.var + new * (bessel * batch.var)
+            if not is_number(moments.count):
+                seen = moments.count > 0
+                mean, var = library.xp.where(seen, mean, old.mean), library.xp.where(seen, var, old.var)
+            return self._with(Spread(mean, library.xp.zeros_like(mean), var), added(self, moments))
 
     def merge(self, other: "RunningStats[ArrayT]") -> "RunningStats[ArrayT]":
         """The statistics of all that both have seen, as if one pass had seen it; for ``momentum=None`` alone.
@@ -178,24 +186,28 @@ class RunningStats(Statistics[ArrayT]):
             return self
         library = library_of("mean", self.mean)
         with library.quiet():
-            mean, var, count = pooled(self._biased(), others)
-            return self._with(mean, var * _bessel(count, self.correction, library.xp), count)
+            joint, count = pooled(self._biased(), others)
+            return self._with(
+                joint._replace(var=joint.var * _bessel(count, self.correction, library.xp, joint.mean)), count
+            )
 
     def _biased(self) -> Moments[ArrayT]:
         """These statistics with the variance divided by count, in the dtype that they are computed in."""
-        mean, var = widened(self)
-        if is_number(self.count) and self.count == 0:
-            return Moments(mean, var, 0)
-        return Moments(mean, var / _bessel(self.count, self.correction, library_of("mean", mean).xp), self.count)
+        mean, rest, var = widened(self)
+        if not is_number(self.count) or self.count > 0:
+            var = var / _bessel(self.count, self.correction, library_of("mean", mean).xp, mean)
+        return Moments._with_rest(mean, rest, var, self.count)
 
-    def _with(self, mean: Any, var: Any, count: Any) -> "RunningStats[ArrayT]":
-        mean, var = self._like(mean), self._like(var)
-        return RunningStats(mean, var, count, momentum=self.momentum, correction=self.correction)
+    def _with(self, sample: Spread, count: Any) -> "RunningStats[ArrayT]":
+        library, dtype = library_of("mean", self.mean), self.mean.dtype  # type: ignore[attr-defined]
+        sample = sample.astype(library.xp, dtype)
+        state = RunningStats(sample.mean, sample.var, count, momentum=self.momentum, correction=self.correction)
+        return state._carrying(sample.rest) if self.momentum is None else state
 
 
 @pytree("v", "g")
 @dataclass(frozen=True, eq=False, repr=False)
-class WeightNorm(Generic[ArrayT]):
+class WeightNorm(Value[ArrayT]):
     r"""A weight by its direction and magnitude, :math:`\mathbf{w} = g \mathbf{v} / \|\mathbf{v}\|`.
 
     Parameters
@@ -275,11 +287,106 @@ class WeightNorm(Generic[ArrayT]):
         return f"WeightNorm(v={describe(self.v)}, g={describe(self.g)}, axis={self.axis})"
 
 
-def _bessel(count: Any, correction: float, xp: Any) -> Any:
+def save(states: Mapping[str, Value[Any]], path: str | os.PathLike[str]) -> None:
+    """Save states by name, all in one file.
+
+    Parameters
+    ----------
+    states : dict of str to RunningStats, WeightNorm or Moments
+        Arrays of any libraries. Dask computes its own; a gradient is left behind.
+    path : str or path
+        Where to: a name that ends in ``.npz`` or, with the package safetensors, in ``.safetensors``. What is there
+        is replaced in one step, once the new file is whole and on the disk.
+
+    Returns
+    -------
+    None
+
+    Raises
+    ------
+    TypeError
+        If `states` is not such a dict, or the dtype of an array is not one for files.
+    ValueError
+        If `path` ends otherwise, or a name is empty or not printable.
+    ImportError
+        If a package is missing.
+
+    References
+    ----------
+    https://github.com/safetensors/safetensors#format; NEP 1, "A simple file format for NumPy arrays".
+
+    Examples
+    --------
+    >>> import tempfile, numpy as np, anynorm
+    >>> running = anynorm.RunningStats.init(3, like=np.zeros(1))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     anynorm.save({"bn1": running, "bn2": running}, f"{folder}/norms.npz")
+    ...     anynorm.load(f"{folder}/norms.npz")["bn2"]
+    RunningStats(numpy float64 (3,), count=0, momentum=0.9, correction=0)
+    """
+    if not isinstance(states, Mapping):
+        raise TypeError(f"states must be a dict of states by name, got {type(states).__name__}")
+    for name, state in states.items():
+        if not isinstance(name, str):
+            raise TypeError(f"states must have names that are strings, got {name!r}")
+        if not name or not name.isprintable():
+            raise ValueError(f"states must have names that can be printed, got {name!r}")
+        if type(state) not in _KINDS.values():
+            raise TypeError(f"states must hold {', '.join(_KINDS)}, got {type(state).__name__} as {name!r}")
+    files.write(path, dict(states), single=False)
+
+
+def load(path: str | os.PathLike[str], like: Any = None) -> dict[str, Any]:
+    """The states that `save` put into a file.
+
+    Parameters
+    ----------
+    path : str or path
+        Of a file that `save` wrote.
+    like : array, optional
+        Gives the library and the device; without it arrays are NumPy's. Dtypes are those of the file, bit for bit.
+
+    Returns
+    -------
+    dict of str to RunningStats, WeightNorm or Moments
+        In the order in which they were saved.
+
+    Raises
+    ------
+    TypeError
+        If `like` is not an array.
+    ValueError
+        If the file is cut short, changed, of another kind, or written by a newer version: the message names it.
+    OSError
+        If it cannot be read, as by `open`.
+    ImportError
+        If a package is missing.
+
+    References
+    ----------
+    As in `save`.
+
+    Examples
+    --------
+    See `save`.
+
+    >>> import anynorm
+    >>> anynorm.load("norms.pickle")
+    Traceback (most recent call last):
+    ValueError: path must end in .npz or .safetensors, got norms.pickle
+    """
+    return files.read(path, _KINDS, like, single=False)
+
+
+_KINDS: dict[str, type[Value[Any]]] = {"Moments": Moments, "RunningStats": RunningStats, "WeightNorm": WeightNorm}
+
+
+def _bessel(count: Any, correction: float, xp: Any, mean: Any) -> Any:
     """What turns a biased variance of `count` values into a corrected one."""
     if not correction:
         return 1
     if not is_number(count):
+        count = xp.astype(count, mean.dtype)
         some = count > correction
         return xp.where(some, count / xp.where(some, count - correction, xp.ones_like(count)), xp.ones_like(count))
     if count <= correction:

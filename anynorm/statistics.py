@@ -1,32 +1,27 @@
-"""Means and variances as values: `Moments`, and the base it shares with `RunningStats`."""
+"""Means and variances as values: `Statistics`, the base of `Moments` and `RunningStats`, and how two are pooled."""
 
-from dataclasses import dataclass, fields
-from typing import Any, Generic, TypeVar
+from dataclasses import dataclass, field, fields
+from typing import Any, Self, TypeVar
 
-from anynorm.arrays import (
-    check_count,
-    check_device,
-    compute_dtype,
-    flush_pytrees,
-    library_of,
-    one_library,
-    pytree,
-)
-from anynorm.kernels import Array, merge
+from anynorm.arrays import check_count, check_device, compute_dtype, flush_pytrees, library_of, one_library
+from anynorm.files import Value
+from anynorm.kernels import Array, Spread, merge
 from anynorm.layouts import same_shape
 
 ArrayT = TypeVar("ArrayT")
 Count = Any
-"""A Python int; under jax.jit, a traced number."""
+"""A Python number; or an array, one for each group or one for all of them. Under jax.jit, a traced number."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Statistics(Generic[ArrayT]):
+class Statistics(Value[ArrayT]):
     """A mean and a variance for each group, and the number of values behind each of them."""
 
     mean: ArrayT
     var: ArrayT
     count: Count
+    _rest: Any = field(init=False, default=None)
+    """What rounding took from the mean, where it is kept: mean + rest has twice the digits."""
 
     def __post_init__(self) -> None:
         flush_pytrees()
@@ -37,94 +32,33 @@ class Statistics(Generic[ArrayT]):
         if not same_shape(mean, var):
             raise ValueError(f"var must have the shape of mean, {mean}, got {var}")
         check_device(library, "mean", self.mean, "var", self.var)
-        object.__setattr__(self, "count", check_count("count", self.count))
+        count = check_count("count", self.count, self.mean)
+        if not is_number(count) and _shape(count) and not same_shape(_shape(count), mean):
+            raise ValueError(f"count must be a number or have the shape of mean, {mean}, got {_shape(count)}")
+        object.__setattr__(self, "count", count)
 
     def __repr__(self) -> str:
-        scalars = (field.name for field in fields(self) if field.name not in ("mean", "var"))
-        shown = "".join(f", {name}={getattr(self, name)}" for name in scalars)
-        return f"{type(self).__name__}({describe(self.mean)}{shown})"
+        count = self.count if is_number(self.count) else describe(self.count)
+        conventions = "".join(f", {each.name}={getattr(self, each.name)}" for each in fields(self) if each.kw_only)
+        return f"{type(self).__name__}({describe(self.mean)}, count={count}{conventions})"
 
-    def _like(self, value: ArrayT) -> ArrayT:
-        """A value in the dtype of the mean."""
-        library, dtype = library_of("mean", self.mean), self.mean.dtype  # type: ignore[attr-defined]
-        cast: ArrayT = library.xp.astype(value, dtype, copy=False)
-        return cast
+    def _carrying(self, rest: Any) -> Self:
+        """These, new as they are, with what rounding took from their mean."""
+        object.__setattr__(self, "_rest", rest)
+        return self
 
+    @classmethod
+    def _made(cls, parts: dict[str, Any]) -> Self:
+        made = super()._made(parts)
+        mean: Any = made.mean
+        rest = made._rest
+        if rest is not None and (not same_shape(_shape(rest), _shape(mean)) or rest.dtype != mean.dtype):
+            raise ValueError(f"rest must be as mean, {describe(mean)}, got {describe(rest)}")
+        return made
 
-@pytree("mean", "var", "count")
-@dataclass(frozen=True, eq=False, repr=False)
-class Moments(Statistics[ArrayT]):
-    r"""Mean, biased variance and count of the values of each group.
-
-    .. math:: \mu = \frac{1}{n} \sum_i x_i, \qquad \sigma^2 = \frac{1}{n} \sum_i (x_i - \mu)^2
-
-    Parameters
-    ----------
-    mean, var : array, shape (\*kept,)
-        One value for each group: the shape of x without the axes that were averaged over. float32 for arrays of
-        2-byte floats, else of x's dtype. The variance has the square of x's unit.
-    count : int
-        The number of values in each group; under ``jax.jit`` a traced number.
-
-    Raises
-    ------
-    TypeError
-        If mean or var is not a real floating array, or they come from two libraries.
-    ValueError
-        If their shapes or devices differ, or count is negative.
-
-    Notes
-    -----
-    Frozen, compared by identity, a JAX pytree where JAX is imported. Moments carry no autograd graph.
-
-    Examples
-    --------
-    >>> import numpy as np, anynorm
-    >>> batch = anynorm.moments(np.array([[1.0, 2.0], [3.0, 6.0]]), axis=0)
-    >>> batch
-    Moments(numpy float64 (2,), count=2)
-    >>> batch.mean, batch.var
-    (array([2., 4.]), array([1., 4.]))
-    """
-
-    def merge(self, *others: "Moments[ArrayT]") -> "Moments[ArrayT]":
-        """The moments of all the values together, as if they had been taken in one pass.
-
-        Parameters
-        ----------
-        *others : Moments
-            Of the same library, shape and device.
-
-        Returns
-        -------
-        Moments
-            Exact, as in Chan, Golub & LeVeque (1979), eq. 2.1; a part of count 0 changes nothing.
-
-        Raises
-        ------
-        TypeError
-            If an argument is not `Moments`, or comes from another library.
-        ValueError
-            If shapes or devices differ.
-
-        Examples
-        --------
-        >>> import numpy as np, anynorm
-        >>> left, right = anynorm.moments(np.zeros(1), axis=0), anynorm.moments(np.full(3, 4.0), axis=0)
-        >>> both = left.merge(right)
-        >>> float(both.mean), float(both.var), both.count
-        (3.0, 3.0, 4)
-        """
-        for other in others:
-            if not isinstance(other, Moments):
-                raise TypeError(f"others must be Moments, got {type(other).__name__}")
-            check_alike(self, "others", other)
-        merged: Moments[ArrayT] = self
-        with library_of("mean", self.mean).quiet():
-            for other in others:
-                mean, var, count = pooled(merged, other)
-                merged = Moments(self._like(mean), self._like(var), count)
-        return merged
+    def _cast(self, dtype: Any) -> dict[str, Any]:
+        sample = _parts(self).astype(library_of("mean", self.mean).xp, dtype)
+        return {"mean": sample.mean, "var": sample.var} | ({} if self._rest is None else {"_rest": sample.rest})
 
 
 def check_alike(these: Statistics[Any], name: str, others: Statistics[Any]) -> None:
@@ -136,29 +70,49 @@ def check_alike(these: Statistics[Any], name: str, others: Statistics[Any]) -> N
     check_device(library, "mean", these.mean, f"{name}.mean", others.mean)
 
 
-def pooled(these: Statistics[ArrayT], others: Statistics[ArrayT]) -> tuple[ArrayT, ArrayT, Count]:
+def pooled(these: Statistics[ArrayT], others: Statistics[ArrayT]) -> tuple[Spread, Count]:
     """Mean, biased variance and count of both together, from mean and biased variance of each."""
-    library = library_of("mean", these.mean)
-    count = these.count + others.count
+    xp, first, second = library_of("mean", these.mean).xp, widened(these), widened(others)
+    count = added(these, others)
     if is_number(count):
         if these.count == 0 or others.count == 0:
-            return (*widened(these if others.count == 0 else others), count)
-        share = others.count / count
-    else:
-        share = others.count / library.xp.maximum(count, library.xp.ones_like(count))
-    return (*merge(widened(these), widened(others), share), count)
+            return (first if others.count == 0 else second), count
+        return merge(xp, first, second, others.count / count), count
+    one, other = _counts(xp, these.count, others.count, first.mean.dtype)
+    both = one + other
+    joint = merge(xp, first, second, other / xp.where(both > 0, both, xp.ones_like(both)))
+
+    def chosen(first: Array, second: Array, joint: Array) -> Array:
+        return xp.where(other == 0, first, xp.where(one == 0, second, joint))
+
+    return Spread(*map(chosen, first, second, joint)), count
 
 
-def widened(these: Statistics[ArrayT]) -> tuple[ArrayT, ArrayT]:
+def widened(these: Statistics[ArrayT]) -> Spread:
     """Mean and variance in the dtype that they are computed in."""
     library = library_of("mean", these.mean)
     dtype = compute_dtype(library, "mean", these.mean)
-    mean, var = (library.xp.astype(each, dtype, copy=False) for each in (these.mean, these.var))
-    return mean, var
+    return Spread(*(library.xp.astype(each, dtype, copy=False) for each in _parts(these)))
+
+
+def added(these: Statistics[Any], others: Statistics[Any]) -> Count:
+    """The number of values in both."""
+    one, other = these.count, others.count
+    xp = library_of("mean", these.mean).xp
+
+    def whole(count: Count) -> bool:
+        return isinstance(count, int) if is_number(count) else xp.isdtype(count.dtype, "integral")
+
+    if whole(one) is whole(other):
+        return one + other
+    # a whole number beside a fraction: the standard lets no integer array into a sum with one
+    dtype = these.mean.dtype
+    one, other = (xp.astype(each, dtype) if not is_number(each) and whole(each) else each for each in (one, other))
+    return one + other
 
 
 def is_number(count: Count) -> bool:
-    """Whether it is a Python number, and not a traced one."""
+    """Whether it is a Python number, and not an array."""
     return isinstance(count, (int, float))
 
 
@@ -169,6 +123,18 @@ def describe(x: Array) -> str:
     except TypeError:
         return type(x).__name__  # a placeholder that JAX put into a pytree
     return f"{library} {str(x.dtype).rpartition('.')[2]} {_shape(x)}"
+
+
+def _parts(these: Statistics[Any]) -> Spread:
+    xp = library_of("mean", these.mean).xp
+    return Spread(these.mean, xp.zeros_like(these.mean) if these._rest is None else these._rest, these.var)
+
+
+def _counts(xp: Any, one: Count, other: Count, dtype: Any) -> tuple[Array, Array]:
+    """Both as floating arrays."""
+    found = [each if is_number(each) else xp.astype(each, dtype) for each in (one, other)]
+    nothing = xp.zeros_like(found[0] if is_number(found[1]) else found[1])
+    return nothing + found[0], nothing + found[1]
 
 
 def _shape(x: Any) -> tuple[int, ...]:

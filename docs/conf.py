@@ -21,6 +21,13 @@ def cell_table() -> str:
     return "\n".join(lines)
 
 
+def reports() -> str:
+    """The benchmarks' reports that were written."""
+    folder = Path(__file__).with_name("benchmarks")
+    names = [name for name in ("cpu", "cuda") if (folder / f"{name}.md").exists()]
+    return "\n".join(["```{toctree}", *names, "```"]) if names else "No report was written yet."
+
+
 project = "anynorm"
 author = "The anynorm authors"
 copyright = "2026, the anynorm authors"  # noqa: A001
@@ -28,7 +35,7 @@ version = release = anynorm.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.napoleon"]
 myst_enable_extensions = ["dollarmath", "substitution"]
-myst_substitutions = {"cells": cell_table()}
+myst_substitutions = {"cells": cell_table(), "reports": reports()}
 myst_heading_anchors = 3
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"

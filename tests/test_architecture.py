@@ -13,8 +13,8 @@ import anynorm
 pytestmark = pytest.mark.cells("numpy")
 
 PACKAGE = Path(anynorm.__file__).parent
-FLOORS = ["kernels", "arrays", "settings", "layouts", "statistics", "calls"]
-FLOORS += ["compilers", "schedules", "norms", "state", "gradients"]
+FLOORS = ["kernels", "arrays", "settings", "layouts", "files", "statistics", "calls", "compilers", "blocks"]
+FLOORS += ["schedules", "pullbacks", "autograd", "batches", "norms", "state", "gradients"]
 LIBRARIES = {"numpy", "array_api_compat", "torch", "jax", "cupy", "dask", "array_api_strict", "array_api_extra"}
 
 
@@ -38,7 +38,7 @@ def test_nothing_imports_upward(room):
     assert own <= set(FLOORS[: FLOORS.index(room)])
 
 
-@pytest.mark.parametrize("room", [floor for floor in FLOORS if floor != "arrays"])
+@pytest.mark.parametrize("room", [floor for floor in FLOORS if floor not in ("arrays", "files")])
 def test_only_the_door_imports_an_array_library(room):
     assert not {name.split(".")[0] for name in imports(room)} & LIBRARIES
 
@@ -47,11 +47,18 @@ def test_the_door_imports_numpy_and_array_api_compat_alone():
     assert {name.split(".")[0] for name in imports("arrays")} & LIBRARIES == {"numpy", "array_api_compat"}
 
 
+def test_the_files_import_numpy_for_its_own_format():
+    assert {name.split(".")[0] for name in imports("files")} & LIBRARIES == {"numpy"}
+    tree = ast.parse((PACKAGE / "files.py").read_text())
+    uses = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "np"}
+    assert uses == {"savez", "load", "frombuffer", "uint8"}, "arrays come and go through the door"
+
+
 def test_the_kernels_name_no_library():
     tree = ast.parse((PACKAGE / "kernels.py").read_text())
     names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     assert not names & LIBRARIES
-    assert imports("kernels") <= {"math", "sys", "typing"}
+    assert imports("kernels") <= {"collections.abc", "math", "operator", "sys", "typing"}
 
 
 @pytest.mark.parametrize("module", ["anynorm", "anynorm.cli"])
@@ -66,15 +73,17 @@ def test_importing_loads_no_optional_library(module):
 def test_signatures_are_those_of_the_design():
     common = "x, /, gamma=None, beta=None, *, "
     expected = {
-        "normalize": common + "axis, eps=1e-05, moments=None, return_moments=False",
-        "layer_norm": common + "axis=-1, eps=1e-05, return_moments=False",
-        "batch_norm": common + "channel_axis=1, eps=1e-05, moments=None, return_moments=False",
-        "instance_norm": common + "channel_axis=1, eps=1e-05, return_moments=False",
-        "group_norm": common + "groups, channel_axis=1, eps=1e-05, return_moments=False",
-        "rms_norm": common + "axis=-1, eps=1e-05",
-        "weight_norm": "v, g, /, *, axis=0",
+        "normalize": common + "axis, eps=1e-05, moments=None, return_moments=False, out=None",
+        "layer_norm": common + "axis=-1, eps=1e-05, return_moments=False, out=None",
+        "batch_norm": common + "channel_axis=1, eps=1e-05, moments=None, return_moments=False, out=None",
+        "instance_norm": common + "channel_axis=1, eps=1e-05, return_moments=False, out=None",
+        "group_norm": common + "groups, channel_axis=1, eps=1e-05, return_moments=False, out=None",
+        "rms_norm": common + "axis=-1, eps=1e-05, out=None",
+        "weight_norm": "v, g, /, *, axis=0, out=None",
         "moments": "x, /, *, axis",
         "vjp": "norm, x, /, *params, **options",
+        "save": "states, path",
+        "load": "path, like=None",
         "options": "*, threads=None, block_bytes=None, compiler=None",
         "RunningStats": "mean, var, count=0, *, momentum=0.9, correction=0",
         "WeightNorm": "v, g, *, axis=0",

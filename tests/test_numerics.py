@@ -166,8 +166,8 @@ def test_bfloat16_layer_norm_is_torchs_own(backend):
 @pytest.mark.cells("numpy", "torch")
 def test_a_power_of_two_is_looked_for_only_where_it_is_needed(backend, monkeypatch):
     calls = []
-    scaled = kernels.power_of_two
-    monkeypatch.setattr(kernels, "power_of_two", lambda *args, **options: calls.append(1) or scaled(*args, **options))
+    scaled = kernels.scale_of
+    monkeypatch.setattr(kernels, "scale_of", lambda *args, **options: calls.append(1) or scaled(*args, **options))
     x = backend.array(float32((8, 64)), "float32")
     on_gpu = backend.library == "torch" and x.is_cuda  # there a look at the numbers costs more than the pass it saves
     for norm in (anynorm.layer_norm, anynorm.batch_norm, anynorm.rms_norm):

@@ -224,3 +224,79 @@ def test_the_picture_shows_the_sets_of_the_paper():
 def test_the_picture_is_the_one_that_the_script_draws():
     script = load("figure_norms")
     assert script.FILE.read_text() == script.draw()
+
+
+@pytest.fixture
+def stateful(backend, tmp_path, monkeypatch):
+    """What the blocks about state are given: pieces of unequal sizes, and the whole in NumPy."""
+    monkeypatch.chdir(tmp_path)
+    whole = np.random.default_rng(3).standard_normal((12, 3, 4)) + np.arange(12.0)[:, None, None]
+    pieces = [backend.array(each) for each in np.split(whole, [1, 6])]
+    x, three = backend.array(whole), backend.array(np.ones(3))
+    running = anynorm.RunningStats.init(3, like=x)
+    return {"anynorm": anynorm, "x": x, "gamma": three, "beta": three, "pieces": pieces, "running": running}, whole
+
+
+def run_state(heading, names):
+    """Run all blocks of a section of the page about state."""
+    text = (ROOT / "docs" / "state.md").read_text()
+    section = re.search(rf"^#+ {re.escape(heading)}$(.*?)(?=^#|\Z)", text, re.MULTILINE | re.DOTALL)[1]
+    blocks = re.findall(r"^```python\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+    for each in blocks:
+        exec(each, names)
+    return len(blocks)
+
+
+def test_accumulated_pieces_move_the_running_statistics_as_the_whole_batch_does(backend, stateful):
+    names, whole = stateful
+    assert run_state("Gradient accumulation", names) == 1
+    backend.check(names["running"].mean, 0.1 * whole.mean(axis=(0, 2)))
+    backend.check(names["running"].var, 0.9 + 0.1 * whole.var(axis=(0, 2)))
+    assert names["running"].count == 48
+
+
+def test_unequal_replicas_normalize_as_one(backend, stateful):
+    names, whole = stateful
+    names["shards"] = names["pieces"]
+    assert run_state("Unequal replicas", names) == 1
+    found = np.concatenate([backend.numpy(each) for each in names["outputs"]])
+    np.testing.assert_allclose(found, standardized(whole, (0, 2)).astype(float) + 1, atol=max(backend.tolerance, 1e-9))
+
+
+def test_federated_workers_are_joined_from_their_files(backend, stateful):
+    names, whole = stateful
+    text = (ROOT / "docs" / "state.md").read_text()
+    for number, piece in enumerate(names["pieces"]):
+        exec(block("Federated workers", text), names | {"batches": [piece], "number": number})
+    names |= {"batches": [], "number": "none"}
+    assert run_state("Federated workers", names) == 2
+    everything = names["everything"]
+    assert isinstance(everything.mean, np.ndarray)
+    assert everything.count == 48
+    tolerance = max(backend.tolerance, 1e-9)
+    np.testing.assert_allclose(everything.mean, whole.mean(axis=(0, 2)), rtol=tolerance)
+    np.testing.assert_allclose(everything.var, whole.var(axis=(0, 2)), rtol=tolerance)
+
+
+def test_what_does_not_fit_into_memory_is_taken_in_batches(backend, stateful):
+    names, whole = stateful
+    names["batches"] = iter(names["pieces"])
+    assert run_state("More than fits into memory", names) == 1
+    backend.check(names["whole"].mean, whole.mean(axis=(0, 2)))
+    backend.check(names["whole"].var, whole.var(axis=(0, 2)))
+
+
+def test_states_are_saved_loaded_and_moved_as_the_page_says(backend, stateful):
+    names, whole = stateful
+    weight = backend.array(whole[0])
+    names |= {"weight": anynorm.WeightNorm.from_weight(weight)}
+    assert run_state("Saving", names) == 1
+    backend.check(names["states"]["fc"].v, whole[0], tolerance=0)
+    assert repr(names["states"]["bn1"]) == repr(names["running"])
+    assert run_state("Moving", names) == 1
+    assert repr(names["here"]) == repr(names["running"])
+
+
+@pytest.mark.cells("numpy")
+def test_no_block_about_state_is_left_out():
+    assert (ROOT / "docs" / "state.md").read_text().count("```python\n") == 7

@@ -12,11 +12,11 @@ from anynorm import schedules
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    """Blocks of a few numbers; how many calls of the kernel there were."""
-    kernel, calls = schedules.standardize, []
-    monkeypatch.setattr(schedules, "BLOCK_BYTES", 64)
-    monkeypatch.setattr(schedules, "standardize", lambda call: calls.append(1) or kernel(call))
-    return calls
+    """Blocks of a few numbers; how many parts were run."""
+    run, parts = schedules._Run.part, []
+    monkeypatch.setattr(schedules._Run, "part", lambda *args, **options: parts.append(args) or run(*args, **options))
+    with anynorm.options(block_bytes=32):
+        yield parts
 
 
 @pytest.mark.cells("numpy", "strict")

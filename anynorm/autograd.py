@@ -1,0 +1,61 @@
+"""PyTorch's autograd without the memory: one node of its graph, which keeps x and the statistics and nothing else.
+
+Its backward standardizes x again. Where a derivative of that is asked for in turn, it does so in primitives that
+autograd records, so that derivatives of any order are right.
+"""
+
+import sys
+from functools import cache
+from typing import Any
+
+from anynorm import schedules
+from anynorm.calls import Call
+from anynorm.kernels import Array, Spread
+from anynorm.pullbacks import Wanted, pull
+from anynorm.schedules import Normalized
+
+
+def normalize(call: Call) -> Normalized:
+    """`schedules.normalize`; as one node of the graph, where autograd records and nothing else traces or transforms."""
+    given = [each for each in call.spread or () if each is not None]
+    arrays = [each for each in (call.x, call.gamma, call.beta) if each is not None]
+    if not call.plan.library.records(arrays + given) or any(each.requires_grad for each in given):
+        return schedules.normalize(call)
+    y, *spread = _node().apply(call.x, call.gamma, call.beta, call._replace(x=None, gamma=None, beta=None))
+    return Normalized(y, call.spread or Spread(*spread))
+
+
+@cache
+def _node() -> Any:
+    """The `torch.autograd.Function`, made when it is first needed: PyTorch is not imported here."""
+    methods = {"forward": staticmethod(_forward), "backward": staticmethod(_backward)}
+    return type("Normalize", (sys.modules["torch"].autograd.Function,), methods)
+
+
+def _forward(ctx: Any, x: Array, gamma: Array | None, beta: Array | None, bare: Call) -> tuple[Array | None, ...]:
+    """y and the statistics, unless they were given; what `ctx` is told to save is watched for changes."""
+    y, spread = schedules.normalize(bare._replace(x=x, gamma=gamma, beta=beta))
+    given, (of_x, of_gamma, of_beta, _) = bare.spread is not None, ctx.needs_input_grad
+    keeps_x = of_gamma or (of_x and not given)
+    ctx.save_for_backward(x if keeps_x else None, gamma if of_x else None, *spread)
+    ctx.call, ctx.given = bare._replace(spread=None), given
+    parameters = ((gamma, of_gamma), (beta, of_beta))
+    shapes = tuple(tuple(each.shape) if each is not None and of else None for each, of in parameters)
+    ctx.wanted = Wanted(x.dtype if of_x else None, shapes)
+    ctx.set_materialize_grads(False)
+    y = bare.plan.library.constant(y)  # where it is a view, autograd would not let the caller write to it
+    if given:
+        return y, None, None, None
+    ctx.mark_non_differentiable(*(each for each in spread if each is not None))
+    return y, *spread
+
+
+def _backward(ctx: Any, dy: Array | None, *_: None) -> tuple[Array | None, ...]:
+    """The gradients with respect to x, gamma and beta as they stand in the call."""
+    if dy is None:
+        return (None,) * 4
+    x, gamma, *spread = ctx.saved_tensors
+    call = ctx.call._replace(x=x, gamma=gamma, spread=Spread(*spread) if ctx.given else None)
+    recorded = sys.modules["torch"].is_grad_enabled()
+    dy = schedules.enter(call.plan, dy, dtype=dy.dtype)
+    return *pull(call, dy, ctx.wanted, None if recorded else Spread(*spread)), None

@@ -1,0 +1,182 @@
+"""`Moments`: mean, variance and count of a batch, of many, and of parts that are merged."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from anynorm import calls, kernels, schedules
+from anynorm.arrays import library_of, pytree
+from anynorm.calls import Call
+from anynorm.kernels import Spread
+from anynorm.statistics import Statistics, check_alike, pooled
+
+ArrayT = TypeVar("ArrayT")
+Axis = int | tuple[int, ...] | None
+
+
+@pytree("mean", "var", "count", "_rest")
+@dataclass(frozen=True, eq=False, repr=False)
+class Moments(Statistics[ArrayT]):
+    r"""Mean, biased variance and count of the values of each group.
+
+    .. math:: \mu = \frac{1}{n} \sum_i x_i, \qquad \sigma^2 = \frac{1}{n} \sum_i (x_i - \mu)^2
+
+    Parameters
+    ----------
+    mean, var : array, shape (\*kept,)
+        One value for each group: the shape of x without the axes that were averaged over. float32 for arrays of
+        2-byte floats, else of x's dtype. The variance has the square of x's unit.
+    count : int, or array of shape (\*kept,) or ()
+        The number of values in each group: one for all of them, or an array of counts, whole or not, of the same
+        library; under ``jax.jit`` a traced number.
+
+    Raises
+    ------
+    TypeError
+        If mean or var is not a real floating array, or they come from two libraries.
+    ValueError
+        If their shapes or devices differ, or count is negative.
+
+    Notes
+    -----
+    Frozen, compared by identity, a JAX pytree where JAX is imported. Moments carry no autograd graph. With the mean
+    they keep, out of sight, what rounding took from it, so that merging loses no more than one pass over the data does.
+
+    References
+    ----------
+    Chan, Golub & LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979.
+
+    Examples
+    --------
+    >>> import numpy as np, anynorm
+    >>> batch = anynorm.moments(np.array([[1.0, 2.0], [3.0, 6.0]]), axis=0)
+    >>> batch
+    Moments(numpy float64 (2,), count=2)
+    >>> batch.mean, batch.var
+    (array([2., 4.]), array([1., 4.]))
+    """
+
+    @classmethod
+    def over(cls, batches: Iterable[ArrayT], *, axis: Axis, progress: bool = False) -> "Moments[ArrayT]":
+        """The moments of all batches together, of which one at a time need be in memory.
+
+        Parameters
+        ----------
+        batches : iterable of array
+            Of one library, each of any number of samples: a list, a generator, parts of a memory-mapped file.
+        axis : int, tuple of int or None
+            The axes of each batch to take them over, as in `moments`.
+        progress : bool
+            Show a progress bar on stderr, if that is a terminal and the package rich is installed.
+
+        Returns
+        -------
+        Moments
+            As if `moments` had seen all batches at once.
+
+        Raises
+        ------
+        TypeError
+            If `batches` is not iterable; and as in `moments`.
+        ValueError
+            If there is no batch, or the statistics of two have different shapes; and as in `moments`.
+
+        Examples
+        --------
+        >>> import numpy as np, anynorm
+        >>> batches = (np.full((n, 2), float(n)) for n in (1, 3))
+        >>> seen = anynorm.Moments.over(batches, axis=0)
+        >>> seen.mean, seen.count
+        (array([2.5, 2.5]), 4)
+        """
+        if not isinstance(batches, Iterable):
+            raise TypeError(f"batches must be an iterable of arrays, got {type(batches).__name__}")
+        # equals are merged with equals, as in a tournament: the rounding errors grow with the logarithm of their number
+        parts: list[Moments[ArrayT]] = []
+        for number, batch in enumerate(_shown(batches) if progress else batches, start=1):
+            part: Moments[ArrayT] = of(batch, axis=axis)
+            for _ in range((number & -number).bit_length() - 1):
+                part = parts.pop().merge(part)
+            parts.append(part)
+        if not parts:
+            raise ValueError("batches must hold at least one array, got none")
+        merged = parts.pop()
+        while parts:
+            merged = parts.pop().merge(merged)
+        return merged
+
+    def merge(self, *others: "Moments[ArrayT]") -> "Moments[ArrayT]":
+        """The moments of all the values together, as if they had been taken in one pass.
+
+        Parameters
+        ----------
+        *others : Moments
+            Of the same library, shape and device.
+
+        Returns
+        -------
+        Moments
+            Exact, as in Chan, Golub & LeVeque (1979), eq. 2.1, in any order; a part, or a group of one, whose count
+            is 0 changes nothing.
+
+        Raises
+        ------
+        TypeError
+            If an argument is not `Moments`, or comes from another library.
+        ValueError
+            If shapes or devices differ.
+
+        Examples
+        --------
+        >>> import numpy as np, anynorm
+        >>> left, right = anynorm.moments(np.zeros(1), axis=0), anynorm.moments(np.full(3, 4.0), axis=0)
+        >>> both = left.merge(right)
+        >>> float(both.mean), float(both.var), both.count
+        (3.0, 3.0, 4)
+        """
+        for other in others:
+            if not isinstance(other, Moments):
+                raise TypeError(f"others must be Moments, got {type(other).__name__}")
+            check_alike(self, "others", other)
+        merged: Moments[ArrayT] = self
+        library, dtype = library_of("mean", self.mean), self.mean.dtype  # type: ignore[attr-defined]
+        with library.quiet():
+            for other in others:
+                joint, count = pooled(merged, other)
+                joint = joint.astype(library.xp, dtype)
+                merged = Moments._with_rest(joint.mean, joint.rest, joint.var, count)
+        return merged
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._carrying(library_of("mean", self.mean).xp.zeros_like(self.mean))
+
+    @classmethod
+    def _with_rest(cls, mean: ArrayT, rest: ArrayT, var: ArrayT, count: Any) -> "Moments[ArrayT]":
+        """Moments whose mean is mean + rest, to twice the digits."""
+        return cls(mean, var, count)._carrying(rest)
+
+
+def of(x: ArrayT, *, axis: Axis) -> Moments[ArrayT]:
+    """The moments of one array."""
+    call = calls.over(x, None, None, axis=axis, eps=0.0)
+    return moments_of(call, schedules.survey(call))
+
+
+def moments_of(call: Call, spread: Spread) -> Moments[Any]:
+    """The moments that a call took, as the caller sees them."""
+    with call.plan.library.quiet():
+        mean, rest = kernels.renormalized(call.plan.library.xp, spread.mean, spread.rest)
+    mean, rest, var = (schedules.statistic(call, each) for each in (mean, rest, spread.var))
+    return Moments._with_rest(mean, rest, var, call.plan.layout.group_size)
+
+
+def _shown(batches: Iterable[ArrayT]) -> Iterable[ArrayT]:
+    """The same, with a progress bar where one can be shown."""
+    try:
+        from rich.console import Console
+        from rich.progress import track
+    except ImportError:
+        return batches
+    console = Console(stderr=True)
+    return track(batches, "Moments", console=console, transient=True) if console.is_terminal else batches

@@ -1,0 +1,353 @@
+"""State in files: `Value`, which saves, loads and moves itself, and the format beneath it.
+
+A file holds the arrays of one state or of several, and a text in JSON with all that is no array: the version of the
+format, each state's name, kind, options, and the dtypes of its arrays. A checksum covers every byte of it.
+"""
+
+import errno
+import hashlib
+import io
+import json
+import os
+import re
+import secrets
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, Self, TypeVar
+
+import numpy as np
+
+from anynorm.arrays import Bits, compute_dtype, from_bits, library_of, moved, to_bits
+
+ArrayT = TypeVar("ArrayT")
+StrPath = str | os.PathLike[str]
+
+VERSION = 1
+"""Of the format. A change that an older anynorm would misread makes it one more."""
+
+
+class Value(Generic[ArrayT]):
+    """What a frozen dataclass of arrays, numbers and axes needs to be saved, loaded and moved."""
+
+    def save(self, path: StrPath) -> None:
+        """Save this state, and its conventions with it.
+
+        Parameters
+        ----------
+        path : str or path
+            Where to: a name that ends in ``.npz`` or, with the package safetensors, in ``.safetensors``. What is
+            there is replaced in one step, once the new file is whole and on the disk.
+
+        Returns
+        -------
+        None
+
+        Raises
+        ------
+        TypeError
+            If the dtype of an array is not one for files.
+        ValueError
+            If `path` ends otherwise.
+        ImportError
+            If a package is missing.
+
+        Examples
+        --------
+        >>> import tempfile, numpy as np, anynorm
+        >>> running = anynorm.RunningStats.init(3, like=np.zeros(1), momentum=0.99)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     running.save(f"{folder}/bn1.npz")
+        ...     anynorm.RunningStats.load(f"{folder}/bn1.npz")
+        RunningStats(numpy float64 (3,), count=0, momentum=0.99, correction=0)
+        """
+        write(path, {"": self}, single=True)
+
+    @classmethod
+    def load(cls, path: StrPath, like: Any = None) -> Self:
+        """The state that `save` put into a file.
+
+        Parameters
+        ----------
+        path : str or path
+            Of a file that `save` wrote.
+        like : array, optional
+            Gives the library and the device; without it arrays are NumPy's. Dtypes are those of the file, bit for bit.
+
+        Returns
+        -------
+        The same kind of state
+
+        Raises
+        ------
+        TypeError
+            If `like` is not an array.
+        ValueError
+            If the file is cut short, changed, of another kind, or written by a newer version: the message names it.
+        OSError
+            If it cannot be read, as by `open`.
+        ImportError
+            If a package is missing.
+        """
+        state: Self
+        (state,) = read(path, {cls.__name__: cls}, like, single=True).values()
+        return state
+
+    def to(self, like: Any) -> Self:
+        """The same state in the library and dtype, and on the device, of another array.
+
+        Parameters
+        ----------
+        like : array
+            Real and floating. Its dtype is taken as it is: for statistics of 2-byte floats name a float32 array.
+
+        Returns
+        -------
+        The same kind of state
+            With the same conventions and counts. Within one library a gradient, a trace or a Dask graph goes along;
+            from one to another arrays are computed, and copied.
+
+        Raises
+        ------
+        TypeError
+            If `like` is not a real floating array.
+        """
+        there = library_of("like", like)
+        state, wide = self, compute_dtype(there, "like", like)
+        if there.xp.finfo(wide).bits <= 32 and self._is_wide():
+            xp = library_of("state", next(iter(self._arrays().values()))).xp
+            state = state._replaced(state._cast(xp.float32))  # there may be no room for the wider in that library
+        state = state._replaced({name: moved(name, x, like) for name, x in state._arrays().items()})
+        return state._replaced(state._cast(like.dtype))
+
+    def _arrays(self) -> dict[str, Any]:
+        return self._parts(array=True)
+
+    def _options(self) -> dict[str, Any]:
+        return self._parts(array=False)
+
+    def _parts(self, *, array: bool) -> dict[str, Any]:
+        # by type and not by class, as a scalar of NumPy stands for an array where its field is one
+        values = {each.name: (each.kw_only, getattr(self, each.name)) for each in fields(self)}  # type: ignore[arg-type]
+        return {
+            name: value
+            for name, (convention, value) in values.items()
+            if (convention or type(value) in (int, float, type(None))) is not array
+        }
+
+    def _cast(self, dtype: Any) -> dict[str, Any]:
+        """The arrays, but for counts, in another dtype."""
+        return {name: library_of(name, x).xp.astype(x, dtype, copy=False) for name, x in self._arrays().items()}
+
+    def _is_wide(self) -> bool:
+        """Whether an array has more digits than float32."""
+        found = [(library_of(name, x), name, x) for name, x in self._arrays().items() if name != "count"]
+        return any(library.xp.finfo(compute_dtype(library, name, x)).bits > 32 for library, name, x in found)
+
+    def _replaced(self, arrays: dict[str, Any]) -> Self:
+        return self._made(self._options() | self._arrays() | arrays)
+
+    @classmethod
+    def _made(cls, parts: dict[str, Any]) -> Self:
+        """The state of these fields, those included that are no arguments."""
+        hidden = [each.name for each in fields(cls) if not each.init]  # type: ignore[arg-type]
+        state = cls(**{name: part for name, part in parts.items() if name not in hidden})
+        for name in hidden:
+            object.__setattr__(state, name, parts[name])
+        return state
+
+
+def write(path: StrPath, states: Mapping[str, Value[Any]], *, single: bool) -> None:
+    """Write states to a file, which is there whole or not at all."""
+    made = _format(path)
+    arrays: dict[str, Any] = {}
+    described = []
+    for name, state in states.items():
+        bits = {each: to_bits(each, x) for each, x in state._arrays().items()}
+        arrays |= {_key(name, each): x.values for each, x in bits.items()}
+        dtypes = {each: x.dtype for each, x in bits.items()}
+        described.append({"name": name, "kind": type(state).__name__, "options": state._options(), "arrays": dtypes})
+    text = json.dumps({"version": VERSION, "single": single, "states": described}, default=lambda number: number.item())
+    whole = made.encode(arrays, text)
+    _replace(Path(path), _sealed(whole, made.seal(whole)))
+
+
+def read(path: StrPath, kinds: Mapping[str, type[Value[Any]]], like: Any, *, single: bool) -> dict[str, Any]:
+    """The states of a file, everything checked before the first is made."""
+    made = _format(path)
+    if like is not None:
+        library_of("like", like)
+    whole = Path(path).read_bytes()
+    at = made.seal(whole)
+    if at < 0 or _sealed(whole, at) != whole:
+        raise ValueError(f"{path} must be a whole file of anynorm, got one that is cut short, changed or another's")
+    try:
+        text, arrays = made.decode(whole)
+        content = json.loads(text)
+        version = content["version"]
+    except Exception as error:  # whatever a file that was made on purpose does to the parsers
+        raise ValueError(f"{path} must hold what anynorm saves, got: {error!r}") from error
+    if not isinstance(version, int) or version > VERSION:
+        raise ValueError(f"{path} must be of format {VERSION} or older, got {version}: a newer anynorm wrote it")
+    _check_kinds(path, content, kinds, single)
+    try:
+        return _decoded(content["states"], arrays, kinds, like)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} must hold what anynorm saves, got what does not fit: {error}") from error
+
+
+class _Format(NamedTuple):
+    """A kind of file."""
+
+    encode: Callable[[dict[str, Any], str], bytes]
+    """The file of these arrays and this text, zeros in place of the checksum."""
+    decode: Callable[[bytes], tuple[str, dict[str, Any]]]
+    seal: Callable[[bytes], int]
+    """Where the checksum is; less than 0 if there is none."""
+
+
+def _format(path: StrPath) -> _Format:
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path must be a str or a path, got {type(path).__name__}")
+    suffix = Path(path).suffix
+    if suffix not in _FORMATS:
+        raise ValueError(f"path must end in {' or '.join(_FORMATS)}, got {path}")
+    if suffix == ".safetensors":
+        try:
+            import safetensors  # noqa: F401
+        except ImportError as error:
+            raise ImportError(f"{path} needs the package safetensors: pip install 'anynorm[safetensors]'") from error
+    return _FORMATS[suffix]
+
+
+def _key(state: str, array: str) -> str:
+    """What an array is called in a file."""
+    array = array.removeprefix("_")
+    return f"{state}.{array}" if state else array
+
+
+def _check_kinds(path: StrPath, content: Any, kinds: Mapping[str, type[Value[Any]]], single: bool) -> None:
+    try:
+        found = [str(each["kind"]) for each in content["states"]]
+        alone = bool(content["single"])
+        if alone and len(found) != 1:
+            raise ValueError(f"{len(found)} states for one")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} must hold what anynorm saves, got: {error!r}") from error
+    names = " or ".join(kinds)
+    if single and not alone:
+        raise ValueError(f"{path} must hold one {names}, got {len(found)} states by name: anynorm.load reads them")
+    if alone and not single:
+        raise ValueError(f"{path} must hold states by name, got one {found[0]}: {found[0]}.load reads it")
+    for kind in found:
+        if kind not in kinds:
+            raise ValueError(f"{path} must hold {names}, got {kind}")
+
+
+def _decoded(
+    states: list[Any], arrays: dict[str, Any], kinds: Mapping[str, type[Value[Any]]], like: Any
+) -> dict[str, Value[Any]]:
+    keys = [_key(each["name"], array) for each in states for array in each["arrays"]]
+    if sorted(keys) != sorted(arrays):
+        raise ValueError(f"the arrays must be {sorted(keys)}, are {sorted(arrays)}")
+    made = {}
+    for each in states:
+        kind, name = kinds[each["kind"]], each["name"]
+        expected = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+        if {*each["arrays"], *each["options"]} != expected:
+            raise ValueError(f"{name} must have {sorted(expected)}, has {sorted({*each['arrays'], *each['options']})}")
+        parts = {option: tuple(x) if isinstance(x, list) else x for option, x in each["options"].items()}
+        for array, dtype in each["arrays"].items():
+            values = arrays[_key(name, array)]
+            if values.dtype != ("uint16" if dtype == "bfloat16" else dtype):
+                raise ValueError(f"{_key(name, array)} must be of {dtype}, is of {values.dtype}")
+            parts[array] = from_bits(Bits(dtype, values), like)
+        made[name] = kind._made(parts)
+    return made
+
+
+def _replace(path: Path, whole: bytes) -> None:
+    """Put a file in the place of another, or of none, in one step that, once done, no power cut undoes."""
+    target = Path(os.path.realpath(path))  # a link stays one, and what it leads to is replaced
+    if not target.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "the folder of a file to be saved must exist", str(path))
+    temporary = target.parent / f".anynorm-{secrets.token_hex(8)}.tmp"
+    try:
+        # opened as a new file of the user's is, so that it has the permissions of one
+        with temporary.open("xb") as file:
+            file.write(whole)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if os.name == "posix":
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+_ZEROS = b"0" * 64
+
+
+def _sealed(whole: bytes, at: int) -> bytes:
+    """The file with its checksum, which is taken with zeros in its own place."""
+    before, after = whole[:at], whole[at + len(_ZEROS) :]
+    return before + hashlib.sha256(before + _ZEROS + after).hexdigest().encode() + after
+
+
+_TEXT = "anynorm"
+"""The name of the text in a file."""
+
+
+def _npz(arrays: dict[str, Any], text: str) -> bytes:
+    buffer = io.BytesIO()
+    arrays = arrays | {_TEXT: np.frombuffer(text.encode(), np.uint8)}
+    np.savez(buffer, **arrays)
+    with zipfile.ZipFile(buffer, "a") as archive:
+        archive.comment = _ZEROS
+    return buffer.getvalue()
+
+
+def _from_npz(whole: bytes) -> tuple[str, dict[str, Any]]:
+    with zipfile.ZipFile(io.BytesIO(whole)) as archive:
+        members = archive.infolist()
+    if len({each.filename for each in members}) < len(members):
+        raise ValueError("two arrays of one name")
+    if any(each.compress_type != zipfile.ZIP_STORED or each.file_size > len(whole) for each in members):
+        raise ValueError("an array that is packed")
+    with np.load(io.BytesIO(whole), allow_pickle=False) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    return arrays.pop(_TEXT).tobytes().decode(), arrays
+
+
+def _safetensors(arrays: dict[str, Any], text: str) -> bytes:
+    from safetensors.numpy import save
+
+    return save(arrays, {_TEXT: text, "sha256": _ZEROS.decode()})
+
+
+def _from_safetensors(whole: bytes) -> tuple[str, dict[str, Any]]:
+    from safetensors.numpy import load
+
+    return str(json.loads(_header(whole))["__metadata__"][_TEXT]), load(whole)
+
+
+def _safetensors_seal(whole: bytes) -> int:
+    # within the text of a state's name a quote has a backslash before it
+    found = re.search(rb'"sha256":"[0-9a-f]{64}"', _header(whole))
+    return -1 if found is None else found.end() + 8 - 65
+
+
+def _header(whole: bytes) -> bytes:
+    return whole[8 : 8 + int.from_bytes(whole[:8], "little")]
+
+
+_FORMATS = {
+    ".npz": _Format(_npz, _from_npz, lambda whole: len(whole) - len(_ZEROS)),
+    ".safetensors": _Format(_safetensors, _from_safetensors, _safetensors_seal),
+}

@@ -1,0 +1,250 @@
+"""The gradients of a call: whole, in arithmetic that may be recorded; or block by block, in little memory."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from anynorm import compilers, kernels
+from anynorm.arrays import assign, empty, zeros
+from anynorm.blocks import Block, blocks, both, share, within
+from anynorm.calls import Call, Plan
+from anynorm.kernels import Array, Groups, Places, Spread, Standardized
+from anynorm.schedules import (
+    Portion,
+    cut,
+    in_blocks,
+    numbers,
+    ordinary,
+    pooled,
+    root,
+    shared,
+    sound,
+    spread_within,
+    standardize,
+)
+
+
+class Wanted(NamedTuple):
+    """Which gradients there are to be."""
+
+    dtype: Any
+    """That of x and of its gradient, or None if that is not wanted."""
+    parameters: tuple[tuple[int, ...] | None, ...]
+    """The shapes, beside the view, of gamma and beta, or None."""
+
+
+Gradients = tuple[Array | None, ...]
+"""With respect to x, gamma and beta, beside the view; None where it is not wanted."""
+ROOMS = 4
+"""The arrays of a block's size that a block takes."""
+
+
+def pull(call: Call, dy: Array, wanted: Wanted, of: Standardized | Spread | None) -> Gradients:
+    """The gradients of sum(y * dy), where dy stands beside the view.
+
+    `of` is what x was standardized to, or the statistics that the call gave; without it all that is done is recorded,
+    if anything records.
+    """
+    plan = call.plan
+    if isinstance(of, Spread):
+        arrays = [each for each in (call.x, call.gamma, dy) if each is not None]
+        compiler = compilers.chosen(call, arrays)
+        if compiler != "none" and (compilers.safe(call, compiler, dy) or ordinary(plan, of.var)):
+            return compilers.gradients(call, dy, wanted.dtype, wanted.parameters, of, compiler)
+        if in_blocks(plan, arrays) and ordinary(plan, of.var):
+            return _in_blocks(call, dy, wanted, of)
+        of = None
+    if of is None and call.x is None:  # nothing that is wanted depends on it
+        spread = call.spread or Spread(None, None, None)
+        of = Standardized(None, None if call.spread is None else root(plan, spread), spread)
+    elif of is None:
+        of = standardize(call)
+    xp = plan.library.xp
+    dy = xp.astype(dy, plan.dtype, copy=False)
+    parameters = _parameter_gradients(plan, dy, of.xhat, wanted.parameters, block=plan.groups.block)
+    if wanted.dtype is None:
+        return None, *parameters
+    groups = None if call.spread is not None else plan.groups
+    dx = kernels.input_gradient(xp, dy, call.gamma, of, groups=groups, centred=plan.centred)
+    return xp.astype(dx, wanted.dtype, copy=False), *parameters
+
+
+class _Piece(NamedTuple):
+    """A block of a gradient."""
+
+    groups: Groups
+    dy: Array
+    gamma: Array | None
+    of: Standardized
+    parameters: list[Array | None]
+    target: Array | None
+    places: Places
+
+    def finish(self, plan: Plan, d: Array) -> None:
+        if self.target is not None and d is not self.target:
+            assign(plan.library, self.target, d)
+
+
+class _Pull(NamedTuple):
+    """The gradients of a call that are computed in blocks."""
+
+    call: Call
+    dy: Array
+    wanted: Wanted
+    spread: Spread
+    rstd: Array
+    scale: Array
+    """What the gradient of xhat is multiplied by: rstd, or rstd * gamma where gamma is one number for each group."""
+    gamma: Array | None
+    """None where it is in the scale, too."""
+    dx: Array | None
+    rooms: list[list[Array]]
+    """Arrays to work in that no block works in now."""
+    largest: int
+
+    @contextmanager
+    def piece(self, block: Block, *, of_parameters: bool = True) -> Iterator[_Piece]:
+        """A block with its xhat, and the gradients of its parameters."""
+        plan = self.call.plan
+        library, xp = plan.library, plan.library.xp
+        dy = self.dy[block]
+        new = [empty((self.largest,), dy, plan.dtype) for _ in range(ROOMS - 1)] if not self.rooms else None
+        room = new or self.rooms.pop()
+        try:
+            with library.busy():
+                shape = tuple(dy.shape)
+                result, xhat, product = (xp.reshape(each[: math.prod(shape)], shape) for each in room)
+                target = None if self.dx is None else self.dx[block]
+                if target is not None and target.dtype == plan.dtype:
+                    result = target
+                places = Places(*map(library.into, (result, xhat, product)))
+                number = math.prod([shape[axis] for axis in plan.view.axes])
+                groups = plan.groups._replace(
+                    divisor=min(plan.groups.divisor, float(number)), block=library.plain_block
+                )
+                dy = xp.astype(dy, plan.dtype, copy=False)
+                of = self._standardized(block, places)
+                shapes = self.wanted.parameters if of_parameters else ()
+                shapes = tuple(None if each is None else _narrowed(each, block) for each in shapes)
+                yield _Piece(
+                    groups,
+                    dy,
+                    cut(self.gamma, block),
+                    of._replace(rstd=cut(self.scale, block)),
+                    _parameter_gradients(plan, dy, of.xhat, shapes, block=library.plain_block, places=places),
+                    target,
+                    places,
+                )
+        finally:
+            self.rooms.append(room)
+
+    def _standardized(self, block: Block, places: Places) -> Standardized:
+        plan, spread, rstd = self.call.plan, spread_within(self.spread, block), cut(self.rstd, block)
+        if self.call.x is None:
+            return Standardized(None, rstd, spread)
+        x = plan.library.xp.astype(self.call.x[block], plan.dtype, copy=False)
+        return Standardized(places.xhat.multiply(kernels.less(x, spread, ops=places.xhat), rstd), rstd, spread)
+
+
+def _in_blocks(call: Call, dy: Array, wanted: Wanted, spread: Spread) -> Gradients:
+    plan = call.plan
+    library = plan.library
+    with library.quiet():
+        rstd = scale = root(plan, spread)
+        gamma = call.gamma
+        if gamma is not None and all(gamma.shape[axis] == 1 for axis in plan.view.axes) and plan.folds:
+            scale, gamma = (rstd * gamma, None) if sound(library.xp, rstd * gamma) else (rstd, gamma)
+    dx = None if wanted.dtype is None else empty(plan.view.shape, dy, wanted.dtype)
+    totals = [None if shape is None else zeros(shape, dy, plan.dtype) for shape in wanted.parameters]
+    axes = () if call.spread is not None else plan.view.axes
+    grid = blocks(plan.view.shape, axes, numbers(plan, ROOMS))
+    largest = max(math.prod([each.stop - each.start for each in both(grid.groups[0], grid.parts[0])]), 1)
+    run = _Pull(call, dy, wanted, spread, rstd, scale, gamma, dx, [], largest)
+    threads = shared(plan)
+    many = len(grid.groups) >= threads
+
+    def work(group: Block) -> list[tuple[Block, list[Array | None]]]:
+        parts = [both(group, part) for part in grid.parts]
+        found = _groups(run, parts, 1 if many else threads)
+        return list(zip(parts, found, strict=True))
+
+    for results in share(work, grid.groups, threads if many else 1):
+        for block, parameters in results:
+            for total, each in zip(totals, parameters, strict=True):
+                if total is not None:
+                    total[within(total, block)] += each
+    return dx, *totals
+
+
+def _groups(run: _Pull, parts: list[Block], threads: int) -> list[list[Array | None]]:
+    """The gradient of x in the groups that these parts hold together; those of the parameters, of each part."""
+    call, plan = run.call, run.call.plan
+    xp, centred = plan.library.xp, plan.centred
+    if len(parts) == 1 or run.dx is None or call.spread is not None:
+
+        def whole(block: Block) -> list[Array | None]:
+            with run.piece(block) as piece:
+                if piece.target is not None:
+                    groups = None if call.spread is not None else piece.groups
+                    d = kernels.input_gradient(
+                        xp, piece.dy, piece.gamma, piece.of, groups=groups, centred=centred, places=piece.places
+                    )
+                    piece.finish(plan, d)
+                return piece.parameters
+
+        return share(whole, parts, threads)
+
+    parameters: list[list[Array | None]] = []
+
+    def survey(block: Block) -> tuple[Portion, list[Array | None]]:
+        with run.piece(block) as piece:
+            g = kernels.affine(piece.dy, piece.gamma, None, ops=piece.places.result)
+            level = piece.groups.mean(xp, piece.of.xhat) if centred else None
+            _, leaning = kernels.lean(xp, g, piece.of.xhat, groups=piece.groups, centred=centred, places=piece.places)
+            return Portion(leaning, piece.groups.divisor, level), piece.parameters
+
+    def surveys(some: list[Block]) -> list[Portion]:
+        portions, found = zip(*share(survey, some, threads), strict=True)
+        parameters.extend(found)
+        return list(portions)
+
+    leaning = pooled(plan, surveys, parts)
+
+    def apply(block: Block) -> None:
+        with run.piece(block, of_parameters=False) as piece:
+            g = kernels.affine(piece.dy, piece.gamma, None, ops=piece.places.result)
+            g = kernels.less(g, leaning, ops=piece.places.result)
+            piece.finish(plan, kernels.upright(g, leaning, piece.of, places=piece.places))
+
+    share(apply, parts, threads)
+    return parameters
+
+
+def _parameter_gradients(
+    plan: Plan,
+    dy: Array,
+    xhat: Array,
+    shapes: tuple[tuple[int, ...] | None, ...],
+    *,
+    block: int | None,
+    places: Places = kernels.NEW,
+) -> list[Array | None]:
+    """Of a gamma, or of a gamma and a beta, of these shapes; None for None."""
+    ones = _ones(plan, dy)
+    return [
+        None
+        if shape is None
+        else kernels.parameter_gradient(plan.library.xp, dy, factor, shape, block=block, ones=ones, ops=places.product)
+        for shape, factor in zip(shapes, (xhat, None), strict=False)
+    ]
+
+
+def _ones(plan: Plan, dy: Array) -> Array | None:
+    """A run of ones as long as the sums over dy need."""
+    n = max(kernels.LEADING, min(dy.shape[-1], kernels.RUN))
+    return plan.library.xp.ones(n, dtype=plan.dtype, device=plan.library.device(dy)) if plan.library.products else None
+
+
+def _narrowed(shape: tuple[int, ...], block: Block) -> tuple[int, ...]:
+    return tuple(1 if n == 1 else each.stop - each.start for n, each in zip(shape, block, strict=True))

@@ -1,0 +1,246 @@
+"""The benchmarks: that what is compared is the same thing, and that the report says what was seen."""
+
+import inspect
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import devices
+import formula
+import measure
+import numpy as np
+import oracles
+import pytest
+import report
+from candidates import COPY, PEER, Candidate, candidates
+from oracles import Case
+from works import GIGABYTE, WORKS, Work
+
+import anynorm
+
+FOLDER = Path(__file__).parents[1] / "docs" / "benchmarks"
+
+once = pytest.mark.cells("numpy")
+where_it_is_measured = pytest.mark.cells("numpy", "torch", "jax", "cupy")
+
+BATCH, LAST = {"channel_axis": 1}, {"channel_axis": -1}
+SMALL = {
+    Work("layer_norm", (3, 5)): Case(anynorm.layer_norm, (3, 5), {}, lambda i: i[0], lambda i: (i[1],), (5,)),
+    Work("rms_norm", (3, 5)): Case(anynorm.rms_norm, (3, 5), {}, lambda i: i[0], lambda i: (i[1],), (5,)),
+    Work("weight_norm", (3, 5)): Case(anynorm.weight_norm, (3, 5), {}, lambda i: i[0], lambda i: (i[0],), (3,)),
+    Work("batch_norm", (3, 2, 2, 2)): Case(
+        anynorm.batch_norm, (3, 2, 2, 2), BATCH, lambda i: i[1], lambda i: (i[1],), (2,)
+    ),
+    Work("batch_norm", (3, 2, 2, 2), inference=True): Case(
+        anynorm.batch_norm, (3, 2, 2, 2), BATCH, lambda i: i[1], lambda i: (i[1],), (2,)
+    ),
+    Work("batch_norm", (3, 2, 2, 4), channel_axis=-1): Case(
+        anynorm.batch_norm, (3, 2, 2, 4), LAST, lambda i: i[3], lambda i: (i[3],), (4,)
+    ),
+    Work("group_norm", (2, 6, 2, 2), groups=3): Case(
+        anynorm.group_norm, (2, 6, 2, 2), BATCH | {"groups": 3}, lambda i: (i[0], i[1] // 2), lambda i: (i[1],), (6,)
+    ),
+    Work("instance_norm", (2, 3, 2, 3)): Case(
+        anynorm.instance_norm, (2, 3, 2, 3), BATCH, lambda i: i[:2], lambda i: (i[1],), (3,)
+    ),
+}
+"""The kinds of work, small, and what the papers say of them."""
+
+
+def kind(work):
+    return work._replace(shape=(), groups=1)
+
+
+def each_small_work():
+    return [work._replace(gradient=gradient) for work in SMALL for gradient in (False, True)]
+
+
+@once
+def test_every_norm_is_measured_forward_and_with_gradient():
+    measured = {(work.norm, work.gradient) for work in WORKS}
+    norms = {name for name in anynorm.__all__ if name.endswith("_norm")}
+    assert measured == {(norm, gradient) for norm in norms for gradient in (False, True)}
+
+
+@once
+def test_every_kind_of_work_has_a_small_one():
+    assert {kind(work) for work in (*WORKS, *GIGABYTE)} == {kind(work) for work in each_small_work()}
+
+
+@once
+@pytest.mark.parametrize("work", SMALL, ids=lambda work: work.title)
+def test_the_formula_that_results_are_held_to_is_that_of_the_papers(work):
+    case, arrays = SMALL[work], wide(work._replace(gradient=True))
+    given = None
+    if work.inference:
+        given = {channel: (arrays.mean[channel], arrays.var[channel]) for channel in range(work.shape[1])}
+
+    def y(x=arrays.x, gamma=arrays.gamma, beta=arrays.beta):
+        return oracles.values(case, x, gamma, beta if "beta" in work.parameters else None, formula.EPS, given)
+
+    expected = [y()]
+    for name in ("x", *work.parameters):
+        expected.append(oracles.gradient(lambda value: y(**{name: value}), getattr(arrays, name), arrays.dy))  # noqa: B023
+    forward = formula.forward(work, np, arrays)(*arrays.differentiated(work))
+    np.testing.assert_allclose(forward, expected[0], rtol=1e-12, atol=1e-12)
+    for actual, desired in zip(formula.gradient(work, np, arrays), expected, strict=True):
+        np.testing.assert_allclose(actual, desired, rtol=1e-8, atol=1e-8)
+
+
+@where_it_is_measured
+@pytest.mark.parametrize("work", each_small_work(), ids=lambda work: work.title)
+def test_every_candidate_of_a_library_gives_the_formulas_result(work, device, library):
+    found = present(candidates(device.name, (library,), ()))
+    for dtype in device.dtypes:
+        row = measure.measure(work, dtype, found, device, 0.0)
+        outcomes = {name: outcome.failed for name, outcome in row.outcomes.items()}
+        assert not any(outcomes.values()), outcomes
+        missing = {each.name for each in found} - set(outcomes)
+        assert all(("out=" in name) if work.gradient else ("autograd" in name) for name in missing)
+
+
+@once
+def test_a_wrong_result_and_an_error_are_failures_with_a_reason_and_the_others_are_measured():
+    def fails(*_):
+        raise RuntimeError("no kernel in /usr/lib/python3/kernels.py\nand more")
+
+    found = [
+        *present(candidates("cpu", ("numpy",), ())),
+        Candidate("wrong", "numpy", lambda _work, arrays, _device: lambda: (arrays.x,)),
+        Candidate("NaN", "numpy", lambda _work, arrays, _device: lambda: (arrays.x * np.nan,)),
+        Candidate("a scalar", "numpy", lambda _work, arrays, _device: lambda: (arrays.x[0, 0],)),
+        Candidate("raises", "numpy", fails),
+    ]
+    row = measure.measure(Work("layer_norm", (8, 64)), "float32", found, devices.Cpu(), 0.0)
+    assert "must be within" in row.outcomes["wrong"].failed
+    assert "got nan" in row.outcomes["NaN"].failed
+    assert row.outcomes["a scalar"].failed == "a result must have shape (8, 64), got ()"
+    assert row.outcomes["raises"].failed == "no kernel in kernels.py"
+    assert row.outcomes["anynorm, NumPy"].ms > 0
+    page = report.markdown(report.Report("cpu", {"processor": "P", "NumPy": "2"}, False, [row]), figure=False)
+    assert "- **raises**: `no kernel in kernels.py` (everywhere)" in page
+    first_table = page.split("## ")[1].splitlines()
+    assert first_table[4].count("|") == first_table[6].count("|")
+    assert first_table[6].count("failed") == 4
+
+
+@once
+def test_times_ratios_and_bandwidth_agree():
+    work = Work("layer_norm", (512, 1024))
+    row = measure.measure(work, "float32", candidates("cpu", ("numpy",), ()), devices.Cpu(), 0.1)
+    copy, ours, hand = (row.outcomes[name] for name in (COPY, "anynorm, NumPy", "formula, NumPy"))
+    assert row.rounds >= 3
+    assert hand.to_formula == 1
+    assert ours.to_peer is None
+    assert 0.2 < ours.to_formula / (ours.ms / hand.ms) < 5
+    assert 0.2 < ours.bandwidth / (copy.ms / ours.ms) < 5
+    low, high = ours.quartiles_ms
+    assert low <= ours.ms <= high
+
+
+@once
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system does not say")
+def test_the_memory_of_a_copy_is_one_x_and_that_of_two_is_two():
+    x = np.ones(2**22)
+    device = devices.Cpu()
+    if device.extra_memory(lambda: ()) is None:
+        pytest.skip("the peak cannot be set back here")
+    for copies in (1, 2):
+        taken = device.extra_memory(lambda: tuple(x.copy() for _ in range(copies)))  # noqa: B023
+        assert abs(taken / x.nbytes - copies) < 0.1
+
+
+@once
+def test_a_short_run_writes_a_table_with_each_candidate(tmp_path):
+    process = bench("--quick", "--only", "(8, 64)", "weight", "--library", "numpy", "--compilers", "--to", tmp_path)
+    assert process.returncode == 0
+    page, numbers = (tmp_path / "cpu.md").read_text(), json.loads((tmp_path / "cpu.json").read_text())
+    head = next(line for line in page.splitlines() if line.startswith("| work |"))
+    assert [cell.strip() for cell in head.strip("|").split("|")][1:] == [
+        each.name for each in candidates("cpu", ("numpy",), ())
+    ]
+    assert set(numbers["machine"]) <= {"processor", "Python", "NumPy", "PyTorch", "JAX"}
+    assert len(numbers["rows"]) == 3
+    assert str(Path.home()) not in page
+    # the native kernel was not measured, and the figure compares with it
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cpu.json", "cpu.md"]
+
+
+@once
+def test_a_report_is_read_as_it_was_written_and_old_rows_are_kept(tmp_path):
+    new, old = (a_report(title) for title in ("new", "old"))
+    report.write(old, tmp_path, figure=False)
+    again = report.Report.read(tmp_path / "cpu.json")
+    assert again == old
+    new.keep(again.rows)
+    assert [row.work for row in new.rows] == ["old", "new"]
+    new.keep(again.rows)
+    assert [row.work for row in new.rows] == ["old", "new"]
+
+
+@once
+@pytest.mark.filterwarnings("ignore")
+def test_the_figure_has_each_candidate_that_has_a_ratio(tmp_path):
+    pytest.importorskip("matplotlib")
+    import figure
+
+    assert not figure.draw(a_report("one", to_peer=None), tmp_path / "none.svg")
+    assert figure.draw(a_report("one"), tmp_path / "cpu.svg")
+    drawing = (tmp_path / "cpu.svg").read_text()
+    assert "anynorm, NumPy" in drawing
+    assert [path.name for path in tmp_path.iterdir()] == ["cpu.svg"]
+
+
+@once
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--device", "tpu"], "argument --device: invalid choice: 'tpu'"),
+        (["--only", "norms"], "--only must be part of a title, as 'layer norm' or 'gradient', got norms"),
+        (["--library", "cupy"], "--library on cpu must have one of numpy, torch, jax, got none of them"),
+        (["--dtypes", "float16"], "--dtypes on cpu must be among float32, got float16"),
+        (["--seconds", "none"], "must be a number of seconds above 0 and below a day, got none"),
+    ],
+)
+def test_a_bad_argument_is_answered_with_a_sentence(arguments, sentence):
+    process = bench(*arguments)
+    assert process.returncode == 2
+    assert sentence in process.stderr
+    assert process.stderr.count("\n") == 1
+
+
+@pytest.fixture
+def library(request):
+    return request.config.getoption("--cell").split("-")[0]
+
+
+@pytest.fixture
+def device(request):
+    kind = request.config.getoption("--cell").split("-")[1]
+    if kind == "cuda":
+        pytest.importorskip("torch", reason="results on a GPU are compared in PyTorch")
+    return devices.DEVICES[kind]()
+
+
+def present(found):
+    """Without the candidates that need `out=`, as long as the norms have none."""
+    has_out = "out" in inspect.signature(anynorm.layer_norm).parameters
+    return [each for each in found if has_out or "out=" not in each.name]
+
+
+def wide(work):
+    """The numbers of a work in float64."""
+    return formula.Arrays(*(each.astype(np.float64) for each in devices.random_arrays(work)))
+
+
+def a_report(title, to_peer=2.0):
+    outcomes = {PEER: measure.Outcome(ms=1.0, to_peer=1.0 if to_peer else None), "broken": measure.Outcome("why")}
+    outcomes["anynorm, NumPy"] = measure.Outcome(ms=2.0, quartiles_ms=[1.5, 2.5], to_peer=to_peer)
+    row = measure.Row(title, "layer_norm", (8, 64), False, "float32", 3, outcomes)
+    return report.Report("cpu", {"processor": "P", "NumPy": "2"}, False, [row])
+
+
+def bench(*arguments):
+    command = [sys.executable, str(FOLDER), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
