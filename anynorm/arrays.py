@@ -59,8 +59,8 @@ class Library(NamedTuple):
     """Whether the numbers of these arrays are there, neither traced nor lazy, and nothing records what they become."""
     plain: Callable[..., bool] = lambda *arrays: False
     """Whether a result of these arrays may be written part by part: they are present, and not on a GPU."""
-    records: Callable[[list[Array]], bool] = lambda arrays: False
-    """Whether autograd, and nothing else, records what becomes of these arrays."""
+    records: Callable[[list[Array]], bool] | None = None
+    """Whether autograd, and nothing else, records what becomes of these arrays; None where there is none."""
     overlap: Callable[[Array, Array], bool] = lambda x, out: True
     """Whether two arrays may have memory in common."""
     same: Callable[[Array, Array], bool] = lambda x, out: False
@@ -150,6 +150,8 @@ def check_device(library: Library, name: str, x: Array, other_name: str, other: 
 def empty(shape: tuple[int, ...], like: Array, dtype: Any) -> Array:
     """An array to be written to, beside `like`."""
     library = library_of("like", like)
+    if library.name == "torch" and (large := _torch_large(shape, like, dtype)) is not None:
+        return large
     return library.xp.empty(shape, dtype=dtype, device=library.device(like))
 
 
@@ -318,6 +320,8 @@ _pytrees_lock = threading.Lock()
 
 _BLOCK = 256
 SHORT = 512
+LARGE = 2**25
+"""The C library keeps no freed memory of so many bytes."""
 
 FILED = (
     *("bfloat16", "float16", "float32", "float64"),
@@ -381,6 +385,15 @@ def _torch_readable(x: Array) -> bool:
     return x.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
 
 
+def _torch_large(shape: tuple[int, ...], like: Array, dtype: Any) -> Array | None:
+    """Memory of NumPy's, which asks for huge pages: where all pages are new, small ones cost more than the norm."""
+    torch = sys.modules["torch"]
+    nbytes = math.prod(shape) * dtype.itemsize
+    if nbytes < LARGE or like.device.type != "cpu":
+        return None
+    return torch.from_numpy(np.empty(nbytes, dtype=np.uint8)).view(dtype).reshape(shape)
+
+
 def _torch_present(*arrays: Array) -> bool:
     torch = sys.modules["torch"]
     recorded = torch.is_grad_enabled()
@@ -397,9 +410,9 @@ def _torch_present(*arrays: Array) -> bool:
 def _torch_records(arrays: list[Array]) -> bool:
     torch = sys.modules["torch"]
     return (
-        not torch.compiler.is_compiling()
-        and torch.is_grad_enabled()
+        torch.is_grad_enabled()
         and any(x.requires_grad for x in arrays)
+        and not torch.compiler.is_compiling()
         and not _torch_transforms(torch)
         and all(torch.autograd.forward_ad.unpack_dual(x).tangent is None for x in arrays)
     )

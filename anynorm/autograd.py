@@ -17,9 +17,12 @@ from anynorm.schedules import Normalized
 
 def normalize(call: Call) -> Normalized:
     """`schedules.normalize`; as one node of the graph, where autograd records and nothing else traces or transforms."""
+    records = call.plan.library.records
+    if records is None:
+        return schedules.normalize(call)
     given = [each for each in call.spread or () if each is not None]
     arrays = [each for each in (call.x, call.gamma, call.beta) if each is not None]
-    if not call.plan.library.records(arrays + given) or any(each.requires_grad for each in given):
+    if not records(arrays + given) or any(each.requires_grad for each in given):
         return schedules.normalize(call)
     y, *spread = _node().apply(call.x, call.gamma, call.beta, call._replace(x=None, gamma=None, beta=None))
     return Normalized(y, call.spread or Spread(*spread))

@@ -53,6 +53,10 @@ class Groups(NamedTuple):
 
     def mean(self, xp: Namespace, x: Array) -> Array:
         """The mean of each group, beside x."""
+        if self.ones is None and self.block is not None:
+            n = math.prod([x.shape[axis] for axis in self.axes])
+            if n == self.divisor <= self.block and self.axes:
+                return xp.mean(x, axis=self.axes, keepdims=True)
         return total(xp, x, axes=self.axes, block=self.block, ones=self.ones) / self.divisor
 
     def dots(self, x: Array) -> bool:
@@ -183,10 +187,10 @@ def less(x: Array, spread: Spread, *, ops: Arithmetic = PURE) -> Array:
 def inverse_root(xp: Namespace, square: Array, *, flat: float | Array | None) -> Array:
     """1 / sqrt(square), or `flat` where the square is 0 or too small to tell; its derivative is finite there too."""
     if flat is None:
-        return 1 / xp.sqrt(square)
+        return xp.reciprocal(xp.sqrt(square))
     lost = square < float(xp.finfo(square.dtype).smallest_normal)
     one = xp.ones_like(square)
-    return xp.where(lost, one * flat, 1 / xp.sqrt(xp.where(lost, one, square)))
+    return xp.where(lost, one * flat, xp.reciprocal(xp.sqrt(xp.where(lost, one, square))))
 
 
 def affine(xhat: Array, gamma: Array | None, beta: Array | None, *, ops: Arithmetic = PURE) -> Array:

@@ -31,14 +31,14 @@ class Normalized(NamedTuple):
 
 def normalize(call: Call) -> Normalized:
     """The result of a call: compiled if it is to be; in blocks if it is large and may be written so; else whole."""
-    plan, out = call.plan, call.out
-    compiler = compilers.chosen(call, arrays(call))
+    plan, out, given = call.plan, call.out, arrays(call)
+    compiler = compilers.chosen(call, given)
     if compiler != "none":
         with plan.library.quiet():
             compiled = Normalized(*compilers.normalize(call, compiler))
             if compilers.safe(call, compiler, call.x) or ordinary(plan, compiled.spread.var):
                 return compiled
-    if in_blocks(plan, arrays(call)):
+    if in_blocks(plan, given):
         return _in_blocks(call)
     with plan.library.quiet():
         standardized = standardize(call)
@@ -58,8 +58,9 @@ def survey(call: Call) -> Spread:
 
 def in_blocks(plan: Plan, arrays: list[Array]) -> bool:
     """Whether what is computed of these arrays is large, and may be written part by part."""
-    library = plan.library  # traced: options cannot be read under torch.compile
-    return not library.traced() and plan.nbytes >= min(SMALL, current().block_bytes) and library.plain(*arrays)
+    if plan.library.traced():  # by a compiler that cannot follow into the settings
+        return False
+    return plan.nbytes >= min(SMALL, current().block_bytes) and plan.library.plain(*arrays)
 
 
 def standardize(call: Call) -> Standardized:

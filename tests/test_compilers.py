@@ -205,9 +205,46 @@ def test_two_threads_may_compile_one_call_at_once(compiler, backend):
         np.testing.assert_allclose(found[0], anynorm.rms_norm(x), atol=1e-6)
 
 
+def test_out_is_written_to_wherever_it_lies(compiler, backend):
+    x = float32((6, 32))
+    expected, same = anynorm.layer_norm(x), x.copy()
+    for given, out in ((x, np.empty_like(x)), (x, np.empty((6, 64), np.float32)[:, ::2]), (same, same)):
+        y, pullback = anynorm.vjp(anynorm.layer_norm, given, out=out)
+        assert y is out
+        np.testing.assert_allclose(out, expected, atol=1e-6)
+        np.testing.assert_allclose(pullback(x)[0], anynorm.vjp(anynorm.layer_norm, x)[1](x)[0], atol=1e-6)
+    if compiler == "torch":
+        y = backend.xp.empty(6, 32)
+        anynorm.layer_norm(backend.xp.from_numpy(x), out=y)
+        np.testing.assert_allclose(y.numpy(), expected, atol=1e-6)
+
+
+def test_a_pullback_outlives_the_option(compiler, monkeypatch):
+    x, calls = float32((6, 32)), []
+    with anynorm.options(compiler=compiler):
+        pullback = anynorm.vjp(anynorm.layer_norm, x)[1]
+    gradients = compilers.gradients
+    monkeypatch.setattr(compilers, "gradients", lambda *given: calls.append(given) or gradients(*given))
+    with anynorm.options(compiler="none"):
+        pullback(x)
+        anynorm.vjp(anynorm.layer_norm, x)[1](x)
+    assert len(calls) == 1
+
+
+def test_moments_keep_what_rounding_takes_from_the_mean(compiler):
+    x = float32((6, 32), 1e4)
+    moments = anynorm.layer_norm(x, return_moments=True)[1]
+    total = moments.merge(moments)
+    exact = x.mean(axis=1, dtype=np.float64)
+    np.testing.assert_allclose(moments.mean.astype(np.float64) + moments._rest, exact, rtol=1e-10)
+    np.testing.assert_allclose(total.var, x.var(axis=1, dtype=np.float64), rtol=2e-6)
+
+
 @pytest.mark.cells("torch")
-def test_autograd_differentiates_what_was_compiled(backend):
-    torch, x = backend.xp, float32((6, 32))
+def test_autograd_differentiates_what_was_compiled(backend, monkeypatch):
+    torch, x, calls = backend.xp, float32((6, 32)), []
+    compiled = compilers.gradients
+    monkeypatch.setattr(compilers, "gradients", lambda *given: calls.append(given) or compiled(*given))
     if not backend.tracked:
         pytest.skip(reason="nothing is recorded")
     gradients = []
@@ -218,6 +255,7 @@ def test_autograd_differentiates_what_was_compiled(backend):
         gradients.append(torch.autograd.grad(y.pow(3).sum(), leaves))
     for ours, each in zip(*gradients, strict=True):
         assert torch.allclose(ours, each, rtol=1e-4, atol=1e-4)
+    assert len(calls) == 1
 
 
 def test_a_call_that_is_traced_already_is_left_to_its_compiler(compiler, backend):

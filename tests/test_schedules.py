@@ -15,7 +15,7 @@ def small_blocks(monkeypatch):
     """Blocks of a few numbers; how many parts were run."""
     run, parts = schedules._Run.part, []
     monkeypatch.setattr(schedules._Run, "part", lambda *args, **options: parts.append(args) or run(*args, **options))
-    with anynorm.options(block_bytes=32):
+    with anynorm.options(block_bytes=16):
         yield parts
 
 
