@@ -55,8 +55,10 @@ class Library(NamedTuple):
     """Whether it adds fastest by multiplying with ones."""
     writeable: Callable[[Array], bool] = lambda x: False
     """Whether the array may be written to."""
+    present: Callable[..., bool] = lambda *arrays: True
+    """Whether the numbers of these arrays are there, neither traced nor lazy, and nothing records what they become."""
     plain: Callable[..., bool] = lambda *arrays: False
-    """Whether a result of these arrays may be written part by part: nothing records how it comes about."""
+    """Whether a result of these arrays may be written part by part: they are present, and not on a GPU."""
     records: Callable[[list[Array]], bool] | None = None
     """Whether autograd, and nothing else, records what becomes of these arrays; None where there is none."""
     overlap: Callable[[Array, Array], bool] = lambda x, out: True
@@ -162,6 +164,11 @@ def zeros(shape: int | tuple[int, ...], like: Array, dtype: Any) -> Array:
     """Zeros, beside `like`."""
     library = library_of("like", like)
     return library.xp.zeros(shape, dtype=dtype, device=_home(library, like))
+
+
+def writeable(x: Array) -> Array:
+    """A NumPy array, or one more of the same memory that may be written to: some libraries take no other."""
+    return x if x.flags.writeable else np.asarray(_Writeable(x))
 
 
 def moved(name: str, x: Array, like: Array) -> Array:
@@ -298,6 +305,14 @@ def flush_pytrees() -> None:
                 sys.modules["jax"].tree_util.register_pytree_node(*_pytrees.pop())
 
 
+class _Writeable:
+    """The memory of an array under other terms."""
+
+    def __init__(self, x: Array) -> None:
+        self.owner = x
+        self.__array_interface__ = x.__array_interface__ | {"data": (x.__array_interface__["data"][0], False)}
+
+
 _libraries: dict[type, Library] = {}
 _compute_dtypes: dict[tuple[str, Any], Any] = {}
 _pytrees: list[tuple[type, Callable[..., Any], Callable[..., Any]]] = []
@@ -348,7 +363,8 @@ def _torch_library() -> Library:
         traced=torch.compiler.is_compiling,
         contiguous=lambda x: type(x) in (torch.Tensor, torch.nn.Parameter) and x.is_contiguous(),
         writeable=lambda out: not (torch.is_grad_enabled() and out.requires_grad),
-        plain=_torch_plain,
+        present=_torch_present,
+        plain=lambda *arrays: _torch_present(*arrays) and all(x.device.type == "cpu" for x in arrays),
         records=_torch_records,
         overlap=lambda x, out: x.untyped_storage().data_ptr() == out.untyped_storage().data_ptr(),
         same=lambda x, out: x.data_ptr() == out.data_ptr() and x.stride() == out.stride(),
@@ -378,12 +394,12 @@ def _torch_large(shape: tuple[int, ...], like: Array, dtype: Any) -> Array | Non
     return torch.from_numpy(np.empty(nbytes, dtype=np.uint8)).view(dtype).reshape(shape)
 
 
-def _torch_plain(*arrays: Array) -> bool:
+def _torch_present(*arrays: Array) -> bool:
     torch = sys.modules["torch"]
     recorded = torch.is_grad_enabled()
     return not (torch.compiler.is_compiling() or _torch_transforms(torch)) and all(
         type(x) in (torch.Tensor, torch.nn.Parameter)
-        and x.device.type == "cpu"
+        and x.device.type != "meta"
         and not (recorded and x.requires_grad)
         and not torch._C._functorch.is_legacy_batchedtensor(x)  # is_grads_batched
         and torch.autograd.forward_ad.unpack_dual(x).tangent is None
@@ -449,6 +465,7 @@ def _library(x: Array) -> Library:
     unreadable = eager._replace(readable=lambda x: False, plain=lambda *arrays: False)
     if array_api_compat.is_jax_array(x):
         return unreadable._replace(
+            present=lambda *arrays: not any(isinstance(x, sys.modules["jax"].core.Tracer) for x in arrays),
             constant=sys.modules["jax"].lax.stop_gradient,
             device=_jax_devices,
             quiet=nullcontext,
@@ -458,6 +475,7 @@ def _library(x: Array) -> Library:
     if array_api_compat.is_dask_array(x):
         # a reshape across chunks would gather them
         return unreadable._replace(
+            present=lambda *arrays: False,
             block=None,
             device=lambda x: None,
             oddity=lambda x: "masked" if isinstance(x._meta, np.ma.MaskedArray) else "",

@@ -17,6 +17,7 @@ from anynorm.arrays import (
 )
 from anynorm.kernels import Array, Groups, Limits, Spread
 from anynorm.layouts import Layout, View, same_shape
+from anynorm.settings import current
 from anynorm.statistics import Statistics
 
 
@@ -63,6 +64,8 @@ class Call(NamedTuple):
     spread: Spread | None
     out: Array | None
     """Where the caller wants the result, as it came."""
+    compiler: str = "none"
+    """The one that was asked for, which the gradients go to as well; never where a call is traced."""
 
 
 def over(
@@ -170,7 +173,8 @@ def _prepare(
     given = None
     if moments is not None:
         given = Spread(_ready(plan, mean, plan.spread), None, _ready(plan, var, plan.spread))
-    return Call(plan, x, _ready(plan, gamma, plan.gamma), _ready(plan, beta, plan.beta), given, out)
+    compiler = "none" if plan.library.traced() else current().compiler
+    return Call(plan, x, _ready(plan, gamma, plan.gamma), _ready(plan, beta, plan.beta), given, out, compiler)
 
 
 def _key(

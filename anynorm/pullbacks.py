@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from anynorm import kernels
+from anynorm import compilers, kernels
 from anynorm.arrays import assign, empty, zeros
 from anynorm.blocks import Block, blocks, both, share, within
 from anynorm.calls import Call, Plan
@@ -50,6 +50,9 @@ def pull(call: Call, dy: Array, wanted: Wanted, of: Standardized | Spread | None
     plan = call.plan
     if isinstance(of, Spread):
         arrays = [each for each in (call.x, call.gamma, dy) if each is not None]
+        compiler = compilers.chosen(call, arrays)
+        if compiler != "none" and (compilers.safe(call, compiler, dy) or ordinary(plan, of.var)):
+            return compilers.gradients(call, dy, wanted.dtype, wanted.parameters, of, compiler)
         if in_blocks(plan, arrays) and ordinary(plan, of.var):
             return _in_blocks(call, dy, wanted, of)
         of = None

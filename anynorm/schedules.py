@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
-from anynorm import kernels
+from anynorm import compilers, kernels
 from anynorm.arrays import assign, empty
 from anynorm.blocks import Block, blocks, both, share, within
 from anynorm.calls import Call, Plan
@@ -30,9 +30,15 @@ class Normalized(NamedTuple):
 
 
 def normalize(call: Call) -> Normalized:
-    """The result of a call: in blocks where the array is large and may be written part by part, else whole."""
-    plan, out = call.plan, call.out
-    if in_blocks(plan, arrays(call)):
+    """The result of a call: compiled if it is to be; in blocks if it is large and may be written so; else whole."""
+    plan, out, given = call.plan, call.out, arrays(call)
+    compiler = compilers.chosen(call, given)
+    if compiler != "none":
+        with plan.library.quiet():
+            compiled = Normalized(*compilers.normalize(call, compiler))
+            if compilers.safe(call, compiler, call.x) or ordinary(plan, compiled.spread.var):
+                return compiled
+    if in_blocks(plan, given):
         return _in_blocks(call)
     with plan.library.quiet():
         standardized = standardize(call)
@@ -80,7 +86,7 @@ def standardize(call: Call) -> Standardized:
 
 def affine(call: Call, standardized: Standardized) -> Array:
     """The normalized array in the dtype and the shape of the caller's x."""
-    return restore(call.plan, kernels.affine(standardized.xhat, call.gamma, call.beta), call.x.dtype)
+    return restore(call.plan, compilers.affine(call, standardized.xhat), call.x.dtype)
 
 
 def length(call: Call) -> Array:

@@ -13,8 +13,8 @@ import anynorm
 pytestmark = pytest.mark.cells("numpy")
 
 PACKAGE = Path(anynorm.__file__).parent
-FLOORS = ["kernels", "arrays", "settings", "layouts", "files", "statistics", "calls", "blocks", "schedules"]
-FLOORS += ["pullbacks", "autograd", "batches", "norms", "state", "gradients"]
+FLOORS = ["kernels", "arrays", "settings", "layouts", "files", "statistics", "calls", "compilers", "blocks"]
+FLOORS += ["schedules", "pullbacks", "autograd", "batches", "norms", "state", "gradients"]
 LIBRARIES = {"numpy", "array_api_compat", "torch", "jax", "cupy", "dask", "array_api_strict", "array_api_extra"}
 
 
