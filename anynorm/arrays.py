@@ -63,6 +63,8 @@ class Library(NamedTuple):
     """Whether two arrays of one shape are one in memory."""
     into: Callable[[Array], Arithmetic] = lambda place: PURE
     """Arithmetic whose results are all written to one place."""
+    chunked: bool = False
+    """Whether its arrays are lazy and in chunks, which are arrays of another library."""
     busy: Callable[[], AbstractContextManager[Any]] = nullcontext
     """As `quiet`, where block after block is worked on."""
     host: Callable[[Array], Any] = np.asarray
@@ -433,6 +435,7 @@ def _library(x: Array) -> Library:
     if array_api_compat.is_dask_array(x):
         # a reshape across chunks would gather them
         return unreadable._replace(
+            chunked=True,
             block=None,
             device=lambda x: None,
             oddity=lambda x: "masked" if isinstance(x._meta, np.ma.MaskedArray) else "",

@@ -8,7 +8,7 @@ import sys
 from functools import cache
 from typing import Any
 
-from anynorm import schedules
+from anynorm import chunks, schedules
 from anynorm.calls import Call
 from anynorm.kernels import Array, Spread
 from anynorm.pullbacks import Wanted, pull
@@ -17,6 +17,8 @@ from anynorm.schedules import Normalized
 
 def normalize(call: Call) -> Normalized:
     """`schedules.normalize`; as one node of the graph, where autograd records and nothing else traces or transforms."""
+    if call.plan.library.chunked:
+        return chunks.normalize(call)
     given = [each for each in call.spread or () if each is not None]
     arrays = [each for each in (call.x, call.gamma, call.beta) if each is not None]
     if not call.plan.library.records(arrays + given) or any(each.requires_grad for each in given):
