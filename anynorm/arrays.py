@@ -69,6 +69,8 @@ class Library(NamedTuple):
     """Arithmetic whose results are all written to one place."""
     casts: bool = True
     """Whether assignment to a part of an array casts what is assigned."""
+    chunked: bool = False
+    """Whether its arrays are lazy and in chunks, which are arrays of another library."""
     busy: Callable[[], AbstractContextManager[Any]] = nullcontext
     """As `quiet`, where block after block is worked on."""
     host: Callable[[Array], Any] = np.asarray
@@ -504,6 +506,7 @@ def _library(x: Array) -> Library:
         # a reshape across chunks would gather them
         return unreadable._replace(
             present=lambda *arrays: False,
+            chunked=True,
             block=None,
             device=lambda x: None,
             oddity=lambda x: "masked" if isinstance(x._meta, np.ma.MaskedArray) else "",

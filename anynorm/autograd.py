@@ -8,7 +8,7 @@ import sys
 from functools import cache
 from typing import Any
 
-from anynorm import schedules
+from anynorm import chunks, schedules
 from anynorm.calls import Call
 from anynorm.kernels import Array, Spread
 from anynorm.pullbacks import Wanted, pull
@@ -17,6 +17,8 @@ from anynorm.schedules import Normalized
 
 def normalize(call: Call) -> Normalized:
     """`schedules.normalize`; as one node of the graph, where autograd records and nothing else traces or transforms."""
+    if chunks.takes(call):
+        return chunks.normalize(call)
     records = call.plan.library.records
     if records is None:
         return schedules.normalize(call)

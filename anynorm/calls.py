@@ -268,7 +268,7 @@ def _plan(
         raise ValueError(f"{name} must have at least one axis, got a 0-d array")
     layout = layout_of(shape, *options)
     given = "moments.mean" in arrays
-    if _unknown(shape if layout.channel is not None else () if given else (layout.group_size,)):
+    if _unknown(shape if layout.channel is not None else () if given or library.chunked else (layout.group_size,)):
         raise ValueError(f"{name} must have known sizes where it is divided and counted, got shape {shape}")
     eps = check_real("eps", eps, least=0)
     shapes = {other: _shape(library, layout, other, array) for other, array in others}

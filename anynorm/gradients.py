@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from anynorm import batches, calls, compilers, norms, schedules
+from anynorm import batches, calls, chunks, compilers, norms, schedules
 from anynorm.arrays import check_device, compute_dtype, one_library, pytree
 from anynorm.calls import Call, Fit, Plan
 from anynorm.kernels import Array, Spread, Standardized
@@ -74,7 +74,10 @@ def vjp(norm: Callable[..., Any], x: Array, /, *params: Array | None, **options:
         # what the pullback keeps is its own: the caller may do to x, to y and to gamma what they like
         kept, gamma = None, None if call.gamma is None else call.gamma * 1.0
         arrays = schedules.arrays(call)
-        if compilers.chosen(call, arrays) != "none" or schedules.in_blocks(call, arrays):
+        if chunks.takes(call):  # an array of Dask cannot be written to
+            kept, (y, of) = call.x, chunks.normalize(call)
+            spread = of
+        elif compilers.chosen(call, arrays) != "none" or schedules.in_blocks(call, arrays):
             kept = plan.library.xp.asarray(call.x, copy=True)
             y, of = schedules.normalize(call)
             spread = of
@@ -145,7 +148,8 @@ class Pullback:
         wanted = Wanted(self.dtype, tuple(None if primal is None else primal.full for primal in self.parameters))
         with library.quiet():
             call = Call(plan, self.x, self.gamma, None, self.given, None, self.compiler, self.weights)
-            dx, *gradients = pull(call, schedules.enter(plan, dy, dtype=plan.dtype), wanted, self.of)
+            dy = schedules.enter(plan, dy, dtype=plan.dtype)
+            dx, *gradients = chunks.pull(call, dy, wanted) if chunks.takes(call) else pull(call, dy, wanted, self.of)
             found = [schedules.restore(plan, dx, self.dtype)]
             for primal, d in zip(self.parameters, gradients, strict=True):
                 if primal is not None:

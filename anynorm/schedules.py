@@ -323,11 +323,12 @@ def pooled(plan: Plan, each: Callable[[list[Block]], list[Portion]], parts: list
     found: list[Portion] = []
     for i in range(0, len(parts), PENDING):
         found += each(parts[i : i + PENDING])
-        found = [_pool(plan.library.xp, found, plan.groups.divisor)]
+        found = [pool(plan.library.xp, found, plan.groups.divisor)]
     return found[0].spread
 
 
-def _pool(xp: Any, found: list[Portion], divisor: float) -> Portion:
+def pool(xp: Any, found: list[Portion], divisor: float) -> Portion:
+    """The statistics of portions together; a divisor of 1 says that they are sums."""
     number = divisor if divisor == 1 else sum(portion.number for portion in found)
     like = found[0].spread.var
     share = xp.stack([xp.ones_like(like) * (portion.number / number) for portion in found], axis=0)
