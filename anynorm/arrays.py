@@ -269,6 +269,34 @@ def check_count(name: str, count: Any, mean: Array) -> Any:
     return count
 
 
+def check_weights_dtype(library: Library, weights: Array) -> None:
+    """A TypeError unless it is a bool, an integer or a real floating one."""
+    try:
+        if library.xp.isdtype(weights.dtype, ("bool", "integral")):
+            return
+    except TypeError:  # a dtype that is foreign to the library, as bfloat16 to NumPy
+        pass
+    try:
+        compute_dtype(library, "weights", weights)
+    except TypeError:
+        if library.oddity is not None and library.oddity(weights):
+            raise
+        raise TypeError(f"weights must have a bool, integer or real floating dtype, got {weights.dtype}") from None
+
+
+def check_weights(library: Library, weights: Array) -> None:
+    """A ValueError if one of them is negative or not finite, where they can be read."""
+    if "bool" in str(weights.dtype) or not library.present(weights):
+        return
+    xp = library.xp
+    if str(weights.dtype).endswith("bfloat16"):
+        weights = xp.astype(weights, xp.float32)
+    with suppress(RuntimeError, TypeError), library.quiet():  # torch.func.vmap, fake tensors, a constant under jax.jit
+        fine = bool(xp.all((weights >= 0) & (weights - weights == 0)))
+        if not fine:
+            raise ValueError("weights must be finite and at least 0 everywhere, got an array with others")
+
+
 def pytree(*leaves: str) -> Callable[[type[T]], type[T]]:
     """Make a frozen dataclass a JAX pytree, as soon as JAX is there, of these fields; the others are static.
 
@@ -482,7 +510,9 @@ def _library(x: Array) -> Library:
             writeable=lambda out: False,
             host=lambda x: _host(x.compute()),
         )
-    return unreadable._replace(host=lambda x: x.get()) if array_api_compat.is_cupy_array(x) else unreadable
+    if array_api_compat.is_cupy_array(x):
+        return unreadable._replace(host=lambda x: x.get())
+    return unreadable
 
 
 def _host(x: Array) -> Any:

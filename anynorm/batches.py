@@ -157,9 +157,9 @@ class Moments(Statistics[ArrayT]):
         return cls(mean, var, count)._carrying(rest)
 
 
-def of(x: ArrayT, *, axis: Axis) -> Moments[ArrayT]:
+def of(x: ArrayT, *, axis: Axis, weights: Any = None) -> Moments[ArrayT]:
     """The moments of one array."""
-    call = calls.over(x, None, None, axis=axis, eps=0.0)
+    call = calls.over(x, None, None, axis=axis, eps=0.0, weights=weights)
     return moments_of(call, schedules.survey(call))
 
 
@@ -168,7 +168,10 @@ def moments_of(call: Call, spread: Spread) -> Moments[Any]:
     with call.plan.library.quiet():
         mean, rest = kernels.renormalized(call.plan.library.xp, spread.mean, spread.rest)
     mean, rest, var = (schedules.statistic(call, each) for each in (mean, rest, spread.var))
-    return Moments._with_rest(mean, rest, var, call.plan.layout.group_size)
+    count: Any = call.plan.layout.group_size
+    if call.weights is not None:
+        count = schedules.statistic(call, call.weights.count + call.plan.library.xp.zeros_like(spread.var))
+    return Moments._with_rest(mean, rest, var, count)
 
 
 def _shown(batches: Iterable[ArrayT]) -> Iterable[ArrayT]:

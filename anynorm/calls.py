@@ -10,6 +10,8 @@ from anynorm.arrays import (
     check_device,
     check_out,
     check_real,
+    check_weights,
+    check_weights_dtype,
     compute_dtype,
     known_library,
     library_of,
@@ -19,6 +21,7 @@ from anynorm.kernels import Array, Groups, Limits, Spread
 from anynorm.layouts import Layout, View, same_shape
 from anynorm.settings import current
 from anynorm.statistics import Statistics
+from anynorm.weights import Weighted, Weights, weigh
 
 
 class Plan(NamedTuple):
@@ -44,6 +47,9 @@ class Plan(NamedTuple):
     beta: "Fit | None"
     spread: "Fit"
     """Of the statistics."""
+    given: bool
+    """Whether they are given."""
+    weights: "Fit | None"
 
 
 class Fit(NamedTuple):
@@ -66,6 +72,13 @@ class Call(NamedTuple):
     """Where the caller wants the result, as it came."""
     compiler: str = "none"
     """The one that was asked for, which the gradients go to as well; never where a call is traced."""
+    weights: Weights | None = None
+
+    @property
+    def groups(self) -> Groups | Weighted:
+        """The elements that share a mean, and how it is taken."""
+        groups = self.plan.groups
+        return groups if self.weights is None else Weighted(groups._replace(divisor=1.0), self.weights)
 
 
 def over(
@@ -75,17 +88,27 @@ def over(
     *,
     axis: Any,
     eps: float,
+    weights: Array | None = None,
     moments: Any = None,
     out: Array | None = None,
     centred: bool = True,
 ) -> Call:
     """`normalize`, `layer_norm`, `moments`; and, not `centred`, `rms_norm`."""
-    return _prepare(layouts.over, (axis,), x, gamma, beta, eps, moments, out, centred)
+    return _prepare(layouts.over, (axis,), x, gamma, beta, eps, weights, moments, out, centred)
 
 
-def rms(x: Array, gamma: Array | None, beta: Array | None, *, axis: Any, eps: float, out: Array | None = None) -> Call:
+def rms(
+    x: Array,
+    gamma: Array | None,
+    beta: Array | None,
+    *,
+    axis: Any,
+    eps: float,
+    weights: Array | None = None,
+    out: Array | None = None,
+) -> Call:
     """`rms_norm`."""
-    return _prepare(layouts.over, (axis,), x, gamma, beta, eps, None, out, False)
+    return _prepare(layouts.over, (axis,), x, gamma, beta, eps, weights, None, out, False)
 
 
 def batch(
@@ -95,18 +118,26 @@ def batch(
     *,
     channel_axis: Any,
     eps: float,
-    moments: Any,
+    weights: Array | None = None,
+    moments: Any = None,
     out: Array | None = None,
 ) -> Call:
     """`batch_norm`."""
-    return _prepare(layouts.batch, (channel_axis,), x, gamma, beta, eps, moments, out)
+    return _prepare(layouts.batch, (channel_axis,), x, gamma, beta, eps, weights, moments, out)
 
 
 def instance(
-    x: Array, gamma: Array | None, beta: Array | None, *, channel_axis: Any, eps: float, out: Array | None = None
+    x: Array,
+    gamma: Array | None,
+    beta: Array | None,
+    *,
+    channel_axis: Any,
+    eps: float,
+    weights: Array | None = None,
+    out: Array | None = None,
 ) -> Call:
     """`instance_norm`."""
-    return _prepare(layouts.instance, (channel_axis,), x, gamma, beta, eps, None, out)
+    return _prepare(layouts.instance, (channel_axis,), x, gamma, beta, eps, weights, None, out)
 
 
 def group(
@@ -117,10 +148,11 @@ def group(
     groups: Any,
     channel_axis: Any,
     eps: float,
+    weights: Array | None = None,
     out: Array | None = None,
 ) -> Call:
     """`group_norm`."""
-    return _prepare(layouts.group, (groups, channel_axis), x, gamma, beta, eps, None, out)
+    return _prepare(layouts.group, (groups, channel_axis), x, gamma, beta, eps, weights, None, out)
 
 
 def weight(v: Array, g: Array, *, axis: Any, out: Array | None = None) -> Call:
@@ -131,7 +163,7 @@ def weight(v: Array, g: Array, *, axis: Any, out: Array | None = None) -> Call:
 
 def direction(v: Array, g: Array | None = None, *, axis: Any, out: Array | None = None) -> Call:
     """`v` brought to length 1."""
-    return _prepare(layouts.weight, (axis,), v, g, None, 0.0, None, out, False, 1, ("v", "g"))
+    return _prepare(layouts.weight, (axis,), v, g, None, 0.0, None, None, out, False, 1, ("v", "g"))
 
 
 MOST_PLANS = 1024
@@ -145,6 +177,7 @@ def _prepare(
     gamma: Array | None,
     beta: Array | None,
     eps: float,
+    weights: Array | None,
     moments: Any,
     out: Array | None,
     centred: bool = True,
@@ -156,10 +189,10 @@ def _prepare(
         if not isinstance(moments, Statistics):
             raise TypeError(f"moments must be Moments or RunningStats, got {type(moments).__name__}")
         mean, var = moments.mean, moments.var
-    key = _key(layout_of, options, eps, centred, out, (x, gamma, beta, mean, var))
+    key = _key(layout_of, options, eps, centred, out, (x, gamma, beta, mean, var, weights))
     plan = None if key is None else _plans.get(key)
     if plan is None:
-        others = {names[1]: gamma, "beta": beta, "moments.mean": mean, "moments.var": var}
+        others = {names[1]: gamma, "beta": beta, "moments.mean": mean, "moments.var": var, "weights": weights}
         arrays = {names[0]: x} | {name: array for name, array in others.items() if array is not None}
         plan = _plan(layout_of, options, arrays, out, eps, centred, divisor)
         if key is not None:
@@ -173,8 +206,19 @@ def _prepare(
     given = None
     if moments is not None:
         given = Spread(_ready(plan, mean, plan.spread), None, _ready(plan, var, plan.spread))
-    compiler = "none" if plan.library.traced() else current().compiler
-    return Call(plan, x, _ready(plan, gamma, plan.gamma), _ready(plan, beta, plan.beta), given, out, compiler)
+    compiler = "none" if plan.library.traced() or weights is not None else current().compiler
+    call = Call(plan, x, _ready(plan, gamma, plan.gamma), _ready(plan, beta, plan.beta), given, out, compiler)
+    return call if weights is None else call._replace(weights=_weights(plan, weights))
+
+
+def _weights(plan: Plan, weights: Array) -> Weights | None:
+    """The weights, checked; None where moments were given, to which they make no difference."""
+    check_weights(plan.library, weights)
+    if plan.given:
+        return None
+    with plan.library.quiet():
+        ready = _ready(plan, plan.library.constant(weights), plan.weights)
+        return weigh(plan.library.xp, ready, plan.view.shape, groups=plan.groups)
 
 
 def _key(
@@ -257,6 +301,8 @@ def _plan(
         gamma=gamma,
         beta=fits.get("beta"),
         spread=fits.get("moments.mean", Fit(spread, None)),
+        given=given,
+        weights=fits.get("weights"),
     )
 
 
@@ -302,8 +348,14 @@ def _unknown(sizes: tuple[Any, ...]) -> bool:
 
 def _shape(library: Library, layout: Layout, name: str, array: Array) -> tuple[int, ...]:
     """The shape of an argument beside the layout's view of x; an error if it does not fit."""
-    compute_dtype(library, name, array)
     shape = tuple(array.shape)
+    if name == "weights":
+        check_weights_dtype(library, array)
+        full = layout.broadcast(shape)
+        if full is None:
+            raise ValueError(f"weights must broadcast to the shape of x, {layout.shape}, got {shape}")
+        return full
+    compute_dtype(library, name, array)
     if name.startswith("moments."):
         if not same_shape(shape, layout.kept_shape):
             raise ValueError(f"{name} must have shape {layout.kept_shape}, got {shape}")

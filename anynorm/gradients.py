@@ -12,6 +12,7 @@ from anynorm.kernels import Array, Spread, Standardized
 from anynorm.layouts import same_shape
 from anynorm.pullbacks import Wanted, pull
 from anynorm.statistics import describe
+from anynorm.weights import Weights
 
 
 def vjp(norm: Callable[..., Any], x: Array, /, *params: Array | None, **options: Any) -> tuple[Any, "Pullback"]:
@@ -73,7 +74,7 @@ def vjp(norm: Callable[..., Any], x: Array, /, *params: Array | None, **options:
         # what the pullback keeps is its own: the caller may do to x, to y and to gamma what they like
         kept, gamma = None, None if call.gamma is None else call.gamma * 1.0
         arrays = schedules.arrays(call)
-        if compilers.chosen(call, arrays) != "none" or schedules.in_blocks(plan, arrays):
+        if compilers.chosen(call, arrays) != "none" or schedules.in_blocks(call, arrays):
             kept = plan.library.xp.asarray(call.x, copy=True)
             y, of = schedules.normalize(call)
             spread = of
@@ -92,6 +93,7 @@ def vjp(norm: Callable[..., Any], x: Array, /, *params: Array | None, **options:
         x=kept,
         gamma=gamma,
         given=call.spread,
+        weights=call.weights,
         plan=plan,
         dtype=call.x.dtype,
         compiler=call.compiler,
@@ -113,7 +115,7 @@ class _Primal(NamedTuple):
     dtype: Any
 
 
-@pytree("of", "x", "gamma", "given")
+@pytree("of", "x", "gamma", "given", "weights")
 @dataclass(frozen=True, eq=False, repr=False)
 class Pullback:
     """From a cotangent of y to those of x and of each parameter; a JAX pytree where JAX is imported."""
@@ -124,6 +126,7 @@ class Pullback:
     gamma: Array | None
     given: Spread | None
     """The statistics, where moments were given: they are constants."""
+    weights: Weights | None
     plan: Plan
     dtype: Any
     """The dtype of x."""
@@ -141,7 +144,7 @@ class Pullback:
         check_device(library, "y", kept, "dy", dy)
         wanted = Wanted(self.dtype, tuple(None if primal is None else primal.full for primal in self.parameters))
         with library.quiet():
-            call = Call(plan, self.x, self.gamma, None, self.given, None, self.compiler)
+            call = Call(plan, self.x, self.gamma, None, self.given, None, self.compiler, self.weights)
             dx, *gradients = pull(call, schedules.enter(plan, dy, dtype=plan.dtype), wanted, self.of)
             found = [schedules.restore(plan, dx, self.dtype)]
             for primal, d in zip(self.parameters, gradients, strict=True):

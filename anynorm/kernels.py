@@ -8,7 +8,7 @@ import math
 import operator
 import sys
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 Array = Any
 Namespace = Any
@@ -37,6 +37,16 @@ class Places(NamedTuple):
 
 
 NEW = Places()
+
+
+class Means(Protocol):
+    """How the mean of each group is taken."""
+
+    def mean(self, xp: Namespace, x: Array) -> Array:
+        """Of x, beside x."""
+
+    def mean_product(self, xp: Namespace, x: Array, other: Array, *, ops: Arithmetic = PURE) -> Array:
+        """Of x * other."""
 
 
 class Groups(NamedTuple):
@@ -98,6 +108,8 @@ class Standardized(NamedTuple):
     rstd: Array
     """1 / sqrt(var + eps); where that is 1 / 0, 1."""
     spread: Spread
+    stray: Array | None = None
+    """What becomes of a number that weighs nothing if that is not finite, and 0 elsewhere; its xhat is 0."""
 
 
 class Limits(NamedTuple):
@@ -119,7 +131,7 @@ def standardize(
     xp: Namespace,
     x: Array,
     *,
-    groups: Groups,
+    groups: Means,
     eps: float | Array,
     centred: bool,
     flat: float | Array | None = 1.0,
@@ -144,13 +156,11 @@ def standardize_scaled(
     numbers that the library flushes to 0, times the power of two that is taken out of the smallest.
     """
     scale = scale_of(xp, *extremes(xp, x, groups=groups), eps=eps)
-    x = x * scale.unit
-    if subnormal is not None:
-        x = x + xp.where(scale.unit > limits(xp, x.dtype).step, subnormal, xp.zeros_like(subnormal))
-    scaled = standardize(
-        xp, x, groups=groups, eps=scale.eps, centred=centred, flat=scale.flat, alike=scale.alike if centred else None
+    x = scale.enter(xp, x, subnormal)
+    alike = scale.alike if centred else None
+    return scale.leave(
+        xp, standardize(xp, x, groups=groups, eps=scale.eps, centred=centred, flat=scale.flat, alike=alike)
     )
-    return Standardized(scaled.xhat, scale.restore_rstd(xp, scaled.rstd), scale.restore(scaled.spread))
 
 
 def standardize_with(xp: Namespace, x: Array, spread: Spread, *, eps: float, ops: Arithmetic = PURE) -> Standardized:
@@ -163,7 +173,7 @@ def deviations(
     xp: Namespace,
     x: Array,
     *,
-    groups: Groups,
+    groups: Means,
     centred: bool,
     alike: tuple[Array, Array] | None = None,
     ops: Arithmetic = PURE,
@@ -280,7 +290,7 @@ def centre(
     xp: Namespace,
     x: Array,
     *,
-    groups: Groups,
+    groups: Means,
     alike: tuple[Array, Array] | None = None,
     ops: Arithmetic = PURE,
 ) -> tuple[Array, Array, Array]:
@@ -332,6 +342,17 @@ class Scale(NamedTuple):
     """What 1 / sqrt(var + eps) becomes where eps itself is lost beside the numbers."""
     alike: tuple[Array, Array]
     """In which groups all numbers are one and the same, and which, times the unit."""
+
+    def enter(self, xp: Namespace, x: Array, subnormal: Array | None) -> Array:
+        """x * unit, for the `subnormal` of `standardize_scaled`."""
+        x = x * self.unit
+        if subnormal is None:
+            return x
+        return x + xp.where(self.unit > limits(xp, x.dtype).step, subnormal, xp.zeros_like(subnormal))
+
+    def leave(self, xp: Namespace, scaled: Standardized) -> Standardized:
+        """What x is standardized to, from what x * unit is."""
+        return scaled._replace(rstd=self.restore_rstd(xp, scaled.rstd), spread=self.restore(scaled.spread))
 
     def restore(self, spread: Spread) -> Spread:
         """The statistics of x, from those of x * unit."""

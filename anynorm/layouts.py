@@ -53,9 +53,15 @@ class Layout(NamedTuple):
         if shape == self.parameter_shape:
             sizes = dict(zip(self.parameter_axes, shape, strict=True))
             return self.view(tuple(sizes.get(axis, 1) for axis in range(rank)))
-        if len(shape) == rank and all(n == 1 or n == whole for n, whole in zip(shape, self.shape, strict=True)):
-            return self.view(shape)
-        return None
+        return self.broadcast(shape) if len(shape) == rank else None
+
+    def broadcast(self, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+        """The view of an array of shape `shape`, or None if it does not broadcast to the whole."""
+        missing = len(self.shape) - len(shape)
+        shape = (1,) * missing + shape
+        if missing < 0 or not all(n == 1 or n == whole for n, whole in zip(shape, self.shape, strict=True)):
+            return None
+        return self.view(shape)
 
 
 class View(NamedTuple):

@@ -15,22 +15,24 @@ GivenT = TypeVar("GivenT", bound=Statistics[Any])
 @overload
 def normalize(
     x: ArrayT, /, gamma: Array | None = None, beta: Array | None = None, *, axis: Axis, eps: float = 1e-5,
-    moments: Statistics[Any] | None = None, return_moments: Literal[False] = False, out: ArrayT | None = None,
+    weights: Array | None = None, moments: Statistics[Any] | None = None, return_moments: Literal[False] = False,
+    out: ArrayT | None = None,
 ) -> ArrayT: ...  # fmt: skip
 @overload
 def normalize(
     x: ArrayT, /, gamma: Array | None = None, beta: Array | None = None, *, axis: Axis, eps: float = 1e-5,
-    moments: None = None, return_moments: Literal[True], out: ArrayT | None = None,
+    weights: Array | None = None, moments: None = None, return_moments: Literal[True], out: ArrayT | None = None,
 ) -> tuple[ArrayT, Moments[ArrayT]]: ...  # fmt: skip
 @overload
 def normalize(
     x: ArrayT, /, gamma: Array | None = None, beta: Array | None = None, *, axis: Axis, eps: float = 1e-5,
-    moments: GivenT, return_moments: Literal[True], out: ArrayT | None = None,
+    weights: Array | None = None, moments: GivenT, return_moments: Literal[True], out: ArrayT | None = None,
 ) -> tuple[ArrayT, GivenT]: ...  # fmt: skip
 @overload
 def normalize(
     x: ArrayT, /, gamma: Array | None = None, beta: Array | None = None, *, axis: Axis, eps: float = 1e-5,
-    moments: Statistics[Any] | None = None, return_moments: bool, out: ArrayT | None = None,
+    weights: Array | None = None, moments: Statistics[Any] | None = None, return_moments: bool,
+    out: ArrayT | None = None,
 ) -> ArrayT | tuple[ArrayT, Statistics[Any]]: ...  # fmt: skip
 def normalize(
     x: ArrayT,
@@ -40,6 +42,7 @@ def normalize(
     *,
     axis: Axis,
     eps: float = 1e-5,
+    weights: Array | None = None,
     moments: Statistics[Any] | None = None,
     return_moments: bool = False,
     out: ArrayT | None = None,
@@ -60,6 +63,10 @@ def normalize(
         The axes that share a mean and a variance; None is all of them.
     eps : float
         Added to the variance; it has the square of x's unit.
+    weights : array, optional
+        How much each number counts for the mean and the variance: a boolean mask, or finite numbers of at least 0, of
+        any integer or real floating dtype, broadcasting to x. All numbers are normalized, also those that count for
+        nothing; these may be NaN. To gradients, weights are constants.
     moments : Moments or RunningStats, optional
         Normalize with these, of the shape of the kept axes, in place of x's own.
     return_moments : bool
@@ -70,7 +77,8 @@ def normalize(
     Returns
     -------
     y : array
-        Of x's library, device, dtype and shape. A group whose values are all equal becomes beta.
+        Of x's library, device, dtype and shape. A group whose values are all equal, or whose weights are all 0, becomes
+        beta.
     moments : Moments
         With `return_moments`: of the kept axes, without a gradient; ``moments`` itself where it was given.
 
@@ -79,7 +87,7 @@ def normalize(
     TypeError
         If an argument is not a real floating array, or two are of different libraries.
     ValueError
-        If a shape, a device, an axis or eps does not fit.
+        If a shape, a device, an axis or eps does not fit, or a weight is negative or not finite.
 
     Notes
     -----
@@ -98,23 +106,27 @@ def normalize(
     array([[-1.,  1.],
            [-1.,  1.]])
     """
-    return _run(calls.over(x, gamma, beta, axis=axis, eps=eps, moments=moments, out=out), moments, return_moments)
+    return _run(
+        calls.over(x, gamma, beta, axis=axis, eps=eps, weights=weights, moments=moments, out=out),
+        moments,
+        return_moments,
+    )
 
 
 @overload
 def layer_norm(
     x: ArrayT, /, gamma: Array | None = None, beta: Array | None = None, *, axis: Axis = -1, eps: float = 1e-5,
-    return_moments: Literal[False] = False, out: ArrayT | None = None,
+    weights: Array | None = None, return_moments: Literal[False] = False, out: ArrayT | None = None,
 ) -> ArrayT: ...  # fmt: skip
 @overload
 def layer_norm(
     x: ArrayT, /, gamma: Array | None = None, beta: Array | None = None, *, axis: Axis = -1, eps: float = 1e-5,
-    return_moments: Literal[True], out: ArrayT | None = None,
+    weights: Array | None = None, return_moments: Literal[True], out: ArrayT | None = None,
 ) -> tuple[ArrayT, Moments[ArrayT]]: ...  # fmt: skip
 @overload
 def layer_norm(
     x: ArrayT, /, gamma: Array | None = None, beta: Array | None = None, *, axis: Axis = -1, eps: float = 1e-5,
-    return_moments: bool, out: ArrayT | None = None,
+    weights: Array | None = None, return_moments: bool, out: ArrayT | None = None,
 ) -> ArrayT | tuple[ArrayT, Statistics[Any]]: ...  # fmt: skip
 def layer_norm(
     x: ArrayT,
@@ -124,6 +136,7 @@ def layer_norm(
     *,
     axis: Axis = -1,
     eps: float = 1e-5,
+    weights: Array | None = None,
     return_moments: bool = False,
     out: ArrayT | None = None,
 ) -> ArrayT | tuple[ArrayT, Statistics[Any]]:
@@ -141,6 +154,8 @@ def layer_norm(
         The feature axes, by default the last; None is all axes.
     eps : float
         Added to the variance.
+    weights : array, optional
+        A mask, or how much each number counts for the mean and the variance, as in `normalize`.
     return_moments : bool
         Also return the moments, of shape (\*samples,).
     out : array, optional
@@ -169,28 +184,30 @@ def layer_norm(
     array([[-2.,  3.],
            [ 0.,  1.]])
     """
-    return _run(calls.over(x, gamma, beta, axis=axis, eps=eps, out=out), None, return_moments)
+    return _run(calls.over(x, gamma, beta, axis=axis, eps=eps, weights=weights, out=out), None, return_moments)
 
 
 @overload
 def batch_norm(
     x: ArrayT, /, gamma: Array | None = None, beta: Array | None = None, *, channel_axis: int = 1, eps: float = 1e-5,
-    moments: Statistics[Any] | None = None, return_moments: Literal[False] = False, out: ArrayT | None = None,
+    weights: Array | None = None, moments: Statistics[Any] | None = None, return_moments: Literal[False] = False,
+    out: ArrayT | None = None,
 ) -> ArrayT: ...  # fmt: skip
 @overload
 def batch_norm(
     x: ArrayT, /, gamma: Array | None = None, beta: Array | None = None, *, channel_axis: int = 1, eps: float = 1e-5,
-    moments: None = None, return_moments: Literal[True], out: ArrayT | None = None,
+    weights: Array | None = None, moments: None = None, return_moments: Literal[True], out: ArrayT | None = None,
 ) -> tuple[ArrayT, Moments[ArrayT]]: ...  # fmt: skip
 @overload
 def batch_norm(
     x: ArrayT, /, gamma: Array | None = None, beta: Array | None = None, *, channel_axis: int = 1, eps: float = 1e-5,
-    moments: GivenT, return_moments: Literal[True], out: ArrayT | None = None,
+    weights: Array | None = None, moments: GivenT, return_moments: Literal[True], out: ArrayT | None = None,
 ) -> tuple[ArrayT, GivenT]: ...  # fmt: skip
 @overload
 def batch_norm(
     x: ArrayT, /, gamma: Array | None = None, beta: Array | None = None, *, channel_axis: int = 1, eps: float = 1e-5,
-    moments: Statistics[Any] | None = None, return_moments: bool, out: ArrayT | None = None,
+    weights: Array | None = None, moments: Statistics[Any] | None = None, return_moments: bool,
+    out: ArrayT | None = None,
 ) -> ArrayT | tuple[ArrayT, Statistics[Any]]: ...  # fmt: skip
 def batch_norm(
     x: ArrayT,
@@ -200,6 +217,7 @@ def batch_norm(
     *,
     channel_axis: int = 1,
     eps: float = 1e-5,
+    weights: Array | None = None,
     moments: Statistics[Any] | None = None,
     return_moments: bool = False,
     out: ArrayT | None = None,
@@ -218,6 +236,8 @@ def batch_norm(
         The axis of the channels.
     eps : float
         Added to the variance.
+    weights : array, optional
+        A mask, or how much each number counts for the mean and the variance, as in `normalize`.
     moments : Moments or RunningStats, shape (C,), optional
         Normalize with these in place of the batch's own: inference.
     return_moments : bool
@@ -255,24 +275,24 @@ def batch_norm(
     >>> anynorm.batch_norm(np.array([[2.0, 2.0]]), moments=running, eps=0)
     array([[1., 0.]])
     """
-    call = calls.batch(x, gamma, beta, channel_axis=channel_axis, eps=eps, moments=moments, out=out)
+    call = calls.batch(x, gamma, beta, channel_axis=channel_axis, eps=eps, weights=weights, moments=moments, out=out)
     return _run(call, moments, return_moments)
 
 
 @overload
 def instance_norm(
     x: ArrayT, /, gamma: Array | None = None, beta: Array | None = None, *, channel_axis: int = 1, eps: float = 1e-5,
-    return_moments: Literal[False] = False, out: ArrayT | None = None,
+    weights: Array | None = None, return_moments: Literal[False] = False, out: ArrayT | None = None,
 ) -> ArrayT: ...  # fmt: skip
 @overload
 def instance_norm(
     x: ArrayT, /, gamma: Array | None = None, beta: Array | None = None, *, channel_axis: int = 1, eps: float = 1e-5,
-    return_moments: Literal[True], out: ArrayT | None = None,
+    weights: Array | None = None, return_moments: Literal[True], out: ArrayT | None = None,
 ) -> tuple[ArrayT, Moments[ArrayT]]: ...  # fmt: skip
 @overload
 def instance_norm(
     x: ArrayT, /, gamma: Array | None = None, beta: Array | None = None, *, channel_axis: int = 1, eps: float = 1e-5,
-    return_moments: bool, out: ArrayT | None = None,
+    weights: Array | None = None, return_moments: bool, out: ArrayT | None = None,
 ) -> ArrayT | tuple[ArrayT, Statistics[Any]]: ...  # fmt: skip
 def instance_norm(
     x: ArrayT,
@@ -282,6 +302,7 @@ def instance_norm(
     *,
     channel_axis: int = 1,
     eps: float = 1e-5,
+    weights: Array | None = None,
     return_moments: bool = False,
     out: ArrayT | None = None,
 ) -> ArrayT | tuple[ArrayT, Statistics[Any]]:
@@ -299,6 +320,8 @@ def instance_norm(
         The axis of the channels.
     eps : float
         Added to the variance.
+    weights : array, optional
+        A mask, or how much each number counts for the mean and the variance, as in `normalize`.
     return_moments : bool
         Also return the moments, of shape (N, C).
     out : array, optional
@@ -328,23 +351,27 @@ def instance_norm(
     array([[[-1.,  1.],
             [-1.,  1.]]])
     """
-    return _run(calls.instance(x, gamma, beta, channel_axis=channel_axis, eps=eps, out=out), None, return_moments)
+    return _run(
+        calls.instance(x, gamma, beta, channel_axis=channel_axis, eps=eps, weights=weights, out=out),
+        None,
+        return_moments,
+    )
 
 
 @overload
 def group_norm(
     x: ArrayT, /, gamma: Array | None = None, beta: Array | None = None, *, groups: int, channel_axis: int = 1,
-    eps: float = 1e-5, return_moments: Literal[False] = False, out: ArrayT | None = None,
+    eps: float = 1e-5, weights: Array | None = None, return_moments: Literal[False] = False, out: ArrayT | None = None,
 ) -> ArrayT: ...  # fmt: skip
 @overload
 def group_norm(
     x: ArrayT, /, gamma: Array | None = None, beta: Array | None = None, *, groups: int, channel_axis: int = 1,
-    eps: float = 1e-5, return_moments: Literal[True], out: ArrayT | None = None,
+    eps: float = 1e-5, weights: Array | None = None, return_moments: Literal[True], out: ArrayT | None = None,
 ) -> tuple[ArrayT, Moments[ArrayT]]: ...  # fmt: skip
 @overload
 def group_norm(
     x: ArrayT, /, gamma: Array | None = None, beta: Array | None = None, *, groups: int, channel_axis: int = 1,
-    eps: float = 1e-5, return_moments: bool, out: ArrayT | None = None,
+    eps: float = 1e-5, weights: Array | None = None, return_moments: bool, out: ArrayT | None = None,
 ) -> ArrayT | tuple[ArrayT, Statistics[Any]]: ...  # fmt: skip
 def group_norm(
     x: ArrayT,
@@ -355,6 +382,7 @@ def group_norm(
     groups: int,
     channel_axis: int = 1,
     eps: float = 1e-5,
+    weights: Array | None = None,
     return_moments: bool = False,
     out: ArrayT | None = None,
 ) -> ArrayT | tuple[ArrayT, Statistics[Any]]:
@@ -376,6 +404,8 @@ def group_norm(
         The axis of the channels.
     eps : float
         Added to the variance.
+    weights : array, optional
+        A mask, or how much each number counts for the mean and the variance, as in `normalize`.
     return_moments : bool
         Also return the moments, of shape (N, G).
     out : array, optional
@@ -403,7 +433,7 @@ def group_norm(
     >>> anynorm.group_norm(np.array([[1.0, 3.0, 10.0, 30.0]]), groups=2, eps=0)
     array([[-1.,  1., -1.,  1.]])
     """
-    call = calls.group(x, gamma, beta, groups=groups, channel_axis=channel_axis, eps=eps, out=out)
+    call = calls.group(x, gamma, beta, groups=groups, channel_axis=channel_axis, eps=eps, weights=weights, out=out)
     return _run(call, None, return_moments)
 
 
@@ -415,6 +445,7 @@ def rms_norm(
     *,
     axis: Axis = -1,
     eps: float = 1e-5,
+    weights: Array | None = None,
     out: ArrayT | None = None,
 ) -> ArrayT:
     r"""Root mean square normalization: layer normalization that takes no mean away.
@@ -431,6 +462,8 @@ def rms_norm(
         The feature axes, by default the last; None is all axes.
     eps : float
         Added to the mean of squares.
+    weights : array, optional
+        A mask, or how much each number counts for the mean of squares, as in `normalize`.
     out : array, optional
         Where to write the result: a writeable array of x's library, device, dtype and shape, or x itself.
 
@@ -455,7 +488,7 @@ def rms_norm(
     array([[0.2, 1.4],
            [1. , 1. ]])
     """
-    call = calls.rms(x, gamma, beta, axis=axis, eps=eps, out=out)
+    call = calls.rms(x, gamma, beta, axis=axis, eps=eps, weights=weights, out=out)
     return autograd.normalize(call).y  # type: ignore[no-any-return]
 
 
@@ -504,7 +537,7 @@ def weight_norm(v: ArrayT, g: Array, /, *, axis: Axis = 0, out: ArrayT | None = 
     return autograd.normalize(call).y  # type: ignore[no-any-return]
 
 
-def moments(x: ArrayT, /, *, axis: Axis) -> Moments[ArrayT]:
+def moments(x: ArrayT, /, *, axis: Axis, weights: Array | None = None) -> Moments[ArrayT]:
     r"""Mean, biased variance and count over some axes.
 
     .. math:: \mu = \frac{1}{n} \sum_i x_i, \qquad \sigma^2 = \frac{1}{n} \sum_i (x_i - \mu)^2
@@ -515,11 +548,14 @@ def moments(x: ArrayT, /, *, axis: Axis) -> Moments[ArrayT]:
         Real and floating.
     axis : int, tuple of int or None
         The axes to take them over; None is all of them.
+    weights : array, optional
+        A mask, or how much each number counts, as in `normalize`; ``count`` is their sum, an array.
 
     Returns
     -------
     Moments
-        Of the shape of the kept axes, without a gradient; of an empty batch mean 0, variance 0 and count 0.
+        Of the shape of the kept axes, without a gradient; of an empty batch, or of a group without weight, mean 0,
+        variance 0 and count 0.
 
     Raises
     ------
@@ -537,7 +573,7 @@ def moments(x: ArrayT, /, *, axis: Axis) -> Moments[ArrayT]:
     >>> anynorm.moments(np.ones((8, 3, 5, 5), dtype=np.float32), axis=(0, 2, 3))
     Moments(numpy float32 (3,), count=200)
     """
-    return of(x, axis=axis)
+    return of(x, axis=axis, weights=weights)
 
 
 def _run(call: Call, given: Statistics[Any] | None, return_moments: bool) -> ArrayT | tuple[ArrayT, Statistics[Any]]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from anynorm import compilers, kernels
+from anynorm import compilers, kernels, weights
 from anynorm.arrays import assign, empty, zeros
 from anynorm.blocks import Block, blocks, both, share, within
 from anynorm.calls import Call, Plan
@@ -22,6 +22,7 @@ from anynorm.schedules import (
     sound,
     spread_within,
     standardize,
+    trimmed,
 )
 
 
@@ -52,7 +53,7 @@ def pull(call: Call, dy: Array, wanted: Wanted, of: Standardized | Spread | None
         compiler = compilers.chosen(call, arrays)
         if compiler != "none" and (compilers.safe(call, compiler, dy) or ordinary(plan, of.var)):
             return compilers.gradients(call, dy, wanted.dtype, wanted.parameters, of, compiler)
-        if in_blocks(plan, arrays) and ordinary(plan, of.var):
+        if in_blocks(call, arrays) and ordinary(plan, of.var):
             return _in_blocks(call, dy, wanted, of)
         of = None
     if of is None and call.x is None:  # nothing that is wanted depends on it
@@ -62,11 +63,16 @@ def pull(call: Call, dy: Array, wanted: Wanted, of: Standardized | Spread | None
         of = standardize(call)
     xp = plan.library.xp
     dy = xp.astype(dy, plan.dtype, copy=False)
+    if of.stray is not None:
+        dy = xp.where(of.stray != 0, xp.zeros_like(dy), dy)
     parameters = _parameter_gradients(plan, dy, of.xhat, wanted.parameters, block=plan.groups.block)
     if wanted.dtype is None:
         return None, *parameters
-    groups = None if call.spread is not None else plan.groups
-    dx = kernels.input_gradient(xp, dy, call.gamma, of, groups=groups, centred=plan.centred)
+    if isinstance(call.groups, weights.Weighted):
+        dx = weights.input_gradient(xp, dy, call.gamma, of, groups=call.groups, centred=plan.centred)
+    else:
+        groups = None if call.spread is not None else call.groups
+        dx = kernels.input_gradient(xp, dy, call.gamma, of, groups=groups, centred=plan.centred)
     return xp.astype(dx, wanted.dtype, copy=False), *parameters
 
 
@@ -152,6 +158,7 @@ def _in_blocks(call: Call, dy: Array, wanted: Wanted, spread: Spread) -> Gradien
     library = plan.library
     with library.quiet():
         rstd = scale = root(plan, spread)
+        spread = trimmed(plan, spread)
         gamma = call.gamma
         if gamma is not None and all(gamma.shape[axis] == 1 for axis in plan.view.axes) and plan.folds:
             scale, gamma = (rstd * gamma, None) if sound(library.xp, rstd * gamma) else (rstd, gamma)

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
-from anynorm import compilers, kernels
+from anynorm import compilers, kernels, weights
 from anynorm.arrays import assign, empty
 from anynorm.blocks import Block, blocks, both, share, within
 from anynorm.calls import Call, Plan
@@ -38,7 +38,7 @@ def normalize(call: Call) -> Normalized:
             compiled = Normalized(*compilers.normalize(call, compiler))
             if compilers.safe(call, compiler, call.x) or ordinary(plan, compiled.spread.var):
                 return compiled
-    if in_blocks(plan, given):
+    if in_blocks(call, given):
         return _in_blocks(call)
     with plan.library.quiet():
         standardized = standardize(call)
@@ -50,15 +50,16 @@ def normalize(call: Call) -> Normalized:
 
 def survey(call: Call) -> Spread:
     """The statistics of a call alone."""
-    if in_blocks(call.plan, arrays(call)):
+    if in_blocks(call, arrays(call)):
         return _statistics(call)
     with call.plan.library.quiet():
         return standardize(call).spread
 
 
-def in_blocks(plan: Plan, arrays: list[Array]) -> bool:
+def in_blocks(call: Call, arrays: list[Array]) -> bool:
     """Whether what is computed of these arrays is large, and may be written part by part."""
-    if plan.library.traced():  # by a compiler that cannot follow into the settings
+    plan = call.plan
+    if call.weights is not None or plan.library.traced():  # by a compiler that cannot follow into the settings
         return False
     return plan.nbytes >= min(SMALL, current().block_bytes) and plan.library.plain(*arrays)
 
@@ -70,23 +71,32 @@ def standardize(call: Call) -> Standardized:
     x = call.x if call.x.dtype == plan.dtype else xp.astype(call.x, plan.dtype)
     if call.spread is not None:
         return kernels.standardize_with(xp, x, call.spread, eps=plan.eps)
+    room: Any = kernels if call.weights is None else weights
     vacant = not plan.nbytes > 0  # NaN is a size that Dask does not know: there it takes no minimum
     flat = 1.0 if plan.tiny else None
     if vacant or library.readable(x):
-        plain = kernels.standardize(xp, x, groups=plan.groups, eps=plan.eps, centred=plan.centred, flat=flat)
+        plain: Standardized = room.standardize(xp, x, groups=call.groups, eps=plan.eps, centred=plan.centred, flat=flat)
         if vacant or ordinary(plan, plain.spread.var):
             return plain
     subnormal = None
     if plan.tiny and library.subnormal:
         subnormal = library.subnormal(x, plan.limits.step * plan.limits.further)
-    return kernels.standardize_scaled(
-        xp, x, groups=plan.groups, eps=plan.eps, centred=plan.centred, subnormal=subnormal
+    scaled: Standardized = room.standardize_scaled(
+        xp, x, groups=call.groups, eps=plan.eps, centred=plan.centred, subnormal=subnormal
     )
+    return scaled
 
 
 def affine(call: Call, standardized: Standardized) -> Array:
     """The normalized array in the dtype and the shape of the caller's x."""
-    return restore(call.plan, compilers.affine(call, standardized.xhat), call.x.dtype)
+    y = compilers.affine(call, standardized.xhat)
+    if standardized.stray is not None:
+        constant = call.plan.library.constant
+        stray, *parameters = (
+            None if each is None else constant(each) for each in (standardized.stray, call.gamma, call.beta)
+        )
+        y = call.plan.library.xp.where(stray != 0, kernels.affine(stray, *parameters), y)
+    return restore(call.plan, y, call.x.dtype)
 
 
 def length(call: Call) -> Array:
@@ -351,6 +361,15 @@ def root(plan: Plan, spread: Spread, scale: Scale | None = None) -> Array:
     if scale is not None:
         return kernels.inverse_root(xp, spread.var + scale.eps, flat=scale.flat)
     return kernels.inverse_root(xp, spread.var + plan.eps, flat=1.0 if plan.tiny else None)
+
+
+def trimmed(plan: Plan, spread: Spread) -> Spread:
+    """Without the rest of the mean where it is an eighth of a unit in the last place of the spread, or less."""
+    if spread.rest is None:
+        return spread
+    slight = (float(plan.library.xp.finfo(plan.dtype).eps) / 8) ** 2
+    excess = plan.library.most(spread.rest * spread.rest - slight * spread.var)
+    return spread._replace(rest=None) if excess <= 0 else spread  # a NaN keeps it
 
 
 def _apart(call: Call, out: Array) -> Call:

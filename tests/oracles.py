@@ -63,13 +63,14 @@ CASES = [
 ]
 
 
-def values(case: Case, x: Any, gamma: Any, beta: Any, eps: float = 1e-5, given: Any = None) -> Any:
+def values(case: Case, x: Any, gamma: Any, beta: Any, eps: float = 1e-5, given: Any = None, weights: Any = None) -> Any:
     """The result of a case in float64; `given` has (mean, var) for each set, in place of the set's own."""
-    sets: dict[Any, list[float]] = defaultdict(list)
+    sets: dict[Any, list[tuple[float, float]]] = defaultdict(list)
+    weights = np.broadcast_to(1.0 if weights is None else weights, case.shape)
     for index in np.ndindex(*case.shape):
-        sets[case.set_of(index)].append(x[index])
+        sets[case.set_of(index)].append((x[index], float(weights[index])))
     if given is None:
-        given = {name: _statistics(case, numbers) for name, numbers in sets.items()}
+        given = {name: statistics(case, numbers) for name, numbers in sets.items()}
     y = np.empty(case.shape)
     for index in np.ndindex(*case.shape):
         mean, var = given[case.set_of(index)]
@@ -77,6 +78,17 @@ def values(case: Case, x: Any, gamma: Any, beta: Any, eps: float = 1e-5, given: 
         y[index] = scale * (x[index] - mean) / math.sqrt(var + (0 if case.norm is anynorm.weight_norm else eps))
         y[index] += _at(case, beta, index, 0.0)
     return y
+
+
+def statistics(case: Case, numbers: list[tuple[float, float]]) -> tuple[float, float]:
+    """Mean and variance of numbers and their weights, as the norm of the case has them; without weight all is 0."""
+    total = math.fsum(weight for _, weight in numbers)
+    if case.norm is anynorm.weight_norm:
+        return 0.0, math.fsum(number * number for number, _ in numbers)
+    if total == 0:
+        return 0.0, math.inf
+    mean = 0.0 if case.norm is anynorm.rms_norm else math.fsum(w * number for number, w in numbers) / total
+    return mean, math.fsum(w * (number - mean) ** 2 for number, w in numbers) / total
 
 
 def gradient(function: Callable[[Any], Any], x: Any, dy: Any, step: float = 1e-5) -> Any:
@@ -110,13 +122,6 @@ def standardized_gradient(x: Any, dy: Any, axes: Any, eps: float = 1e-5) -> Any:
     dvar = (dy * (x - mean)).sum(axis=axes, keepdims=True) * (-0.5) * var**-1.5
     dmean = -dy.sum(axis=axes, keepdims=True) / np.sqrt(var) - 2 * dvar * (x - mean).mean(axis=axes, keepdims=True)
     return dy / np.sqrt(var) + dvar * 2 * (x - mean) / m + dmean / m
-
-
-def _statistics(case: Case, numbers: list[float]) -> tuple[float, float]:
-    if case.norm is anynorm.weight_norm:
-        return 0.0, math.fsum(number * number for number in numbers)
-    mean = 0.0 if case.norm is anynorm.rms_norm else math.fsum(numbers) / len(numbers)
-    return mean, math.fsum((number - mean) ** 2 for number in numbers) / len(numbers)
 
 
 def _at(case: Case, parameter: Any, index: tuple[int, ...], default: float) -> float:

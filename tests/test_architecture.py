@@ -13,7 +13,7 @@ import anynorm
 pytestmark = pytest.mark.cells("numpy")
 
 PACKAGE = Path(anynorm.__file__).parent
-FLOORS = ["kernels", "arrays", "settings", "layouts", "files", "statistics", "calls", "compilers", "blocks"]
+FLOORS = ["kernels", "weights", "arrays", "settings", "layouts", "files", "statistics", "calls", "compilers", "blocks"]
 FLOORS += ["schedules", "pullbacks", "autograd", "batches", "norms", "state", "gradients"]
 LIBRARIES = {"numpy", "array_api_compat", "torch", "jax", "cupy", "dask", "array_api_strict", "array_api_extra"}
 
@@ -73,14 +73,14 @@ def test_importing_loads_no_optional_library(module):
 def test_signatures_are_those_of_the_design():
     common = "x, /, gamma=None, beta=None, *, "
     expected = {
-        "normalize": common + "axis, eps=1e-05, moments=None, return_moments=False, out=None",
-        "layer_norm": common + "axis=-1, eps=1e-05, return_moments=False, out=None",
-        "batch_norm": common + "channel_axis=1, eps=1e-05, moments=None, return_moments=False, out=None",
-        "instance_norm": common + "channel_axis=1, eps=1e-05, return_moments=False, out=None",
-        "group_norm": common + "groups, channel_axis=1, eps=1e-05, return_moments=False, out=None",
-        "rms_norm": common + "axis=-1, eps=1e-05, out=None",
+        "normalize": common + "axis, eps=1e-05, weights=None, moments=None, return_moments=False, out=None",
+        "layer_norm": common + "axis=-1, eps=1e-05, weights=None, return_moments=False, out=None",
+        "batch_norm": common + "channel_axis=1, eps=1e-05, weights=None, moments=None, return_moments=False, out=None",
+        "instance_norm": common + "channel_axis=1, eps=1e-05, weights=None, return_moments=False, out=None",
+        "group_norm": common + "groups, channel_axis=1, eps=1e-05, weights=None, return_moments=False, out=None",
+        "rms_norm": common + "axis=-1, eps=1e-05, weights=None, out=None",
         "weight_norm": "v, g, /, *, axis=0, out=None",
-        "moments": "x, /, *, axis",
+        "moments": "x, /, *, axis, weights=None",
         "vjp": "norm, x, /, *params, **options",
         "save": "states, path",
         "load": "path, like=None",

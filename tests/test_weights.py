@@ -1,0 +1,461 @@
+"""Weights and masks: sums of the definition, one number at a time; repetition; padding; and what must not be."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from oracles import CASES, gradient, values
+
+import anynorm
+
+WEIGHTED = [case for case in CASES if case.norm is not anynorm.weight_norm]
+QUICK = pytest.mark.cells("numpy", "strict", "torch", "cupy")
+KINDS = ["mask", "reals", "integers", "mask of the last axis", "one weight"]
+
+
+def weights_of(kind, shape, rng):
+    """Weights that broadcast to an array of this shape, and their dtype."""
+    if kind == "mask":
+        return rng.random(shape) > 0.3, "bool"
+    if kind == "reals":
+        return rng.random((*shape[:-1], 1)) * (rng.random((*shape[:-1], 1)) > 0.2), None
+    if kind == "integers":
+        return rng.integers(0, 4, (1, *shape[1:])), "int8"
+    if kind == "mask of the last axis":
+        return np.arange(shape[-1]) != 1, "bool"
+    return np.asarray(0.25), None
+
+
+def only_if(wanted, backend):
+    """Where each new shape is compiled, or a graph of its own, some of the cases must do."""
+    if backend.library in ("jax", "dask") and not wanted:
+        pytest.skip("takes too long, and shows nothing new")
+
+
+def constant(backend, numbers, dtype=None):
+    """An array without a gradient: masks and integers have none."""
+    return replace(backend, tracked=False).array(numbers, dtype)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("case", WEIGHTED, ids=str)
+def test_each_number_counts_as_its_weight_says(backend, case, kind):
+    only_if((kind == "mask" and len(case.shape) == 4) or case is WEIGHTED[1], backend)
+    rng = np.random.default_rng(0)
+    x, dy = rng.standard_normal(case.shape) + 1, rng.standard_normal(case.shape)
+    params = [rng.standard_normal(case.parameter_shape) for _ in range(2)]
+    numbers, dtype = weights_of(kind, case.shape, rng)
+    weights = constant(backend, numbers, dtype)
+    arrays = [backend.array(each) for each in (x, *params)]
+    expected = values(case, x, *params, weights=numbers)
+    backend.check(case.norm(*arrays, weights=weights, **case.options), expected)
+    y, pullback = anynorm.vjp(case.norm, *arrays, weights=weights, **case.options)
+    backend.check(y, expected)
+    arguments = [x, *params]
+    for position, found in enumerate(pullback(backend.array(dy))):
+
+        def of_one(value, position=position):
+            changed = [value if i == position else each for i, each in enumerate(arguments)]
+            return values(case, *changed, weights=numbers)
+
+        backend.check(found, gradient(of_one, arguments[position], dy), tolerance=max(backend.tolerance, 1e-8))
+
+
+def test_moments_are_weighted_and_the_count_is_the_sum_of_the_weights(backend):
+    rng = np.random.default_rng(1)
+    x, weights = rng.standard_normal((4, 3, 5)), rng.integers(0, 3, (4, 1, 5))
+    found = anynorm.moments(backend.array(x), axis=(0, 2), weights=constant(backend, weights, "int32"))
+    every = np.broadcast_to(weights, x.shape)
+    mean = np.average(x, axis=(0, 2), weights=every)
+    backend.check(found.mean, mean)
+    backend.check(found.var, np.average((x - mean[:, None]) ** 2, axis=(0, 2), weights=every))
+    backend.check(found.count, every.sum(axis=(0, 2)).astype(float))
+    _, batch = anynorm.batch_norm(backend.array(x), weights=constant(backend, weights, "int32"), return_moments=True)
+    backend.check(batch.count, every.sum(axis=(0, 2)).astype(float))
+    _, each = anynorm.group_norm(
+        backend.array(x), weights=constant(backend, weights, "int32"), groups=3, return_moments=True
+    )
+    backend.check(each.count, every.sum(axis=2).astype(float))
+
+
+@QUICK
+@given(data=st.data(), seed=st.integers(0, 2**32 - 1))
+def test_whole_weights_are_repetitions(backend, data, seed):
+    norm, options, axis = data.draw(
+        st.sampled_from(
+            [
+                (anynorm.layer_norm, {"axis": (1, 2)}, 2),
+                (anynorm.batch_norm, {}, 0),
+                (anynorm.instance_norm, {}, 2),
+                (anynorm.group_norm, {"groups": 2}, 2),
+                (anynorm.rms_norm, {}, 2),
+                (anynorm.normalize, {"axis": (0, 1)}, 0),
+            ]
+        )
+    )
+    rng = np.random.default_rng(seed)
+    x, dy = rng.standard_normal((2, 4, 4, 5))[:, :3], rng.standard_normal((2, 4, 4, 5))[:, :3]
+    x, dy = x[0], dy[0]
+    times = np.asarray(data.draw(st.lists(st.integers(0, 3), min_size=x.shape[axis], max_size=x.shape[axis])))
+    if not times.any():
+        times[0] = 1
+    shape = tuple(-1 if each == axis else 1 for each in range(3))
+    weights, gamma = times.reshape(shape), rng.standard_normal((1, 4, 1))
+    dy = dy * (weights > 0)  # what is repeated 0 times has no gradient
+
+    def repeated(array):
+        return np.repeat(array, times, axis=axis)
+
+    y, pullback = anynorm.vjp(
+        norm, backend.array(x), backend.array(gamma), weights=constant(backend, weights, "int32"), **options
+    )
+    other, other_pullback = anynorm.vjp(norm, backend.array(repeated(x)), backend.array(gamma), **options)
+    tolerance = 1e-3 if not backend.float64 else 1e-8
+    np.testing.assert_allclose(repeated(backend.numpy(y)), backend.numpy(other), rtol=tolerance, atol=tolerance)
+    dx, dgamma = map(backend.numpy, pullback(backend.array(dy)))
+    shares = repeated(dy / np.maximum(weights, 1))
+    each, other_dgamma = map(backend.numpy, other_pullback(backend.array(shares)))
+    np.testing.assert_allclose(repeated(dx / np.maximum(weights, 1)), each, rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(dgamma, other_dgamma, rtol=tolerance, atol=tolerance)
+
+
+LENGTHS = [3, 5, 1, 0]
+PADDED = [
+    (anynorm.layer_norm, {"axis": (1, 2)}, True),
+    (anynorm.layer_norm, {"axis": 1}, True),
+    (anynorm.rms_norm, {"axis": (1, 2)}, True),
+    (anynorm.instance_norm, {}, True),
+    (anynorm.group_norm, {"groups": 2}, True),
+    (anynorm.batch_norm, {}, False),
+    (anynorm.normalize, {"axis": (0, 2)}, False),
+]
+
+
+@pytest.mark.parametrize("padding", [0.0, np.nan, np.inf, -1e30])
+@pytest.mark.parametrize(("norm", "options", "alone"), PADDED, ids=lambda each: getattr(each, "__name__", str(each)))
+def test_a_mask_of_a_padded_batch_is_the_computation_without_padding(backend, norm, options, alone, padding):
+    only_if(np.isnan(padding), backend)
+    rng = np.random.default_rng(2)
+    shape = (len(LENGTHS), 4, max(LENGTHS))
+    x, dy, gamma, beta = (rng.standard_normal(s) for s in (shape, shape, (1, 4, 1), (1, 4, 1)))
+    mask = np.arange(shape[2]) < np.asarray(LENGTHS)[:, None, None]
+    padded, dy = np.where(mask, x, padding), np.where(mask, dy, 0)
+    arrays = map(backend.array, (padded, gamma, beta))
+    y, pullback = anynorm.vjp(norm, *arrays, weights=constant(backend, mask, "bool"), **options)
+    dx, *parameters = map(backend.numpy, pullback(backend.array(dy)))
+    # each sample by itself without its padding; or all numbers of the batch as one long sample
+    parts = [(slice(i, i + 1), slice(None), slice(0, n)) for i, n in enumerate(LENGTHS) if n]
+    whole = [np.concatenate([array[part] for part in parts], axis=2) for array in (x, dy)]
+    pieces = [(x[part], dy[part]) for part in parts] if alone else [whole]
+    expected, totals = [], [0.0, 0.0]
+    for piece, dpiece in pieces:
+        y_alone, pull = anynorm.vjp(norm, *map(backend.array, (piece, gamma, beta)), **options)
+        dx_alone, *parameters_alone = map(backend.numpy, pull(backend.array(dpiece)))
+        expected.append((backend.numpy(y_alone), dx_alone))
+        totals = [total + each for total, each in zip(totals, parameters_alone, strict=True)]
+    tolerance = max(backend.tolerance, 1e-10) * 10
+    for position, found in enumerate((backend.numpy(y), dx)):
+        kept = np.concatenate([found[part] for part in parts], axis=2)
+        np.testing.assert_allclose(
+            kept, np.concatenate([each[position] for each in expected], axis=2), rtol=tolerance, atol=tolerance
+        )
+    assert np.all(dx[~np.broadcast_to(mask, shape)] == 0)
+    for found, total in zip(parameters, totals, strict=True):
+        np.testing.assert_allclose(found, total, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("eps", [1e-5, 0])
+@pytest.mark.parametrize("fill", [0.0, 7.0, np.nan, np.inf])
+def test_a_group_without_weight_gives_beta_and_no_gradient(backend, eps, fill):
+    only_if((eps == 0) == np.isnan(fill) and fill != 7, backend)
+    rng = np.random.default_rng(3)
+    x, dy = rng.standard_normal((3, 2, 4)), rng.standard_normal((3, 2, 4))
+    x[1] = fill
+    x[1, 0, 0] = 3.0
+    weights = np.ones((3, 1, 1))
+    weights[1] = 0
+    for norm in (anynorm.instance_norm, anynorm.layer_norm, anynorm.rms_norm):
+        shape = (x.shape[1],) if norm is anynorm.instance_norm else (x.shape[2],)
+        gamma, beta = rng.standard_normal(shape), rng.standard_normal(shape)
+        y, pullback = anynorm.vjp(
+            norm, *map(backend.array, (x, gamma, beta)), weights=constant(backend, weights), eps=eps
+        )
+        dx, dgamma, dbeta = map(backend.numpy, pullback(backend.array(dy)))
+        full = beta[:, None] if norm is anynorm.instance_norm else beta
+        np.testing.assert_allclose(backend.numpy(y)[1], np.broadcast_to(full, (2, 4)), rtol=1e-6)
+        assert np.all(dx[1] == 0)
+        axes = (0, 2) if norm is anynorm.instance_norm else (0, 1)
+        np.testing.assert_allclose(dbeta, dy.sum(axis=axes), rtol=1e-5, atol=1e-5)
+        assert np.all(np.isfinite(dgamma))
+
+
+@pytest.mark.parametrize("momentum", [0.9, None])
+def test_a_channel_without_weight_leaves_the_running_statistics_alone(backend, momentum):
+    x = np.random.default_rng(4).standard_normal((6, 3))
+    x[:, 1] = np.nan
+    mask = np.asarray([True, False, True])
+    running = anynorm.RunningStats(
+        backend.array([1.0, 2.0, 3.0]), backend.array([4.0, 5.0, 6.0]), 7, momentum=momentum, correction=1
+    )
+    y, batch = anynorm.batch_norm(backend.array(x), weights=constant(backend, mask, "bool"), return_moments=True)
+    assert np.all(backend.numpy(y)[:, 1] == 0)
+    backend.check(batch.count, [6.0, 0.0, 6.0])
+    updated = running.update(batch)
+    mean, var = backend.numpy(updated.mean), backend.numpy(updated.var)
+    assert mean[1] == 2
+    np.testing.assert_allclose(var[1], 5, rtol=1e-6)
+    kept = anynorm.moments(backend.array(x[:, [0, 2]]), axis=0)
+    other = anynorm.RunningStats(
+        backend.array([1.0, 3.0]), backend.array([4.0, 6.0]), 7, momentum=momentum, correction=1
+    ).update(kept)
+    np.testing.assert_allclose(mean[[0, 2]], backend.numpy(other.mean), rtol=1e-5)
+    np.testing.assert_allclose(var[[0, 2]], backend.numpy(other.var), rtol=1e-5)
+    np.testing.assert_array_equal(backend.numpy(updated.count), [13, 7, 13])
+    nothing = running.update(anynorm.moments(backend.array(x), axis=0, weights=constant(backend, False, "bool")))
+    np.testing.assert_allclose(backend.numpy(nothing.mean), [1, 2, 3], rtol=1e-6)
+    np.testing.assert_allclose(backend.numpy(nothing.var), [4, 5, 6], rtol=1e-6)
+
+
+@QUICK
+def test_equal_weights_change_nothing(backend):
+    rng = np.random.default_rng(5)
+    x, dy, gamma = rng.standard_normal((4, 6, 5)), rng.standard_normal((4, 6, 5)), rng.standard_normal(6)
+    for weights, dtype in ((True, "bool"), (3, "uint8"), (0.1, None), (np.full((4, 1, 1), 1e-30), None)):
+        for norm, options in ((anynorm.batch_norm, {}), (anynorm.group_norm, {"groups": 2})):
+            expected, pull = anynorm.vjp(norm, backend.array(x), backend.array(gamma), **options)
+            given = constant(backend, weights, dtype)
+            y, pullback = anynorm.vjp(norm, backend.array(x), backend.array(gamma), weights=given, **options)
+            backend.check(y, backend.numpy(expected))
+            for found, each in zip(pullback(backend.array(dy)), pull(backend.array(dy)), strict=True):
+                backend.check(found, backend.numpy(each))
+
+
+def test_weights_make_no_difference_to_moments_that_are_given(backend):
+    x = backend.array(np.random.default_rng(6).standard_normal((4, 3)))
+    batch = anynorm.moments(x, axis=0)
+    weights = constant(backend, [[True], [False], [True], [True]], "bool")
+    y, used = anynorm.batch_norm(x, moments=batch, weights=weights, return_moments=True)
+    backend.check(y, backend.numpy(anynorm.batch_norm(x, moments=batch)), tolerance=0)
+    assert used is batch
+
+
+@pytest.mark.parametrize("dtype", ["bool", "uint8", "int32", "float16", "float32", "bfloat16"])
+def test_the_dtype_of_weights_is_theirs_alone(backend, dtype):
+    if dtype in ("bfloat16", "float16") and dtype not in backend.narrow:
+        pytest.skip(f"{backend.library} has no {dtype}")
+    rng = np.random.default_rng(7)
+    weights = rng.integers(0, 2, (4, 1)).astype(float)
+    weights[0] = 1
+    x = rng.standard_normal((4, 3))
+    mean = np.average(x, axis=0, weights=weights[:, 0])
+    var = np.average((x - mean) ** 2, axis=0, weights=weights[:, 0])
+    for name in ("float32", *(["float16"] if "float16" in backend.narrow else [])):
+        array = backend.array(x, name)
+        given = constant(backend, weights, dtype)
+        y, batch = anynorm.batch_norm(array, weights=given, return_moments=True)
+        backend.check(y, (x - mean) / np.sqrt(var + 1e-5), dtype=name, tolerance=1e-2 if name == "float16" else 1e-5)
+        backend.check(batch.count, np.full(3, weights.sum()), dtype="float32")
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4, 1e6])
+def test_float32_keeps_its_digits_at_an_offset(backend, offset):
+    rng = np.random.default_rng(8)
+    x = (rng.standard_normal((64, 3, 40)) + offset).astype(np.float32)
+    weights = (rng.random((64, 1, 40)) * (rng.random((64, 1, 40)) > 0.3)).astype(np.float32)
+    wide, every = x.astype(np.longdouble), np.broadcast_to(weights, x.shape).astype(np.longdouble)
+    mean = np.average(wide, axis=(0, 2), weights=every, keepdims=True)
+    var = np.average((wide - mean) ** 2, axis=(0, 2), weights=every, keepdims=True)
+    expected = (wide - mean) / np.sqrt(var + 1e-5)
+    y = anynorm.batch_norm(backend.array(x, "float32"), weights=constant(backend, weights, "float32"))
+    backend.check(y, expected.astype(float), dtype="float32", tolerance=2e-5)
+
+
+@pytest.mark.parametrize("size", [1e30, 1e-30])
+@pytest.mark.parametrize("weight", [1e30, 1.0, 1e-30])
+def test_numbers_and_weights_of_any_size(backend, size, weight):
+    rng = np.random.default_rng(9)
+    x, mask = rng.standard_normal((8, 5)).astype(np.float32), rng.random((8, 5)) > 0.3
+    mask[:2] = True
+    big, weights = (x * np.float32(size)), mask * np.float32(weight)
+    big[~mask] = 1e30  # padding has no say in the power of two
+    mean = np.average(x, axis=0, weights=mask)
+    expected = (x - mean) / np.sqrt(np.average((x - mean) ** 2, axis=0, weights=mask))
+    given = constant(backend, weights, "float32")
+    y, pullback = anynorm.vjp(anynorm.batch_norm, backend.array(big, "float32"), weights=given, eps=0)
+    (dx,) = pullback(backend.array(mask.astype(float), "float32"))
+    np.testing.assert_allclose(backend.numpy(y)[mask], expected[mask], rtol=1e-4, atol=1e-4)
+    assert np.all(np.isfinite(backend.numpy(dx)))
+    for fill in (x[0, 0], 0.0):
+        constants = np.where(mask, fill, big).astype(np.float32)
+        y = anynorm.batch_norm(backend.array(constants, "float32"), weights=given, eps=0)
+        assert np.all(backend.numpy(y)[mask] == 0)
+
+
+def test_a_weight_that_is_negative_or_not_finite_is_an_error(backend):
+    x = backend.array(np.ones((2, 3)))
+    for bad in (-1.0, np.nan, np.inf):
+        weights = constant(backend, [1.0, bad, 1.0])
+        if backend.library == "dask":
+            anynorm.layer_norm(x, weights=weights)  # lazy
+            continue
+        with pytest.raises(ValueError, match="weights must be finite and at least 0 everywhere"):
+            anynorm.layer_norm(x, weights=weights)
+        with pytest.raises(ValueError, match="weights must be finite"):
+            anynorm.vjp(anynorm.rms_norm, x, weights=weights)
+        with pytest.raises(ValueError, match="weights must be finite"):
+            anynorm.moments(x, axis=0, weights=weights)
+
+
+def test_weights_that_do_not_fit_are_an_error(backend):
+    x = backend.array(np.ones((2, 3)))
+    for shape in ((2,), (3, 3), (1, 2, 3), (2, 3, 1), (0,)):
+        with pytest.raises(ValueError, match=r"weights must broadcast to the shape of x, \(2, 3\), got"):
+            anynorm.layer_norm(x, weights=constant(backend, np.ones(shape), "bool"))
+    for wrong in ([True, False, True], 1.0, "mask"):
+        with pytest.raises(TypeError, match="weights must be an array"):
+            anynorm.layer_norm(x, weights=wrong)
+    if backend.library != "numpy":
+        with pytest.raises(TypeError, match="x and weights must come from one array library"):
+            anynorm.layer_norm(x, weights=np.ones(3))
+    weights = constant(backend, np.ones(3))
+    made = hasattr(backend.xp, "astype")
+    weights = backend.xp.astype(weights, backend.xp.complex64) if made else constant(backend, np.ones(3), "complex64")
+    with pytest.raises(TypeError, match="weights must have a bool, integer or real floating dtype, got"):
+        anynorm.layer_norm(x, weights=weights)
+
+
+def test_the_result_goes_where_out_says(backend):
+    if backend.library not in ("numpy", "strict", "torch", "cupy") or backend.tracked:
+        pytest.skip("cannot be written to")
+    x, weights = np.random.default_rng(10).standard_normal((4, 3)), np.asarray([[1.0], [0.0], [2.0], [1.0]])
+    expected = anynorm.batch_norm(backend.array(x), weights=constant(backend, weights))
+    array = backend.array(x)
+    assert anynorm.batch_norm(array, weights=constant(backend, weights), out=array) is array
+    backend.check(array, backend.numpy(expected), tolerance=0)
+
+
+@pytest.mark.cells("numpy")
+def test_large_arrays_are_weighted_too():
+    rng = np.random.default_rng(11)
+    x, mask = rng.standard_normal((64, 32, 600)).astype(np.float32), rng.random((64, 1, 600)) > 0.5
+    every = np.broadcast_to(mask, x.shape)
+    wide = x.astype(np.float64)
+    mean = np.average(wide, axis=(0, 2), weights=every, keepdims=True)
+    var = np.average((wide - mean) ** 2, axis=(0, 2), weights=every, keepdims=True)
+    y, batch = anynorm.batch_norm(x, weights=mask, return_moments=True)
+    np.testing.assert_allclose(y, (wide - mean) / np.sqrt(var + 1e-5), rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(batch.count, mask.sum())
+
+
+def composed(xp, x, gamma, beta, weights, axes, eps=1e-5):
+    """The definition, for automatic differentiation."""
+    total = (weights + 0 * x).sum(axes, keepdims=True)
+    mean = (weights * x).sum(axes, keepdims=True) / total
+    var = (weights * (x - mean) ** 2).sum(axes, keepdims=True) / total
+    return (x - mean) / xp.sqrt(var + eps) * gamma + beta
+
+
+@pytest.mark.cells("torch")
+def test_autograd_differentiates_the_definition(backend):
+    import torch
+
+    rng = np.random.default_rng(12)
+    x, gamma, beta, dy = (
+        torch.tensor(rng.standard_normal(shape), device=backend.device, requires_grad=True)
+        for shape in ((4, 3, 5), (1, 3, 1), (1, 3, 1), (4, 3, 5))
+    )
+    weights = torch.tensor(rng.random((4, 1, 5)), device=backend.device, requires_grad=True)
+    weights.data[0, 0, :3] = 0
+
+    def norm(x, gamma, beta):
+        return anynorm.batch_norm(x, gamma, beta, weights=weights)
+
+    found = torch.autograd.grad(norm(x, gamma, beta), (x, gamma, beta), dy)
+    expected = torch.autograd.grad(composed(torch, x, gamma, beta, weights.detach(), (0, 2)), (x, gamma, beta), dy)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+    assert torch.autograd.gradcheck(norm, (x, gamma, beta))
+    assert torch.autograd.gradgradcheck(norm, (x, gamma, beta))
+    loss = norm(x, gamma, beta)
+    assert torch.autograd.grad((loss**2).sum(), weights, allow_unused=True) == (None,)
+    mapped = torch.func.vmap(lambda x: anynorm.instance_norm(x, channel_axis=0, weights=weights[0].detach()))(x)
+    torch.testing.assert_close(mapped, anynorm.instance_norm(x, weights=weights[:1].detach()))
+
+
+@pytest.mark.cells("torch")
+@pytest.mark.parametrize("padding", [np.nan, np.inf, 1e30])
+def test_padding_does_not_reach_the_gradients_of_autograd(backend, padding):
+    import torch
+
+    rng = np.random.default_rng(13)
+    x, mask = rng.standard_normal((4, 3, 5)), np.arange(5) < np.asarray([[[5]], [[2]], [[0]], [[3]]])
+    x = torch.tensor(np.where(mask, x, padding), device=backend.device, requires_grad=True)
+    gamma = torch.ones(3, dtype=torch.float64, device=backend.device, requires_grad=True)
+    mask = torch.tensor(mask, device=backend.device)
+    clean = torch.where(mask, x.detach(), 0).requires_grad_()
+    grads = []
+    for each in (x, clean):
+        y = anynorm.batch_norm(each, gamma, weights=mask)
+        grads.append(torch.autograd.grad(torch.where(mask, y, 0).square().sum(), (each, gamma), create_graph=True))
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other)
+    second = torch.autograd.grad(grads[0][0].square().sum(), x)[0]
+    assert bool(torch.isfinite(second).all())
+
+
+@pytest.mark.cells("jax")
+def test_jax_differentiates_the_definition_and_padding_does_not_reach_it(backend):
+    import jax
+    import jax.numpy as jnp
+
+    rng = np.random.default_rng(14)
+    x, dy, gamma, beta = (rng.standard_normal(shape) for shape in ((4, 3, 5), (4, 3, 5), (1, 3, 1), (1, 3, 1)))
+    weights = rng.random((4, 1, 5)) * (rng.random((4, 1, 5)) > 0.3)
+    dy = np.where(weights > 0, dy, 0)
+
+    def norm(x, gamma, beta, weights):
+        return anynorm.batch_norm(x, gamma, beta, weights=weights)
+
+    def formula(x, gamma, beta):
+        return composed(jnp, x, gamma, beta, weights, (0, 2))
+
+    _, pull = jax.vjp(formula, *map(backend.array, (x, gamma, beta)))
+    expected = pull(backend.array(dy))
+    for padding in (np.nan, np.inf, 1e30, 0.0):
+        padded = backend.array(np.where(weights > 0, x, padding))
+
+        @jax.jit
+        def gradients(padded, gamma, beta, weights, dy):
+            _, pull = jax.vjp(norm, padded, gamma, beta, weights)
+            y, pullback = anynorm.vjp(anynorm.batch_norm, padded, gamma, beta, weights=weights)
+            return pull(dy), jax.tree.map(lambda leaf: leaf * 1, pullback)
+
+        (*found, of_weights), pullback = gradients(padded, *map(backend.array, (gamma, beta, weights, dy)))
+        assert not np.any(backend.numpy(of_weights))
+        for one, own, other in zip(found, pullback(backend.array(dy)), expected, strict=True):
+            backend.check(one, backend.numpy(other), tolerance=1e-10)
+            backend.check(own, backend.numpy(other), tolerance=1e-10)
+    bad = jax.jit(norm)(*map(backend.array, (x, gamma, beta, -weights)))
+    assert bad.shape == x.shape  # traced numbers are not looked at
+
+
+@pytest.mark.cells("jax")
+@pytest.mark.parametrize("momentum", [0.9, None])
+def test_running_statistics_pass_over_an_empty_channel_under_jit(backend, momentum):
+    import jax
+
+    x = np.random.default_rng(15).standard_normal((6, 3))
+    x[:, 1] = np.nan
+    running = anynorm.RunningStats(
+        *map(backend.array, ([1.0, 2.0, 3.0], [4.0, 5.0, 6.0])), backend.array(np.full(3, 7.0)), momentum=momentum
+    )
+
+    @jax.jit
+    def step(running, x, mask):
+        return running.update(anynorm.batch_norm(x, weights=mask, return_moments=True)[1])
+
+    updated = step(running, backend.array(x), backend.array([True, False, True], "bool"))
+    assert (float(updated.mean[1]), float(updated.var[1]), float(updated.count[1])) == (2.0, 5.0, 7.0)
+    assert np.all(np.isfinite(backend.numpy(updated.mean)))
