@@ -158,6 +158,13 @@ class _Form(NamedTuple):
     def axes(self) -> tuple[int, ...]:
         return self.view.axes
 
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """The axes, if groups are rows in memory that other arrays divide further: their sums share one loop then."""
+        last = len(self.view.shape)
+        whole = self.axes == tuple(range(last - len(self.axes), last))
+        return self.axes if whole and 1 < len(self.axes) < last else ()
+
     def of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """What becomes of a shape beside the plan's view."""
         return self.view.of(shape)
@@ -206,8 +213,13 @@ class _Sums:
         """The sum over these axes, the innermost first."""
         if not axes or self.compiler.sums_well(x):
             return xp.sum(x, axis=axes, keepdims=True) if axes else x
+        last = len(self.form.view.shape) - 1
+        if axes == self.form.rows:
+            kept = x.shape[: axes[0]]
+            rows = xp.reshape(x, (*kept, math.prod([x.shape[axis] for axis in axes])))
+            return xp.reshape(xp.sum(rows, axis=-1, keepdims=True), (*kept, *(1 for _ in axes)))
         for axis in reversed(axes):
-            if axis == len(self.form.view.shape) - 1:
+            if axis == last:
                 x = xp.sum(x, axis=axis, keepdims=True)
             elif axis == 0:
                 x = self._leading(xp, x)
@@ -360,14 +372,16 @@ class _Torch:
 
         # torch.compile keeps its versions by code object, and refuses the ninth: each function has one of its own
         own = FunctionType(target.__code__.replace(), target.__globals__, target.__name__, None, target.__closure__)
-        compiled = torch.compile(own, fullgraph=True, dynamic=False)
+        compiled, known = torch.compile(own, fullgraph=True, dynamic=False), False
 
         def function(arrays: list[Array | None], place: Array | None) -> Sequence[Array]:
-            for each in (*arrays, place):
+            nonlocal known
+            for each in () if known else (*arrays, place):
                 if each is not None and each.shape[0] > 1:
                     torch._dynamo.mark_dynamic(each, 0)
             with torch.no_grad():
                 results = compiled(arrays, place)
+            known = True
             return results if place is None else [place, *results]
 
         return function
