@@ -321,8 +321,10 @@ def pool(xp: Namespace, parts: Spread, share: Array, *, axis: int, level: Array 
         return Spread(None, None, over(parts.var))
     mean = over(parts.mean)
     delta = (parts.mean - mean) + parts.rest
-    rest = over(delta)
-    return Spread(mean, rest, over(parts.var + (delta - rest) * (delta - rest if level is None else level)))
+    low, high = xp.min(delta, axis=axis, keepdims=True), xp.max(delta, axis=axis, keepdims=True)
+    rest = xp.where(low == high, high, over(delta))  # to the last bit: a constant has no spread
+    var = over(parts.var + (delta - rest) * (delta - rest if level is None else level))
+    return Spread(*renormalized(xp, mean, rest), var)
 
 
 def extremes(xp: Namespace, x: Array, *, groups: Groups) -> tuple[Array, Array]:

@@ -163,6 +163,8 @@ class _Part(NamedTuple):
         if self.y is None:
             return
         xp, gamma, beta, ops = self.plan.library.xp, self.gamma, self.beta, self.ops
+        if rest is not None and not float(xp.max(xp.abs(rest * rstd))) <= 1:  # beta would be lost beside it
+            d, rest = ops.subtract(d, rest), None
         if gamma is not None and self.plan.folds and sound(xp, rstd * gamma):
             rstd, gamma = rstd * gamma, None
         if rest is not None and gamma is None:
