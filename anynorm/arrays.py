@@ -129,8 +129,8 @@ def check_plain(library: Library, **arrays: Array) -> None:
                 raise TypeError(f"{name} must be a plain array, got one that is {oddity}")
 
 
-def check_out(library: Library, name: str, x: Array, out: Array) -> None:
-    """An error unless the result of x can be written to `out`."""
+def check_out(library: Library, name: str, x: Array, out: Array, others: list[Array]) -> None:
+    """An error unless the result of x, and of others beside it, can be written to `out`."""
     one_library(**{name: x}, out=out)
     if out.dtype != x.dtype:
         raise TypeError(f"out must have the dtype of {name}, {x.dtype}, got {out.dtype}")
@@ -140,6 +140,8 @@ def check_out(library: Library, name: str, x: Array, out: Array) -> None:
     check_device(library, name, x, "out", out)
     if not library.writeable(out):
         raise ValueError(f"out must be writeable, got an array of {library.name} that is not")
+    if library.records is not None and library.records([x, out, *others]):
+        raise ValueError("out must not be given while autograd records: leave it out, or call under torch.no_grad()")
 
 
 def check_device(library: Library, name: str, x: Array, other_name: str, other: Array) -> None:
@@ -392,11 +394,11 @@ def _torch_library() -> Library:
         oddity=lambda x: "" if x.layout is torch.strided else f"{x.layout}".removeprefix("torch."),
         traced=torch.compiler.is_compiling,
         contiguous=lambda x: type(x) in (torch.Tensor, torch.nn.Parameter) and x.is_contiguous(),
-        writeable=lambda out: not (torch.is_grad_enabled() and out.requires_grad),
+        writeable=_torch_writeable,
         present=_torch_present,
         plain=lambda *arrays: _torch_present(*arrays) and all(x.device.type == "cpu" for x in arrays),
         records=_torch_records,
-        overlap=lambda x, out: x.untyped_storage().data_ptr() == out.untyped_storage().data_ptr(),
+        overlap=_torch_overlap,
         same=lambda x, out: x.data_ptr() == out.data_ptr() and x.stride() == out.stride(),
         into=_into(torch),
         busy=torch.no_grad,
@@ -413,6 +415,17 @@ def _torch_host(x: Array) -> Any:
 def _torch_readable(x: Array) -> bool:
     torch = sys.modules["torch"]
     return x.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+
+
+def _torch_writeable(out: Array) -> bool:
+    if out.is_inference() and not sys.modules["torch"].is_inference_mode_enabled():
+        return False
+    return all(step != 0 or n <= 1 for step, n in zip(out.stride(), out.shape, strict=True))
+
+
+def _torch_overlap(x: Array, out: Array) -> bool:
+    x, out = x.untyped_storage(), out.untyped_storage()  # two of them may be parts of one array of NumPy
+    return bool(x.data_ptr() < out.data_ptr() + out.nbytes() and out.data_ptr() < x.data_ptr() + x.nbytes())
 
 
 def _torch_large(shape: tuple[int, ...], like: Array, dtype: Any) -> Array | None:
@@ -477,7 +490,7 @@ def _library(x: Array) -> Library:
             least=lambda x: x.min(),
             contiguous=lambda x: x.flags.c_contiguous,
             products=True,
-            overlap=np.may_share_memory,
+            overlap=_numpy_overlap,
             same=lambda x, out: (
                 x.__array_interface__["data"] == out.__array_interface__["data"] and x.strides == out.strides
             ),
@@ -540,6 +553,22 @@ def _bfloat16() -> Any:
 
 def _quiet() -> AbstractContextManager[Any]:
     return np.errstate(all="ignore")
+
+
+def _numpy_overlap(x: Array, out: Array) -> bool:
+    if np.may_share_memory(x, out):
+        return True
+    one, other = _file(x), _file(out)
+    return (
+        one is not None and other is not None and bool(one.filename == other.filename and one._mmap is not other._mmap)
+    )
+
+
+def _file(x: Any) -> Any:
+    """The memory-mapped file that an array is a view of, if it is."""
+    while isinstance(x, np.ndarray) and getattr(x, "filename", None) is None:
+        x = x.base
+    return x if isinstance(x, np.memmap) else None
 
 
 @contextmanager

@@ -200,7 +200,7 @@ def _prepare(
                 _plans.clear()
             _plans[key] = plan
     if out is not None:
-        check_out(plan.library, names[0], x, out)
+        check_out(plan.library, names[0], x, out, [each for each in (gamma, beta, mean, var) if each is not None])
     if x.shape != plan.view.shape:
         x = plan.library.xp.reshape(x, plan.view.shape)
     given = None
