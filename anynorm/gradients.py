@@ -73,6 +73,8 @@ def vjp(norm: Callable[..., Any], x: Array, /, *params: Array | None, **options:
     with plan.library.quiet():
         # what the pullback keeps is its own: the caller may do to x, to y and to gamma what they like
         kept, gamma = None, None if call.gamma is None else call.gamma * 1.0
+        if call.spread is not None:
+            call = call._replace(spread=Spread(*(None if each is None else each * 1.0 for each in call.spread)))
         arrays = schedules.arrays(call)
         if chunks.takes(call):  # an array of Dask cannot be written to
             kept, (y, of) = call.x, chunks.normalize(call)
@@ -148,7 +150,7 @@ class Pullback:
         wanted = Wanted(self.dtype, tuple(None if primal is None else primal.full for primal in self.parameters))
         with library.quiet():
             call = Call(plan, self.x, self.gamma, None, self.given, None, self.compiler, self.weights)
-            dy = schedules.enter(plan, dy, dtype=plan.dtype)
+            dy = schedules.enter(plan, dy, dtype=plan.dtype if library.chunked else dy.dtype)
             dx, *gradients = chunks.pull(call, dy, wanted) if chunks.takes(call) else pull(call, dy, wanted, self.of)
             found = [schedules.restore(plan, dx, self.dtype)]
             for primal, d in zip(self.parameters, gradients, strict=True):

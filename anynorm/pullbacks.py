@@ -115,8 +115,10 @@ class _Pull(NamedTuple):
         plan = self.call.plan
         library, xp = plan.library, plan.library.xp
         dy = self.dy[block]
-        new = [empty((self.largest,), dy, plan.dtype) for _ in range(ROOMS - 1)] if not self.rooms else None
-        room = new or self.rooms.pop()
+        try:
+            room = self.rooms.pop()
+        except IndexError:
+            room = [empty((self.largest,), dy, plan.dtype) for _ in range(ROOMS - 1)]
         try:
             with library.busy():
                 shape = tuple(dy.shape)
@@ -165,7 +167,7 @@ def _in_blocks(call: Call, dy: Array, wanted: Wanted, spread: Spread) -> Gradien
     dx = None if wanted.dtype is None else empty(plan.view.shape, dy, wanted.dtype)
     totals = [None if shape is None else zeros(shape, dy, plan.dtype) for shape in wanted.parameters]
     axes = () if call.spread is not None else plan.view.axes
-    grid = blocks(plan.view.shape, axes, numbers(plan, ROOMS))
+    grid = blocks(plan.view.shape, axes, *numbers(plan, ROOMS))
     largest = max(math.prod([each.stop - each.start for each in both(grid.groups[0], grid.parts[0])]), 1)
     run = _Pull(call, dy, wanted, spread, rstd, scale, gamma, dx, [], largest)
     threads = shared(plan)
@@ -173,7 +175,8 @@ def _in_blocks(call: Call, dy: Array, wanted: Wanted, spread: Spread) -> Gradien
 
     def work(group: Block) -> list[tuple[Block, list[Array | None]]]:
         parts = [both(group, part) for part in grid.parts]
-        found = _groups(run, parts, 1 if many else threads)
+        with library.busy():
+            found = _groups(run, parts, 1 if many else threads)
         return list(zip(parts, found, strict=True))
 
     for results in share(work, grid.groups, threads if many else 1):
