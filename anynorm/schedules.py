@@ -8,17 +8,19 @@ from typing import Any, NamedTuple, TypeVar
 
 from anynorm import compilers, kernels, weights
 from anynorm.arrays import assign, empty
-from anynorm.blocks import Block, blocks, both, share, within
+from anynorm.blocks import STRETCH, Block, blocks, both, share, within
 from anynorm.calls import Call, Plan
 from anynorm.kernels import PURE, Arithmetic, Array, Groups, Scale, Spread, Standardized
-from anynorm.settings import current
+from anynorm.settings import current, default_threads
 
 T = TypeVar("T")
 SMALL = 2**16
 """An array of fewer bytes is not worth the trouble of writing in place."""
 SHARED = 2**22
 """So many bytes are worth a thread."""
-PENDING = 32
+SHORT = 16
+"""The sums of runs of fewer numbers are not small beside them."""
+PENDING = 16
 """So many parts of a group are pooled at a time."""
 
 
@@ -27,9 +29,10 @@ class Normalized(NamedTuple):
 
     y: Array
     spread: Spread
+    """Empty where they are not to be kept: of short groups they are nearly as large as the array."""
 
 
-def normalize(call: Call) -> Normalized:
+def normalize(call: Call, *, keep: bool = True) -> Normalized:
     """The result of a call: compiled if it is to be; in blocks if it is large and may be written so; else whole."""
     plan, out, given = call.plan, call.out, arrays(call)
     compiler = compilers.chosen(call, given)
@@ -39,7 +42,7 @@ def normalize(call: Call) -> Normalized:
             if compilers.safe(call, compiler, call.x) or ordinary(plan, compiled.spread.var):
                 return compiled
     if in_blocks(call, given):
-        return _in_blocks(call)
+        return _in_blocks(call, keep)
     with plan.library.quiet():
         standardized = standardize(call)
         y = affine(call, standardized)
@@ -225,33 +228,43 @@ class _Run(NamedTuple):
         return share(busy, parts, self.threads)
 
 
-def _in_blocks(call: Call) -> Normalized:
+def _in_blocks(call: Call, keep: bool) -> Normalized:
     """Block by block, each into its place in the result."""
     plan, out = call.plan, call.out
-    library = plan.library
+    library, xp = plan.library, plan.library.xp
+    target, y = out, None
     if out is not None:
-        call = _apart(call, out)
-    target = out
-    if target is None or (library.overlap(call.x, target) and not library.same(call.x, target)):
+        call, y = _apart(call, out), xp.reshape(out, plan.view.shape)
+    if y is None or (library.overlap(call.x, y) and not library.same(call.x, y)):
         target = empty(plan.layout.shape, call.x, call.x.dtype)
-    in_place = call.x.dtype == plan.dtype and (target is not out or not library.overlap(call.x, target))
-    spread = _run(call, library.xp.reshape(target, plan.view.shape), in_place)
+        y = xp.reshape(target, plan.view.shape)
+    in_place = call.x.dtype == plan.dtype and (target is not out or not library.overlap(call.x, y))
+    spread = _run(call, y, in_place, keep)
     if out is not None and target is not out:
         out[...] = target
     return Normalized(target if out is None else out, spread)
 
 
 def _statistics(call: Call) -> Spread:
-    return _run(call, None, False)
+    return _run(call, None, False, True)
 
 
-def _run(call: Call, y: Array | None, in_place: bool) -> Spread:
-    """Write the result to y, where there is one; its statistics."""
+def _run(call: Call, y: Array | None, in_place: bool, keep: bool) -> Spread:
+    """Write the result to y, where there is one; its statistics, if they are to be kept."""
     plan = call.plan
     axes = () if call.spread is not None else plan.view.axes
-    spread = call.spread or Spread(*(empty(plan.spread.shape, call.x, plan.dtype) for _ in Spread._fields))
-    split = bool(axes) and axes[-1] < len(plan.view.shape) - 1  # as a rule; then a part takes two places to work in
-    grid = blocks(plan.view.shape, axes, numbers(plan, 2 if split or not in_place else 1))
+    spread = call.spread or Spread(None, None, None)
+    if keep and call.spread is None:
+        spread = Spread(*(empty(plan.spread.shape, call.x, plan.dtype) for _ in Spread._fields))
+    last = len(plan.view.shape) - 1
+    split = bool(axes) and axes[-1] < last  # then squares take a place of their own
+    narrow = y is not None and call.x.dtype != plan.dtype  # so does what goes to a result of another dtype
+    short = plan.view.shape[-1] < SHORT  # and so do sums over the last axis alone
+    arrays = 2 if split or not in_place else 1
+    made = (split or narrow or short) + (not in_place)
+    grid = blocks(plan.view.shape, axes, *numbers(plan, arrays, made=made))
+    if len(grid.parts) > 1 and axes and in_place:  # a part of a group is surveyed in a place of its own
+        grid = blocks(plan.view.shape, axes, *numbers(plan, arrays, made=made + 1))
     threads = shared(plan)
     many = len(grid.groups) >= threads
     largest = math.prod([each.stop - each.start for each in both(grid.groups[0], grid.parts[0])])
@@ -264,17 +277,27 @@ def _run(call: Call, y: Array | None, in_place: bool) -> Spread:
                 _apply(run, parts, spread_within(spread, block), None)
                 return
             for whole, part in zip(spread, _groups(run, parts, None), strict=True):
-                if part is not None:
+                if part is not None and whole is not None:
                     whole[within(whole, block)] = part
 
     share(work, grid.groups, threads if many else 1)
     return spread if plan.centred or call.spread is not None else Spread(None, None, spread.var)
 
 
-def numbers(plan: Plan, arrays: int) -> int:
-    """How many numbers of a block there may be, where each block is so many arrays of its size."""
+def numbers(plan: Plan, arrays: int, *, made: int = 0) -> tuple[int, int]:
+    """How many numbers of a block there may be, and how many if they are whole groups.
+
+    Each block is so many arrays of its size; those of them that are made for it take, in as many threads as there are
+    by default, little more than `block_bytes`. Of the threads in force the blocks, and so the last
+    bits of a result, know nothing.
+    """
     bits: int = plan.library.xp.finfo(plan.dtype).bits
-    return max(1, current().block_bytes * 8 // bits // arrays)
+    room = current().block_bytes * 8 // bits
+    most, largest = room // arrays, STRETCH * room // arrays
+    if made:
+        spare = room * 5 // 4 // (made * (default_threads() if plan.library.products else 1))
+        most, largest = min(most, spare), min(largest, spare)
+    return max(1, most), max(1, largest)
 
 
 def shared(plan: Plan) -> int:

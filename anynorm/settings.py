@@ -83,6 +83,11 @@ def current() -> Options:
     return _current.get() or _default()
 
 
+def default_threads() -> int:
+    """How many threads there are where nobody says otherwise."""
+    return _default().threads
+
+
 _current: ContextVar[Options | None] = ContextVar("anynorm.options", default=None)
 _defaults: list[Options] = []
 
