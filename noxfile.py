@@ -31,7 +31,7 @@ def tests(session, cell):
     """One cell of the table in tests/cells.py, with its own library and no other."""
     install(session, *cell.groups)
     paths = session.posargs or (["tests", "anynorm", "README.md"] if cell.id == "numpy-cpu" else ["tests"])
-    session.run("python", "-m", "pytest", f"--cell={cell.id}", *paths)
+    pytest(session, f"--cell={cell.id}", *paths)
 
 
 @nox.session
@@ -40,7 +40,7 @@ def minimums(session):
     session.install(*PROJECT["dependency-groups"]["test"])
     # the test tools ask for a newer array-api-compat than the library does
     session.install("--no-deps", ".", *(each.replace(">=", "==") for each in PROJECT["project"]["dependencies"]))
-    session.run("python", "-m", "pytest", "--cell=numpy-cpu", "tests", "--ignore=tests/test_onnx.py")
+    pytest(session, "--cell=numpy-cpu", "tests", "--ignore=tests/test_onnx.py")
 
 
 @nox.session
@@ -76,6 +76,11 @@ def bench(session):
     """Measure and write the report: `nox -s bench`, or `nox --no-venv -s bench -- --device cuda`."""
     install(session, "bench")
     session.run("python", "docs/benchmarks", *session.posargs)
+
+
+def pytest(session, *args):
+    """In two processes, with a thread each where a library would start one for every processor."""
+    session.run("python", "-m", "pytest", "--numprocesses=2", *args, env={"OMP_NUM_THREADS": "1"})
 
 
 def install(session, *groups):

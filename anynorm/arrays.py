@@ -28,8 +28,6 @@ class Library(NamedTuple):
     xp: Namespace
     readable: Callable[[Array], bool]
     """Whether a number can be read out of the array now, at no cost: it is neither traced, nor lazy, nor on a GPU."""
-    eager: Callable[[Array], bool]
-    """Whether a number can be read out of the array now, whatever it costs."""
     constant: Callable[[Array], Array]
     """The array as a constant, to which no gradient flows."""
     most: Callable[[Array], float]
@@ -37,6 +35,8 @@ class Library(NamedTuple):
     least: Callable[[Array], float]
     block: int | None
     """The longest run of numbers that this library is trusted to add in one go; None where it blocks its own sums."""
+    plain_block: int | None
+    """The same, of arrays that are `plain`: what a compiler would make of a sum is no matter there."""
     device: Callable[[Array], Any]
     """The device, or None where there is but one or the library itself is the better judge."""
     quiet: Callable[[], AbstractContextManager[Any]]
@@ -55,16 +55,22 @@ class Library(NamedTuple):
     """Whether it adds fastest by multiplying with ones."""
     writeable: Callable[[Array], bool] = lambda x: False
     """Whether the array may be written to."""
+    present: Callable[..., bool] = lambda *arrays: True
+    """Whether the numbers of these arrays are there, neither traced nor lazy, and nothing records what they become."""
     plain: Callable[..., bool] = lambda *arrays: False
-    """Whether a result of these arrays may be written part by part: nothing records how it comes about."""
-    records: Callable[[list[Array]], bool] = lambda arrays: False
-    """Whether autograd, and nothing else, records what becomes of these arrays."""
+    """Whether a result of these arrays may be written part by part: they are present, and not on a GPU."""
+    records: Callable[[list[Array]], bool] | None = None
+    """Whether autograd, and nothing else, records what becomes of these arrays; None where there is none."""
     overlap: Callable[[Array, Array], bool] = lambda x, out: True
     """Whether two arrays may have memory in common."""
     same: Callable[[Array, Array], bool] = lambda x, out: False
     """Whether two arrays of one shape are one in memory."""
     into: Callable[[Array], Arithmetic] = lambda place: PURE
     """Arithmetic whose results are all written to one place."""
+    casts: bool = True
+    """Whether assignment to a part of an array casts what is assigned."""
+    chunked: bool = False
+    """Whether its arrays are lazy and in chunks, which are arrays of another library."""
     busy: Callable[[], AbstractContextManager[Any]] = nullcontext
     """As `quiet`, where block after block is worked on."""
     summing: Callable[[Callable[[Array], Any]], Callable[[Array], Any]] = lambda all_reduce: all_reduce
@@ -125,8 +131,8 @@ def check_plain(library: Library, **arrays: Array) -> None:
                 raise TypeError(f"{name} must be a plain array, got one that is {oddity}")
 
 
-def check_out(library: Library, name: str, x: Array, out: Array) -> None:
-    """An error unless the result of x can be written to `out`."""
+def check_out(library: Library, name: str, x: Array, out: Array, others: list[Array]) -> None:
+    """An error unless the result of x, and of others beside it, can be written to `out`."""
     one_library(**{name: x}, out=out)
     if out.dtype != x.dtype:
         raise TypeError(f"out must have the dtype of {name}, {x.dtype}, got {out.dtype}")
@@ -136,6 +142,8 @@ def check_out(library: Library, name: str, x: Array, out: Array) -> None:
     check_device(library, name, x, "out", out)
     if not library.writeable(out):
         raise ValueError(f"out must be writeable, got an array of {library.name} that is not")
+    if library.records is not None and library.records([x, out, *others]):
+        raise ValueError("out must not be given while autograd records: leave it out, or call under torch.no_grad()")
 
 
 def check_device(library: Library, name: str, x: Array, other_name: str, other: Array) -> None:
@@ -148,13 +156,25 @@ def check_device(library: Library, name: str, x: Array, other_name: str, other: 
 def empty(shape: tuple[int, ...], like: Array, dtype: Any) -> Array:
     """An array to be written to, beside `like`."""
     library = library_of("like", like)
+    if library.name == "torch" and (large := _torch_large(shape, like, dtype)) is not None:
+        return large
     return library.xp.empty(shape, dtype=dtype, device=library.device(like))
+
+
+def assign(library: Library, place: Array, values: Array) -> None:
+    """Write values to a place, in its dtype."""
+    place[...] = values if library.casts else library.xp.astype(values, place.dtype, copy=False)
 
 
 def zeros(shape: int | tuple[int, ...], like: Array, dtype: Any) -> Array:
     """Zeros, beside `like`."""
     library = library_of("like", like)
     return library.xp.zeros(shape, dtype=dtype, device=_home(library, like))
+
+
+def writeable(x: Array) -> Array:
+    """A NumPy array, or one more of the same memory that may be written to: some libraries take no other."""
+    return x if x.flags.writeable else np.asarray(_Writeable(x))
 
 
 def moved(name: str, x: Array, like: Array) -> Array:
@@ -272,7 +292,7 @@ def check_weights_dtype(library: Library, weights: Array) -> None:
 
 def check_weights(library: Library, weights: Array) -> None:
     """A ValueError if one of them is negative or not finite, where they can be read."""
-    if "bool" in str(weights.dtype) or not library.eager(weights):
+    if "bool" in str(weights.dtype) or not library.present(weights):
         return
     xp = library.xp
     if str(weights.dtype).endswith("bfloat16"):
@@ -319,6 +339,14 @@ def flush_pytrees() -> None:
                 sys.modules["jax"].tree_util.register_pytree_node(*_pytrees.pop())
 
 
+class _Writeable:
+    """The memory of an array under other terms."""
+
+    def __init__(self, x: Array) -> None:
+        self.owner = x
+        self.__array_interface__ = x.__array_interface__ | {"data": (x.__array_interface__["data"][0], False)}
+
+
 _libraries: dict[type, Library] = {}
 _compute_dtypes: dict[tuple[str, Any], Any] = {}
 _pytrees: list[tuple[type, Callable[..., Any], Callable[..., Any]]] = []
@@ -326,6 +354,8 @@ _pytrees_lock = threading.Lock()
 
 _BLOCK = 256
 SHORT = 512
+LARGE = 2**25
+"""The C library keeps no freed memory of so many bytes."""
 
 FILED = (
     *("bfloat16", "float16", "float32", "float64"),
@@ -356,20 +386,21 @@ def _torch_library() -> Library:
         name="torch",
         xp=xp,
         readable=_torch_readable,
-        eager=lambda x: not torch.compiler.is_compiling() and not torch.jit.is_tracing(),
         constant=lambda x: x.detach(),
         most=lambda x: float(x.max()),
         least=lambda x: float(x.min()),
         block=_BLOCK,
+        plain_block=None,
         device=lambda x: x.device,
         quiet=nullcontext,
         oddity=lambda x: "" if x.layout is torch.strided else f"{x.layout}".removeprefix("torch."),
         traced=torch.compiler.is_compiling,
         contiguous=lambda x: type(x) in (torch.Tensor, torch.nn.Parameter) and x.is_contiguous(),
-        writeable=lambda out: not (torch.is_grad_enabled() and out.requires_grad),
-        plain=_torch_plain,
+        writeable=_torch_writeable,
+        present=_torch_present,
+        plain=lambda *arrays: _torch_present(*arrays) and all(x.device.type == "cpu" for x in arrays),
         records=_torch_records,
-        overlap=lambda x, out: x.untyped_storage().data_ptr() == out.untyped_storage().data_ptr(),
+        overlap=_torch_overlap,
         same=lambda x, out: x.data_ptr() == out.data_ptr() and x.stride() == out.stride(),
         into=_into(torch),
         busy=torch.no_grad,
@@ -410,12 +441,32 @@ def _torch_readable(x: Array) -> bool:
     return x.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
 
 
-def _torch_plain(*arrays: Array) -> bool:
+def _torch_writeable(out: Array) -> bool:
+    if out.is_inference() and not sys.modules["torch"].is_inference_mode_enabled():
+        return False
+    return all(step != 0 or n <= 1 for step, n in zip(out.stride(), out.shape, strict=True))
+
+
+def _torch_overlap(x: Array, out: Array) -> bool:
+    x, out = x.untyped_storage(), out.untyped_storage()  # two of them may be parts of one array of NumPy
+    return bool(x.data_ptr() < out.data_ptr() + out.nbytes() and out.data_ptr() < x.data_ptr() + x.nbytes())
+
+
+def _torch_large(shape: tuple[int, ...], like: Array, dtype: Any) -> Array | None:
+    """Memory of NumPy's, which asks for huge pages: where all pages are new, small ones cost more than the norm."""
+    torch = sys.modules["torch"]
+    nbytes = math.prod(shape) * dtype.itemsize
+    if nbytes < LARGE or like.device.type != "cpu":
+        return None
+    return torch.from_numpy(np.empty(nbytes, dtype=np.uint8)).view(dtype).reshape(shape)
+
+
+def _torch_present(*arrays: Array) -> bool:
     torch = sys.modules["torch"]
     recorded = torch.is_grad_enabled()
     return not (torch.compiler.is_compiling() or _torch_transforms(torch)) and all(
         type(x) in (torch.Tensor, torch.nn.Parameter)
-        and x.device.type == "cpu"
+        and x.device.type != "meta"
         and not (recorded and x.requires_grad)
         and not torch._C._functorch.is_legacy_batchedtensor(x)  # is_grads_batched
         and torch.autograd.forward_ad.unpack_dual(x).tangent is None
@@ -426,9 +477,9 @@ def _torch_plain(*arrays: Array) -> bool:
 def _torch_records(arrays: list[Array]) -> bool:
     torch = sys.modules["torch"]
     return (
-        not torch.compiler.is_compiling()
-        and torch.is_grad_enabled()
+        torch.is_grad_enabled()
         and any(x.requires_grad for x in arrays)
+        and not torch.compiler.is_compiling()
         and not _torch_transforms(torch)
         and all(torch.autograd.forward_ad.unpack_dual(x).tangent is None for x in arrays)
     )
@@ -444,11 +495,11 @@ def _library(x: Array) -> Library:
         name=xp.__name__.removeprefix("array_api_compat.").partition(".")[0],
         xp=xp,
         readable=lambda x: True,
-        eager=lambda x: True,
         constant=lambda x: x,
         most=lambda x: float(xp.max(x)),
         least=lambda x: float(xp.min(x)),
         block=_BLOCK,
+        plain_block=_BLOCK,
         device=array_api_compat.device,
         quiet=_quiet,
         writeable=array_api_compat.is_writeable_array,
@@ -463,7 +514,7 @@ def _library(x: Array) -> Library:
             least=lambda x: x.min(),
             contiguous=lambda x: x.flags.c_contiguous,
             products=True,
-            overlap=np.may_share_memory,
+            overlap=_numpy_overlap,
             same=lambda x, out: (
                 x.__array_interface__["data"] == out.__array_interface__["data"] and x.strides == out.strides
             ),
@@ -475,12 +526,13 @@ def _library(x: Array) -> Library:
             contiguous=lambda x: True,
             products=True,
             into=_into_by_assignment,
+            casts=False,
             host=lambda x: np.asarray(x.to_device(xp.Device("CPU_DEVICE"))),
         )
-    unreadable = eager._replace(readable=lambda x: False, eager=lambda x: False, plain=lambda *arrays: False)
+    unreadable = eager._replace(readable=lambda x: False, plain=lambda *arrays: False)
     if array_api_compat.is_jax_array(x):
         return unreadable._replace(
-            eager=_jax_eager,
+            present=lambda *arrays: not any(isinstance(x, sys.modules["jax"].core.Tracer) for x in arrays),
             constant=sys.modules["jax"].lax.stop_gradient,
             device=_jax_devices,
             quiet=nullcontext,
@@ -490,6 +542,8 @@ def _library(x: Array) -> Library:
     if array_api_compat.is_dask_array(x):
         # a reshape across chunks would gather them
         return unreadable._replace(
+            present=lambda *arrays: False,
+            chunked=True,
             block=None,
             device=lambda x: None,
             oddity=lambda x: "masked" if isinstance(x._meta, np.ma.MaskedArray) else "",
@@ -497,7 +551,7 @@ def _library(x: Array) -> Library:
             host=lambda x: _host(x.compute()),
         )
     if array_api_compat.is_cupy_array(x):
-        return unreadable._replace(eager=lambda x: True, host=lambda x: x.get())
+        return unreadable._replace(host=lambda x: x.get())
     return unreadable
 
 
@@ -523,6 +577,22 @@ def _bfloat16() -> Any:
 
 def _quiet() -> AbstractContextManager[Any]:
     return np.errstate(all="ignore")
+
+
+def _numpy_overlap(x: Array, out: Array) -> bool:
+    if np.may_share_memory(x, out):
+        return True
+    one, other = _file(x), _file(out)
+    return (
+        one is not None and other is not None and bool(one.filename == other.filename and one._mmap is not other._mmap)
+    )
+
+
+def _file(x: Any) -> Any:
+    """The memory-mapped file that an array is a view of, if it is."""
+    while isinstance(x, np.ndarray) and getattr(x, "filename", None) is None:
+        x = x.base
+    return x if isinstance(x, np.memmap) else None
 
 
 @contextmanager
@@ -567,10 +637,6 @@ def _into_by_assignment(place: Array) -> Arithmetic:
         return assign
 
     return Arithmetic(*map(assigning, PURE))
-
-
-def _jax_eager(x: Array) -> bool:
-    return not isinstance(x, sys.modules["jax"].core.Tracer)
 
 
 def _jax_devices(x: Array) -> frozenset[Any] | None:

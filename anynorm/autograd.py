@@ -8,19 +8,24 @@ import sys
 from functools import cache
 from typing import Any
 
-from anynorm import schedules
+from anynorm import chunks, schedules
 from anynorm.calls import Call
 from anynorm.kernels import Array, Spread
 from anynorm.pullbacks import Wanted, pull
 from anynorm.schedules import Normalized
 
 
-def normalize(call: Call) -> Normalized:
+def normalize(call: Call, *, keep: bool) -> Normalized:
     """`schedules.normalize`; as one node of the graph, where autograd records and nothing else traces or transforms."""
+    if chunks.takes(call):
+        return chunks.normalize(call)
+    records = call.plan.library.records
+    if records is None:
+        return schedules.normalize(call, keep=keep)
     given = [each for each in call.spread or () if each is not None]
     arrays = [each for each in (call.x, call.gamma, call.beta) if each is not None]
-    if not call.plan.library.records(arrays + given) or any(each.requires_grad for each in given):
-        return schedules.normalize(call)
+    if not records(arrays + given) or any(each.requires_grad for each in given):
+        return schedules.normalize(call, keep=keep)
     y, *spread = _node().apply(call.x, call.gamma, call.beta, call._replace(x=None, gamma=None, beta=None))
     return Normalized(y, call.spread or Spread(*spread))
 
@@ -34,7 +39,8 @@ def _node() -> Any:
 
 def _forward(ctx: Any, x: Array, gamma: Array | None, beta: Array | None, bare: Call) -> tuple[Array | None, ...]:
     """y and the statistics, unless they were given; what `ctx` is told to save is watched for changes."""
-    y, spread = schedules.normalize(bare._replace(x=x, gamma=gamma, beta=beta))
+    call = bare._replace(x=x, gamma=gamma, beta=beta)
+    y, spread = schedules.normalize(call)
     given, (of_x, of_gamma, of_beta, _) = bare.spread is not None, ctx.needs_input_grad
     keeps_x = of_gamma or (of_x and not given)
     ctx.save_for_backward(x if keeps_x else None, gamma if of_x else None, *spread)

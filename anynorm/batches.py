@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from anynorm import calls, kernels, schedules
+from anynorm import calls, chunks, kernels, schedules
 from anynorm.arrays import library_of, pytree
 from anynorm.calls import Call
 from anynorm.kernels import Spread
@@ -160,7 +160,7 @@ class Moments(Statistics[ArrayT]):
 def of(x: ArrayT, *, axis: Axis, weights: Any = None) -> Moments[ArrayT]:
     """The moments of one array."""
     call = calls.over(x, None, None, axis=axis, eps=0.0, weights=weights)
-    return moments_of(call, schedules.survey(call))
+    return moments_of(call, chunks.survey(call) if chunks.takes(call) else schedules.survey(call))
 
 
 def moments_of(call: Call, spread: Spread) -> Moments[Any]:
@@ -169,6 +169,8 @@ def moments_of(call: Call, spread: Spread) -> Moments[Any]:
         mean, rest = kernels.renormalized(call.plan.library.xp, spread.mean, spread.rest)
     mean, rest, var = (schedules.statistic(call, each) for each in (mean, rest, spread.var))
     count: Any = call.plan.layout.group_size
+    if count != count:  # a number that Dask does not know yet
+        count = schedules.statistic(call, chunks.count(call))
     if call.weights is not None:
         count = schedules.statistic(call, call.weights.count + call.plan.library.xp.zeros_like(spread.var))
     return Moments._with_rest(mean, rest, var, count)

@@ -15,6 +15,8 @@ R = TypeVar("R")
 Block = tuple[slice, ...]
 SHORTEST = 256
 """Blocks strewn over memory in runs of fewer numbers than this cost more than a second pass over the array."""
+DEEP = 256
+"""How many numbers of a group a part of it has, so that its statistics are small beside it."""
 STRETCH = 4
 """How much larger a block may be, if it then holds whole groups."""
 
@@ -29,15 +31,18 @@ class Blocks(NamedTuple):
 
 
 @lru_cache(maxsize=256)
-def blocks(shape: tuple[int, ...], axes: tuple[int, ...], most: int) -> Blocks:
-    """Blocks of at most `most` numbers, or little more, of an array that is averaged over `axes`.
+def blocks(shape: tuple[int, ...], axes: tuple[int, ...], most: int, largest: int) -> Blocks:
+    """Blocks of at most `most` numbers of an array that is averaged over `axes`.
 
-    If it can be, they hold whole groups; else they lie in memory in one piece each, and groups are spread over them.
+    If it can be, they hold whole groups, and then up to `largest`; else they lie in memory in one piece each, or
+    in long runs, and groups are spread over them.
     """
     kept = [axis for axis in range(len(shape)) if axis not in axes]
     steps = _steps(shape, kept, most)
-    if math.prod(steps) > STRETCH * most or _run(shape, steps) < SHORTEST:
-        steps = _steps(shape, list(range(len(shape))), most)
+    if math.prod(steps) > largest or _run(shape, steps) < SHORTEST:
+        few = _steps(tuple(1 if axis in axes else n for axis, n in enumerate(shape)), kept, max(SHORTEST, most // DEEP))
+        steps = [n if axis in axes else step for axis, (n, step) in enumerate(zip(shape, few, strict=True))]
+        steps = _steps(tuple(steps), list(range(len(shape))), most)
     whole, rest = list(shape), list(shape)
     for axis in range(len(shape)):
         (rest if axis in axes else whole)[axis] = steps[axis]
@@ -67,41 +72,56 @@ def share(work: Callable[[T], R], items: Iterable[T], threads: int) -> list[R]:
         return [work(item) for item in items]
     results: list[Any] = [None] * len(items)
     waiting = iter(range(len(items)))
-    lock = threading.Lock()
+    helping, failures = 0, []
+    turn = threading.Condition()
 
     def worker() -> None:
         while True:
-            with lock:
+            with turn:
                 i = next(waiting, None)
             if i is None:
                 return
             results[i] = work(items[i])
 
-    helpers = _start(worker, min(threads, len(items)) - 1)
+    def helper() -> None:
+        nonlocal waiting, helping
+        with turn:
+            helping += 1
+        try:
+            worker()
+        except BaseException as failure:
+            failures.append(failure)
+            waiting = iter(())
+        with turn:
+            helping -= 1
+            turn.notify()
+
+    _start(helper, min(threads, len(items)) - 1, threads - 1)
     try:
         worker()
     finally:
-        with lock:
-            waiting = iter(())  # a failure leaves nothing more to do
-        for helper in helpers:
-            if not helper.cancel():
-                helper.result()
+        with turn:
+            waiting = iter(())  # a failure leaves nothing more to do, and a helper that comes late finds nothing
+            turn.wait_for(lambda: not helping)
+    if failures:
+        raise failures.pop()
     return results
 
 
 _pools: dict[int, Any] = {}
 
 
-def _start(worker: Callable[[], None], count: int) -> list[Any]:
-    """The worker begun in other threads, which wait from one call to the next; in none once Python shuts down."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    if count not in _pools:
-        _pools.setdefault(count, ThreadPoolExecutor(count, thread_name_prefix="anynorm"))
+def _start(helper: Callable[[], None], count: int, most: int) -> None:
+    """Begin it in so many other threads, or fewer; `most` of them wait from one call to the next."""
     try:
-        return [_pools[count].submit(worker) for _ in range(count)]
-    except RuntimeError:
-        return []
+        from concurrent.futures import ThreadPoolExecutor
+
+        if most not in _pools:
+            _pools.setdefault(most, ThreadPoolExecutor(most, thread_name_prefix="anynorm"))
+        for _ in range(count):
+            _pools[most].submit(helper)
+    except RuntimeError:  # there is no room for a thread, or Python shuts down
+        return
 
 
 if hasattr(os, "register_at_fork"):

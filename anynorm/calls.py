@@ -9,7 +9,6 @@ from anynorm.arrays import (
     Library,
     check_device,
     check_out,
-    check_plain,
     check_real,
     check_weights,
     check_weights_dtype,
@@ -22,6 +21,7 @@ from anynorm.arrays import (
 from anynorm.kernels import Array, Groups, Limits, Spread
 from anynorm.layouts import Layout, View, same_shape
 from anynorm.replicas import Join, joining
+from anynorm.settings import current
 from anynorm.statistics import Statistics
 from anynorm.weights import Weighted, Weights, weigh
 
@@ -74,6 +74,8 @@ class Call(NamedTuple):
     spread: Spread | None
     out: Array | None
     """Where the caller wants the result, as it came."""
+    compiler: str = "none"
+    """The one that was asked for, which the gradients go to as well; never where a call is traced."""
     weights: Weights | None = None
     all_reduce: Callable[[Array], Any] | None = None
 
@@ -203,27 +205,24 @@ def _prepare(
             raise TypeError(f"moments must be Moments or RunningStats, got {type(moments).__name__}")
         mean, var = moments.mean, moments.var
     key = _key(layout_of, options, eps, centred, out, (x, gamma, beta, mean, var, weights))
-    plan = _plans.get(key)
-    if plan is None or not plan.library.uniform:
+    plan = None if key is None else _plans.get(key)
+    if plan is None:
         others = {names[1]: gamma, "beta": beta, "moments.mean": mean, "moments.var": var, "weights": weights}
         arrays = {names[0]: x} | {name: array for name, array in others.items() if array is not None}
-        if plan is None:
-            plan = _plan(layout_of, options, arrays, out, eps, centred, divisor)
-            if key is not None:
-                if len(_plans) >= MOST_PLANS:
-                    _plans.clear()
-                _plans[key] = plan
-        check_plain(plan.library, **arrays)
-        for name, array in arrays.items():
-            check_device(plan.library, names[0], x, name, array)
+        plan = _plan(layout_of, options, arrays, out, eps, centred, divisor)
+        if key is not None:
+            if len(_plans) >= MOST_PLANS:
+                _plans.clear()
+            _plans[key] = plan
     if out is not None:
-        check_out(plan.library, names[0], x, out)
+        check_out(plan.library, names[0], x, out, [each for each in (gamma, beta, mean, var) if each is not None])
     if x.shape != plan.view.shape:
         x = plan.library.xp.reshape(x, plan.view.shape)
     given = None
     if moments is not None:
         given = Spread(_ready(plan, mean, plan.spread), None, _ready(plan, var, plan.spread))
-    call = Call(plan, x, _ready(plan, gamma, plan.gamma), _ready(plan, beta, plan.beta), given, out)
+    compiler = "none" if plan.library.traced() or weights is not None else current().compiler
+    call = Call(plan, x, _ready(plan, gamma, plan.gamma), _ready(plan, beta, plan.beta), given, out, compiler)
     if weights is None:
         return call
     check_weights(plan.library, weights)
@@ -239,7 +238,7 @@ def _of_replicas(call: Call, weights: Array | None, all_reduce: Callable[[Array]
     plan = call.plan
     library, xp = plan.library, plan.library.xp
     sums = library.summing(all_reduce)
-    call = call._replace(all_reduce=sums)
+    call = call._replace(all_reduce=sums, compiler="none")
     if plan.given:
         return call
     with library.quiet():
@@ -266,12 +265,15 @@ def _key(
         return None
     try:
         key = [layout_of, eps, type(eps), centred, _contiguous(library, arrays[0], out)]
-        if not library.uniform:
-            key.append(library.device(arrays[0]))
         for value in options:  # 1 is True, to a dictionary
             key += (value, tuple(map(type, value)) if type(value) is tuple else type(value))
         for array in arrays:
-            key += (None,) if array is None else (type(array), array.dtype, array.shape)
+            if array is None:
+                key.append(None)
+                continue
+            key += (type(array), array.dtype, array.shape)
+            if not library.uniform:
+                key += (library.device(array), library.oddity and library.oddity(array))
         whole = tuple(key)
         hash(whole)
     except (AttributeError, TypeError):
@@ -296,13 +298,15 @@ def _plan(
         raise ValueError(f"{name} must have at least one axis, got a 0-d array")
     layout = layout_of(shape, *options)
     given = "moments.mean" in arrays
-    if _unknown(shape if layout.channel is not None else () if given else (layout.group_size,)):
+    if _unknown(shape if layout.channel is not None else () if given or library.chunked else (layout.group_size,)):
         raise ValueError(f"{name} must have known sizes where it is divided and counted, got shape {shape}")
     eps = check_real("eps", eps, least=0)
     shapes = {other: _shape(library, layout, other, array) for other, array in others}
     view = _view(layout, list(shapes.values()) if _contiguous(library, x, out) else None)
     fits = {other: _fit(library, array, view.of(shapes[other])) for other, array in others}
     gamma = fits.get("gamma", fits.get("g"))
+    for other, array in others:
+        check_device(library, name, x, other, array)
     spread = tuple(1 if axis in view.axes else n for axis, n in enumerate(view.shape))
     size = math.prod(view.shape)
     ones = None
@@ -339,6 +343,8 @@ def _plan(
 
 def _contiguous(library: Library, x: Array, out: Any) -> bool:
     """Whether axes may be joined without a copy."""
+    if library.traced():
+        return False
     return library.contiguous(x) and (out is None or (known_library(out) is library and library.contiguous(out)))
 
 
@@ -354,8 +360,8 @@ def _ready(plan: Plan, array: Array | None, fit: Fit | None) -> Array | None:
     """An argument beside x, in the view and the dtype of the computation."""
     if array is None or fit is None:
         return None
-    if array.dtype == plan.dtype and fit.axes is not None:
-        return array[fit.axes]
+    if array.dtype == plan.dtype:
+        return plan.library.xp.reshape(array, fit.shape) if fit.axes is None else array[fit.axes]
     with plan.library.quiet():
         return plan.library.xp.reshape(plan.library.xp.astype(array, plan.dtype, copy=False), fit.shape)
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from anynorm import batches, calls, norms, schedules
+from anynorm import batches, calls, chunks, compilers, norms, schedules
 from anynorm.arrays import check_device, compute_dtype, one_library, pytree
 from anynorm.calls import Call, Fit, Plan
 from anynorm.kernels import Array, Spread, Standardized
@@ -73,7 +73,13 @@ def vjp(norm: Callable[..., Any], x: Array, /, *params: Array | None, **options:
     with plan.library.quiet():
         # what the pullback keeps is its own: the caller may do to x, to y and to gamma what they like
         kept, gamma = None, None if call.gamma is None else call.gamma * 1.0
-        if schedules.divisible(call):
+        if call.spread is not None:
+            call = call._replace(spread=Spread(*(None if each is None else each * 1.0 for each in call.spread)))
+        arrays = schedules.arrays(call)
+        if chunks.takes(call):  # an array of Dask cannot be written to
+            kept, (y, of) = call.x, chunks.normalize(call)
+            spread = of
+        elif compilers.chosen(call, arrays) != "none" or schedules.in_blocks(call, arrays):
             kept = plan.library.xp.asarray(call.x, copy=True)
             y, of = schedules.normalize(call)
             spread = of
@@ -85,8 +91,8 @@ def vjp(norm: Callable[..., Any], x: Array, /, *params: Array | None, **options:
             if call.out is not None:
                 call.out[...] = y
                 y = call.out
-    arrays = [name for name in arguments if name in ("x", "gamma", "beta", "v", "g")]
-    params_passed = arrays[1 : _arity(arrays, arguments, params)]
+    names = [name for name in arguments if name in ("x", "gamma", "beta", "v", "g")]
+    params_passed = names[1 : _arity(names, arguments, params)]
     pullback = Pullback(
         of=of,
         x=kept,
@@ -96,6 +102,7 @@ def vjp(norm: Callable[..., Any], x: Array, /, *params: Array | None, **options:
         all_reduce=call.all_reduce,
         plan=plan,
         dtype=call.x.dtype,
+        compiler=call.compiler,
         parameters=tuple(
             _primal(arguments[name], plan.beta if name == "beta" else plan.gamma) for name in params_passed
         ),
@@ -130,6 +137,7 @@ class Pullback:
     plan: Plan
     dtype: Any
     """The dtype of x."""
+    compiler: str
     parameters: tuple[_Primal | None, ...]
 
     def __call__(self, dy: Array, /) -> tuple[Array | None, ...]:
@@ -143,8 +151,9 @@ class Pullback:
         check_device(library, "y", kept, "dy", dy)
         wanted = Wanted(self.dtype, tuple(None if primal is None else primal.full for primal in self.parameters))
         with library.quiet():
-            call = Call(plan, self.x, self.gamma, None, self.given, None, self.weights, self.all_reduce)
-            dx, *gradients = pull(call, schedules.enter(plan, dy, dtype=plan.dtype), wanted, self.of)
+            call = Call(plan, self.x, self.gamma, None, self.given, None, self.compiler, self.weights, self.all_reduce)
+            dy = schedules.enter(plan, dy, dtype=plan.dtype if library.chunked else dy.dtype)
+            dx, *gradients = chunks.pull(call, dy, wanted) if chunks.takes(call) else pull(call, dy, wanted, self.of)
             found = [schedules.restore(plan, dx, self.dtype)]
             for primal, d in zip(self.parameters, gradients, strict=True):
                 if primal is not None:

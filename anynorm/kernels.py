@@ -45,7 +45,7 @@ class Means(Protocol):
     def mean(self, xp: Namespace, x: Array) -> Array:
         """Of x, beside x."""
 
-    def mean_product(self, xp: Namespace, x: Array, other: Array) -> Array:
+    def mean_product(self, xp: Namespace, x: Array, other: Array, *, ops: Arithmetic = PURE) -> Array:
         """Of x * other."""
 
 
@@ -63,11 +63,19 @@ class Groups(NamedTuple):
 
     def mean(self, xp: Namespace, x: Array) -> Array:
         """The mean of each group, beside x."""
+        if self.ones is None and self.block is not None:
+            n = math.prod([x.shape[axis] for axis in self.axes])
+            if n == self.divisor <= self.block and self.axes:
+                return xp.mean(x, axis=self.axes, keepdims=True)
         return total(xp, x, axes=self.axes, block=self.block, ones=self.ones) / self.divisor
+
+    def dots(self, x: Array) -> bool:
+        """Whether products are added as they are made."""
+        return self.ones is not None and self.axes[-1] == x.ndim - 1
 
     def mean_product(self, xp: Namespace, x: Array, other: Array, *, ops: Arithmetic = PURE) -> Array:
         """The mean of x * other."""
-        if self.ones is None or self.axes[-1] != x.ndim - 1:
+        if not self.dots(x):
             return self.mean(xp, ops.multiply(x, other))
         products = _dot(xp, x, other)
         if len(self.axes) > 1:
@@ -169,12 +177,13 @@ def deviations(
     centred: bool,
     alike: tuple[Array, Array] | None = None,
     ops: Arithmetic = PURE,
+    squares: Arithmetic = PURE,
 ) -> tuple[Array, Spread]:
     """The array less its mean if it is to be `centred`, and its statistics."""
     mean = rest = None
     if centred:
         x, mean, rest = centre(xp, x, groups=groups, alike=alike, ops=ops)
-    return x, Spread(mean, rest, groups.mean_product(xp, x, x))
+    return x, Spread(mean, rest, groups.mean_product(xp, x, x, ops=squares))
 
 
 def less(x: Array, spread: Spread, *, ops: Arithmetic = PURE) -> Array:
@@ -188,10 +197,10 @@ def less(x: Array, spread: Spread, *, ops: Arithmetic = PURE) -> Array:
 def inverse_root(xp: Namespace, square: Array, *, flat: float | Array | None) -> Array:
     """1 / sqrt(square), or `flat` where the square is 0 or too small to tell; its derivative is finite there too."""
     if flat is None:
-        return 1 / xp.sqrt(square)
+        return xp.reciprocal(xp.sqrt(square))
     lost = square < float(xp.finfo(square.dtype).smallest_normal)
     one = xp.ones_like(square)
-    return xp.where(lost, one * flat, 1 / xp.sqrt(xp.where(lost, one, square)))
+    return xp.where(lost, one * flat, xp.reciprocal(xp.sqrt(xp.where(lost, one, square))))
 
 
 def affine(xhat: Array, gamma: Array | None, beta: Array | None, *, ops: Arithmetic = PURE) -> Array:
@@ -312,8 +321,10 @@ def pool(xp: Namespace, parts: Spread, share: Array, *, axis: int, level: Array 
         return Spread(None, None, over(parts.var))
     mean = over(parts.mean)
     delta = (parts.mean - mean) + parts.rest
-    rest = over(delta)
-    return Spread(mean, rest, over(parts.var + (delta - rest) * (delta - rest if level is None else level)))
+    low, high = xp.min(delta, axis=axis, keepdims=True), xp.max(delta, axis=axis, keepdims=True)
+    rest = xp.where(low == high, high, over(delta))  # to the last bit: a constant has no spread
+    var = over(parts.var + (delta - rest) * (delta - rest if level is None else level))
+    return Spread(*renormalized(xp, mean, rest), var)
 
 
 def extremes(xp: Namespace, x: Array, *, groups: Groups) -> tuple[Array, Array]:

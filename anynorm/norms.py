@@ -510,7 +510,7 @@ def rms_norm(
            [1. , 1. ]])
     """
     call = calls.rms(x, gamma, beta, axis=axis, eps=eps, weights=weights, out=out)
-    return autograd.normalize(call).y  # type: ignore[no-any-return]
+    return autograd.normalize(call, keep=False).y  # type: ignore[no-any-return]
 
 
 def weight_norm(v: ArrayT, g: Array, /, *, axis: Axis = 0, out: ArrayT | None = None) -> ArrayT:
@@ -555,7 +555,7 @@ def weight_norm(v: ArrayT, g: Array, /, *, axis: Axis = 0, out: ArrayT | None = 
            [0., 1.]])
     """
     call = calls.weight(v, g, axis=axis, out=out)
-    return autograd.normalize(call).y  # type: ignore[no-any-return]
+    return autograd.normalize(call, keep=False).y  # type: ignore[no-any-return]
 
 
 def moments(x: ArrayT, /, *, axis: Axis, weights: Array | None = None) -> Moments[ArrayT]:
@@ -598,7 +598,7 @@ def moments(x: ArrayT, /, *, axis: Axis, weights: Array | None = None) -> Moment
 
 
 def _run(call: Call, given: Statistics[Any] | None, return_moments: bool) -> ArrayT | tuple[ArrayT, Statistics[Any]]:
-    done = autograd.normalize(call)
+    done = autograd.normalize(call, keep=return_moments)
     y: ArrayT = done.y
     if not return_moments:
         return y

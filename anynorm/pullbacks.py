@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from anynorm import kernels, weights
-from anynorm.arrays import empty, zeros
+from anynorm import compilers, kernels, weights
+from anynorm.arrays import assign, empty, zeros
 from anynorm.blocks import Block, blocks, both, share, within
 from anynorm.calls import Call, Plan
 from anynorm.kernels import Array, Groups, Places, Spread, Standardized
@@ -23,6 +23,7 @@ from anynorm.schedules import (
     sound,
     spread_within,
     standardize,
+    trimmed,
     weighted_blocks,
 )
 
@@ -61,10 +62,13 @@ def _pull(call: Call, dy: Array, wanted: Wanted, of: Standardized | Spread | Non
     plan = call.plan
     if isinstance(of, Spread):
         arrays = [each for each in (call.x, call.gamma, dy) if each is not None]
+        compiler = compilers.chosen(call, arrays)
+        if compiler != "none" and (compilers.safe(call, compiler, dy) or ordinary(plan, of.var)):
+            return compilers.gradients(call, dy, wanted.dtype, wanted.parameters, of, compiler)
         if call.weights is not None:
-            if call.all_reduce is None and call.x is not None and in_blocks(plan, arrays):
+            if call.x is not None and in_blocks(call, arrays):
                 return _weighted(call, dy, wanted)
-        elif in_blocks(plan, arrays) and ordinary(plan, of.var):
+        elif in_blocks(call, arrays) and ordinary(plan, of.var):
             return _in_blocks(call, dy, wanted, of)
         of = None
     if of is None and call.x is None:  # nothing that is wanted depends on it
@@ -76,7 +80,7 @@ def _pull(call: Call, dy: Array, wanted: Wanted, of: Standardized | Spread | Non
     dy = xp.astype(dy, plan.dtype, copy=False)
     if of.stray is not None:
         dy = xp.where(of.stray != 0, xp.zeros_like(dy), dy)
-    parameters = _parameter_gradients(plan, dy, of.xhat, wanted.parameters)
+    parameters = _parameter_gradients(plan, dy, of.xhat, wanted.parameters, block=plan.groups.block)
     if wanted.dtype is None:
         return None, *parameters
     if (weighted := call.weighted) is not None:
@@ -100,7 +104,7 @@ class _Piece(NamedTuple):
 
     def finish(self, plan: Plan, d: Array) -> None:
         if self.target is not None and d is not self.target:
-            self.target[...] = plan.library.xp.astype(d, self.target.dtype, copy=False)
+            assign(plan.library, self.target, d)
 
 
 class _Pull(NamedTuple):
@@ -126,8 +130,10 @@ class _Pull(NamedTuple):
         plan = self.call.plan
         library, xp = plan.library, plan.library.xp
         dy = self.dy[block]
-        new = [empty((self.largest,), dy, plan.dtype) for _ in range(ROOMS - 1)] if not self.rooms else None
-        room = new or self.rooms.pop()
+        try:
+            room = self.rooms.pop()
+        except IndexError:
+            room = [empty((self.largest,), dy, plan.dtype) for _ in range(ROOMS - 1)]
         try:
             with library.busy():
                 shape = tuple(dy.shape)
@@ -137,7 +143,9 @@ class _Pull(NamedTuple):
                     result = target
                 places = Places(*map(library.into, (result, xhat, product)))
                 number = math.prod([shape[axis] for axis in plan.view.axes])
-                groups = plan.groups._replace(divisor=min(plan.groups.divisor, float(number)))
+                groups = plan.groups._replace(
+                    divisor=min(plan.groups.divisor, float(number)), block=library.plain_block
+                )
                 dy = xp.astype(dy, plan.dtype, copy=False)
                 of = self._standardized(block, places)
                 shapes = self.wanted.parameters if of_parameters else ()
@@ -147,7 +155,7 @@ class _Pull(NamedTuple):
                     dy,
                     cut(self.gamma, block),
                     of._replace(rstd=cut(self.scale, block)),
-                    _parameter_gradients(plan, dy, of.xhat, shapes, places=places),
+                    _parameter_gradients(plan, dy, of.xhat, shapes, block=library.plain_block, places=places),
                     target,
                     places,
                 )
@@ -167,13 +175,14 @@ def _in_blocks(call: Call, dy: Array, wanted: Wanted, spread: Spread) -> Gradien
     library = plan.library
     with library.quiet():
         rstd = scale = root(plan, spread)
+        spread = trimmed(plan, spread)
         gamma = call.gamma
         if gamma is not None and all(gamma.shape[axis] == 1 for axis in plan.view.axes) and plan.folds:
             scale, gamma = (rstd * gamma, None) if sound(library.xp, rstd * gamma) else (rstd, gamma)
     dx = None if wanted.dtype is None else empty(plan.view.shape, dy, wanted.dtype)
     totals = [None if shape is None else zeros(shape, dy, plan.dtype) for shape in wanted.parameters]
     axes = () if call.spread is not None else plan.view.axes
-    grid = blocks(plan.view.shape, axes, numbers(plan, ROOMS))
+    grid = blocks(plan.view.shape, axes, *numbers(plan, ROOMS))
     largest = max(math.prod([each.stop - each.start for each in both(grid.groups[0], grid.parts[0])]), 1)
     run = _Pull(call, dy, wanted, spread, rstd, scale, gamma, dx, [], largest)
     threads = shared(plan)
@@ -181,7 +190,8 @@ def _in_blocks(call: Call, dy: Array, wanted: Wanted, spread: Spread) -> Gradien
 
     def work(group: Block) -> list[tuple[Block, list[Array | None]]]:
         parts = [both(group, part) for part in grid.parts]
-        found = _groups(run, parts, 1 if many else threads)
+        with library.busy():
+            found = _groups(run, parts, 1 if many else threads)
         return list(zip(parts, found, strict=True))
 
     for results in share(work, grid.groups, threads if many else 1):
@@ -203,7 +213,7 @@ def _weighted(call: Call, dy: Array, wanted: Wanted) -> Gradients:
         with plan.library.busy():
             d, *parameters = _pull(part_of(call, block), dy[block], Wanted(wanted.dtype, shapes), None)
             if dx is not None:
-                dx[block] = d
+                assign(plan.library, dx[block], d)
         return block, parameters
 
     for block, parameters in share(work, weighted_blocks(plan), shared(plan)):
@@ -258,10 +268,16 @@ def _groups(run: _Pull, parts: list[Block], threads: int) -> list[list[Array | N
 
 
 def _parameter_gradients(
-    plan: Plan, dy: Array, xhat: Array, shapes: tuple[tuple[int, ...] | None, ...], *, places: Places = kernels.NEW
+    plan: Plan,
+    dy: Array,
+    xhat: Array,
+    shapes: tuple[tuple[int, ...] | None, ...],
+    *,
+    block: int | None,
+    places: Places = kernels.NEW,
 ) -> list[Array | None]:
     """Of a gamma, or of a gamma and a beta, of these shapes; None for None."""
-    block, ones = plan.groups.block, _ones(plan, dy)
+    ones = _ones(plan, dy)
     return [
         None
         if shape is None

@@ -1,24 +1,29 @@
 """How a call is run: whole or in blocks; plainly where its numbers turn out ordinary, else proof to any size."""
 
 import math
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
-from anynorm import kernels, replicas, weights
-from anynorm.arrays import empty
-from anynorm.blocks import Block, blocks, both, share, whole, within
+from anynorm import compilers, kernels, replicas, weights
+from anynorm.arrays import assign, empty
+from anynorm.blocks import STRETCH, Block, blocks, both, share, whole, within
 from anynorm.calls import Call, Plan
-from anynorm.kernels import Arithmetic, Array, Groups, Scale, Spread, Standardized
-from anynorm.settings import current
+from anynorm.kernels import PURE, Arithmetic, Array, Groups, Scale, Spread, Standardized
+from anynorm.settings import current, default_threads
 from anynorm.weights import Weights
 
+T = TypeVar("T")
 SMALL = 2**16
 """An array of fewer bytes is not worth the trouble of writing in place."""
 SHARED = 2**22
 """So many bytes are worth a thread."""
 WEIGHTED = 8
-"""So many arrays of a block's size are a block where there are weights."""
-PENDING = 32
+"""So many arrays of a block's size are made of a block where there are weights."""
+SHORT = 16
+"""The sums of runs of fewer numbers are not small beside them."""
+PENDING = 16
 """So many parts of a group are pooled at a time."""
 
 
@@ -27,13 +32,20 @@ class Normalized(NamedTuple):
 
     y: Array
     spread: Spread
+    """Empty where they are not to be kept: of short groups they are nearly as large as the array."""
 
 
-def normalize(call: Call) -> Normalized:
-    """The result of a call: in blocks where the array is large and may be written part by part, else whole."""
-    plan, out = call.plan, call.out
-    if divisible(call):
-        return _in_blocks(call)
+def normalize(call: Call, *, keep: bool = True) -> Normalized:
+    """The result of a call: compiled if it is to be; in blocks if it is large and may be written so; else whole."""
+    plan, out, given = call.plan, call.out, arrays(call)
+    compiler = compilers.chosen(call, given)
+    if compiler != "none":
+        with plan.library.quiet():
+            compiled = Normalized(*compilers.normalize(call, compiler))
+            if compilers.safe(call, compiler, call.x) or ordinary(plan, compiled.spread.var):
+                return compiled
+    if in_blocks(call, given):
+        return _in_blocks(call, keep)
     with plan.library.quiet():
         standardized = standardize(call)
         y = affine(call, standardized)
@@ -44,20 +56,19 @@ def normalize(call: Call) -> Normalized:
 
 def survey(call: Call) -> Spread:
     """The statistics of a call alone."""
-    if divisible(call):
+    if in_blocks(call, arrays(call)):
         return _statistics(call)
     with call.plan.library.quiet():
         return standardize(call).spread
 
 
-def divisible(call: Call) -> bool:
-    """Whether a call is run in blocks; replicas, which wait for each other, run theirs whole."""
-    alone = call.weights is None or call.all_reduce is None
-    return alone and in_blocks(call.plan, arrays(call))
-
-
-def in_blocks(plan: Plan, arrays: list[Array]) -> bool:
+def in_blocks(call: Call, arrays: list[Array]) -> bool:
     """Whether what is computed of these arrays is large, and may be written part by part."""
+    plan = call.plan
+    if call.weights is not None and call.all_reduce is not None:  # replicas wait for each other
+        return False
+    if plan.library.traced():  # by a compiler that cannot follow into the settings
+        return False
     return plan.nbytes >= min(SMALL, current().block_bytes) and plan.library.plain(*arrays)
 
 
@@ -93,7 +104,7 @@ def affine(call: Call, standardized: Standardized) -> Array:
 
 
 def _affine(call: Call, standardized: Standardized) -> Array:
-    y = kernels.affine(standardized.xhat, call.gamma, call.beta)
+    y = compilers.affine(call, standardized.xhat)
     if standardized.stray is None:
         return y
     constant = call.plan.library.constant
@@ -144,8 +155,10 @@ class _Part(NamedTuple):
     y: Array | None
     """None where the statistics are all that is asked for."""
     ops: Arithmetic
+    squares: Arithmetic
 
     def enter(self, scale: Scale | None = None) -> Array:
+        """x, times the unit of the scale."""
         return self.x if scale is None else self.ops.multiply(self.x, scale.unit)
 
     def deviations(self, scale: Scale | None) -> tuple[Array, Spread]:
@@ -157,6 +170,7 @@ class _Part(NamedTuple):
             centred=centred,
             alike=scale.alike if scale is not None and centred else None,
             ops=self.ops,
+            squares=self.squares,
         )
 
     def finish(self, d: Array, rstd: Array, rest: Array | None = None) -> None:
@@ -164,6 +178,8 @@ class _Part(NamedTuple):
         if self.y is None:
             return
         xp, gamma, beta, ops = self.plan.library.xp, self.gamma, self.beta, self.ops
+        if rest is not None and not float(xp.max(xp.abs(rest * rstd))) <= 1:  # beta would be lost beside it
+            d, rest = ops.subtract(d, rest), None
         if gamma is not None and self.plan.folds and sound(xp, rstd * gamma):
             rstd, gamma = rstd * gamma, None
         if rest is not None and gamma is None:
@@ -172,7 +188,7 @@ class _Part(NamedTuple):
             d = ops.subtract(d, rest)
         y = kernels.affine(ops.multiply(d, rstd), gamma, beta, ops=ops)
         if y is not self.y:
-            self.y[...] = xp.astype(y, self.y.dtype, copy=False)
+            assign(self.plan.library, self.y, y)
 
 
 class _Run(NamedTuple):
@@ -184,59 +200,89 @@ class _Run(NamedTuple):
     in_place: bool
     """Whether the result's own place may be worked in."""
     threads: int
+    rooms: list[Array]
+    """Places to work in that no part works in now."""
+    largest: int
+    """How many numbers a part has."""
 
-    def part(self, block: Block) -> _Part:
+    @contextmanager
+    def part(self, block: Block, *, survey: bool = False) -> Iterator[_Part]:
+        """A block of the call; only its statistics are asked for, if it is a survey."""
         call, plan = self.call, self.call.plan
+        library = plan.library
         x, y = call.x[block], None if self.y is None else self.y[block]
-        if not self.in_place:
-            x = plan.library.xp.astype(x, plan.dtype, copy=True)
-        place = y if self.in_place else x
-        number = math.prod([x.shape[axis] for axis in plan.view.axes])
-        groups = plan.groups._replace(divisor=min(plan.groups.divisor, float(number)))
-        return _Part(plan, groups, x, cut(call.gamma, block), cut(call.beta, block), y, plan.library.into(place))
+        shape = tuple(x.shape)
+        taken: list[Array] = []
 
-    def each(self, work: Any, parts: list[Block]) -> list[Any]:
+        def room() -> Array:
+            taken.append(self.rooms.pop() if self.rooms else empty((self.largest,), x, plan.dtype))
+            return library.xp.reshape(taken[-1][: math.prod(shape)], shape)
+
+        place = room() if survey or y is None or not self.in_place else y
+        if not self.in_place:
+            assign(library, place, x)
+            x = place
+        number = math.prod([shape[axis] for axis in plan.view.axes])
+        groups = plan.groups._replace(divisor=min(plan.groups.divisor, float(number)), block=library.plain_block)
+        squares = PURE if groups.dots(x) else library.into(room())
+        try:
+            yield _Part(plan, groups, x, cut(call.gamma, block), cut(call.beta, block), y, library.into(place), squares)
+        finally:
+            self.rooms.extend(taken)
+
+    def each(self, work: Callable[[_Part], T], parts: list[Block], *, survey: bool = False) -> list[T]:
         """The results of `work` on each part."""
 
-        def busy(block: Block) -> Any:
-            with self.call.plan.library.busy():
-                return work(self.part(block))
+        def busy(block: Block) -> T:
+            with self.call.plan.library.busy(), self.part(block, survey=survey) as part:
+                return work(part)
 
         return share(busy, parts, self.threads)
 
 
-def _in_blocks(call: Call) -> Normalized:
+def _in_blocks(call: Call, keep: bool) -> Normalized:
     """Block by block, each into its place in the result."""
     plan, out = call.plan, call.out
-    library = plan.library
+    library, xp = plan.library, plan.library.xp
+    target, y = out, None
     if out is not None:
-        call = _apart(call, out)
-    target = out
-    if target is None or (library.overlap(call.x, target) and not library.same(call.x, target)):
+        call, y = _apart(call, out), xp.reshape(out, plan.view.shape)
+    if y is None or (library.overlap(call.x, y) and not library.same(call.x, y)):
         target = empty(plan.layout.shape, call.x, call.x.dtype)
-    in_place = call.x.dtype == plan.dtype and (target is not out or not library.overlap(call.x, target))
-    spread = _run(call, library.xp.reshape(target, plan.view.shape), in_place)
+        y = xp.reshape(target, plan.view.shape)
+    in_place = call.x.dtype == plan.dtype and (target is not out or not library.overlap(call.x, y))
+    spread = _run(call, y, in_place, keep)
     if out is not None and target is not out:
         out[...] = target
     return Normalized(target if out is None else out, spread)
 
 
 def _statistics(call: Call) -> Spread:
-    return _run(call, None, False)
+    return _run(call, None, False, True)
 
 
-def _run(call: Call, y: Array | None, in_place: bool) -> Spread:
-    """Write the result to y, where there is one; its statistics."""
+def _run(call: Call, y: Array | None, in_place: bool, keep: bool) -> Spread:
+    """Write the result to y, where there is one; its statistics, if they are to be kept."""
     plan = call.plan
     if call.weights is not None:
-        return _run_weighted(call, y)
+        return _run_weighted(call, y, keep)
     axes = () if call.spread is not None else plan.view.axes
-    spread = call.spread or Spread(*(empty(plan.spread.shape, call.x, plan.dtype) for _ in Spread._fields))
-    leading = bool(axes) and axes[-1] < len(plan.view.shape) - 1  # squares take a place of their own
-    grid = blocks(plan.view.shape, axes, numbers(plan, 2 if leading or not in_place else 1))
+    spread = call.spread or Spread(None, None, None)
+    if keep and call.spread is None:
+        spread = Spread(*(empty(plan.spread.shape, call.x, plan.dtype) for _ in Spread._fields))
+    last = len(plan.view.shape) - 1
+    split = bool(axes) and axes[-1] < last  # then squares take a place of their own
+    narrow = y is not None and call.x.dtype != plan.dtype  # so does what goes to a result of another dtype
+    short = plan.view.shape[-1] < SHORT  # and so do sums over the last axis alone
+    arrays = 2 if split or not in_place else 1
+    made = (split or narrow or short) + (not in_place)
+    grid = blocks(plan.view.shape, axes, *numbers(plan, arrays, made=made))
+    if len(grid.parts) > 1 and axes and in_place:  # a part of a group is surveyed in a place of its own
+        grid = blocks(plan.view.shape, axes, *numbers(plan, arrays, made=made + 1))
     threads = shared(plan)
     many = len(grid.groups) >= threads
-    run = _Run(call, y, in_place, 1 if many else threads)
+    largest = math.prod([each.stop - each.start for each in both(grid.groups[0], grid.parts[0])])
+    run = _Run(call, y, in_place, 1 if many else threads, [], largest)
 
     def work(block: Block) -> None:
         parts = [both(block, part) for part in grid.parts]
@@ -245,27 +291,29 @@ def _run(call: Call, y: Array | None, in_place: bool) -> Spread:
                 _apply(run, parts, spread_within(spread, block), None)
                 return
             for every, part in zip(spread, _groups(run, parts, None), strict=True):
-                if part is not None:
+                if part is not None and every is not None:
                     every[within(every, block)] = part
 
     share(work, grid.groups, threads if many else 1)
     return spread if plan.centred or call.spread is not None else Spread(None, None, spread.var)
 
 
-def _run_weighted(call: Call, y: Array | None) -> Spread:
+def _run_weighted(call: Call, y: Array | None, keep: bool) -> Spread:
     """`_run` with weights: each block whole, as if it were all."""
     plan = call.plan
-    spread = Spread(*(empty(plan.spread.shape, call.x, plan.dtype) for _ in Spread._fields))
+    spread = Spread(None, None, None)
+    if keep:
+        spread = Spread(*(empty(plan.spread.shape, call.x, plan.dtype) for _ in Spread._fields))
 
     def work(block: Block) -> None:
         part = part_of(call, block)
         with plan.library.busy():
             done = standardize(part)
             for every, each in zip(spread, done.spread, strict=True):
-                if each is not None:
+                if each is not None and every is not None:
                     every[within(every, block)] = each
             if y is not None:
-                y[block] = plan.library.xp.astype(_affine(part, done), y.dtype, copy=False)
+                assign(plan.library, y[block], _affine(part, done))
 
     share(work, weighted_blocks(plan), shared(plan))
     return spread if plan.centred else Spread(None, None, spread.var)
@@ -273,7 +321,8 @@ def _run_weighted(call: Call, y: Array | None) -> Spread:
 
 def weighted_blocks(plan: Plan) -> list[Block]:
     """Blocks of an array with weights."""
-    return whole(plan.view.shape, plan.view.axes, numbers(plan, WEIGHTED))
+    most, _ = numbers(plan, 1, made=WEIGHTED)
+    return whole(plan.view.shape, plan.view.axes, most)
 
 
 def part_of(call: Call, block: Block) -> Call:
@@ -284,10 +333,20 @@ def part_of(call: Call, block: Block) -> Call:
     )
 
 
-def numbers(plan: Plan, arrays: int) -> int:
-    """How many numbers of a block there may be, where each block is so many arrays of its size."""
+def numbers(plan: Plan, arrays: int, *, made: int = 0) -> tuple[int, int]:
+    """How many numbers of a block there may be, and how many if they are whole groups.
+
+    Each block is so many arrays of its size; those of them that are made for it take, in as many threads as there are
+    by default, little more than `block_bytes`. Of the threads in force the blocks, and so the last
+    bits of a result, know nothing.
+    """
     bits: int = plan.library.xp.finfo(plan.dtype).bits
-    return max(1, current().block_bytes * 8 // bits // arrays)
+    room = current().block_bytes * 8 // bits
+    most, largest = room // arrays, STRETCH * room // arrays
+    if made:
+        spare = room * 5 // 4 // (made * (default_threads() if plan.library.products else 1))
+        most, largest = min(most, spare), min(largest, spare)
+    return max(1, most), max(1, largest)
 
 
 def shared(plan: Plan) -> int:
@@ -298,31 +357,29 @@ def shared(plan: Plan) -> int:
 def _groups(run: _Run, parts: list[Block], scale: Scale | None) -> Spread:
     """Normalize the groups that these parts hold together; their statistics."""
     plan = run.call.plan
+    xp = plan.library.xp
     if len(parts) == 1:
-        part = run.part(parts[0])
-        d, spread = part.deviations(scale)
+        with run.part(parts[0]) as part:
+            d, spread = part.deviations(scale)
+            done = scale is not None or ordinary(plan, spread.var)
+            if done:
+                part.finish(d, root(plan, spread, scale))
     else:
-        spread = _pooled(run, parts, scale)
-    if scale is None and not ordinary(plan, spread.var):
-        bounds = run.each(lambda part: kernels.extremes(plan.library.xp, part.enter(), groups=part.groups), parts)
-        bottom, top = bounds[0]
-        for low, high in bounds[1:]:
-            bottom, top = plan.library.xp.minimum(bottom, low), plan.library.xp.maximum(top, high)
-        return _groups(run, parts, kernels.scale_of(plan.library.xp, bottom, top, eps=plan.eps))
-    if len(parts) == 1:
-        part.finish(d, root(plan, spread, scale))
-    elif run.y is not None:
-        _apply(run, parts, spread, scale)
-    return spread if scale is None else scale.restore(spread)
+        spread = pooled(plan, partial(run.each, partial(_portion, scale), survey=True), parts)
+        done = scale is not None or ordinary(plan, spread.var)
+        if done and run.y is not None:
+            _apply(run, parts, spread, scale)
+    if done:
+        return spread if scale is None else scale.restore(spread)
+    bounds = run.each(lambda part: kernels.extremes(xp, part.enter(), groups=part.groups), parts, survey=True)
+    bottom, top = bounds[0]
+    for low, high in bounds[1:]:
+        bottom, top = xp.minimum(bottom, low), xp.maximum(top, high)
+    return _groups(run, parts, kernels.scale_of(xp, bottom, top, eps=plan.eps))
 
 
-def _pooled(run: _Run, parts: list[Block], scale: Scale | None) -> Spread:
-    """The statistics of groups that are spread over parts."""
-    return pooled(
-        run.call.plan,
-        lambda some: run.each(lambda part: Portion(part.deviations(scale)[1], part.groups.divisor), some),
-        parts,
-    )
+def _portion(scale: Scale | None, part: _Part) -> "Portion":
+    return Portion(part.deviations(scale)[1], part.groups.divisor)
 
 
 class Portion(NamedTuple):
@@ -340,11 +397,12 @@ def pooled(plan: Plan, each: Callable[[list[Block]], list[Portion]], parts: list
     found: list[Portion] = []
     for i in range(0, len(parts), PENDING):
         found += each(parts[i : i + PENDING])
-        found = [_pool(plan.library.xp, found, plan.groups.divisor)]
+        found = [pool(plan.library.xp, found, plan.groups.divisor)]
     return found[0].spread
 
 
-def _pool(xp: Any, found: list[Portion], divisor: float) -> Portion:
+def pool(xp: Any, found: list[Portion], divisor: float) -> Portion:
+    """The statistics of portions together; a divisor of 1 says that they are sums."""
     number = divisor if divisor == 1 else sum(portion.number for portion in found)
     like = found[0].spread.var
     share = xp.stack([xp.ones_like(like) * (portion.number / number) for portion in found], axis=0)
@@ -378,6 +436,15 @@ def root(plan: Plan, spread: Spread, scale: Scale | None = None) -> Array:
     if scale is not None:
         return kernels.inverse_root(xp, spread.var + scale.eps, flat=scale.flat)
     return kernels.inverse_root(xp, spread.var + plan.eps, flat=1.0 if plan.tiny else None)
+
+
+def trimmed(plan: Plan, spread: Spread) -> Spread:
+    """Without the rest of the mean where it is an eighth of a unit in the last place of the spread, or less."""
+    if spread.rest is None:
+        return spread
+    slight = (float(plan.library.xp.finfo(plan.dtype).eps) / 8) ** 2
+    excess = plan.library.most(spread.rest * spread.rest - slight * spread.var)
+    return spread._replace(rest=None) if excess <= 0 else spread  # a NaN keeps it
 
 
 def _apart(call: Call, out: Array) -> Call:

@@ -36,8 +36,10 @@ def options(
         The size of the blocks, in bytes, in which large arrays are run; by default 4 MiB. A block and what is computed
         of it should fit into the cache of a processor.
     compiler : {"torch", "jax", "cupy", "none"}, optional
-        Hand the kernels to that library's compiler, whatever library x is of; arrays are passed without a copy.
-        "none", the default, does without.
+        Hand the kernels to that library's compiler, whatever library x is of ("cupy" takes arrays of CuPy alone);
+        arrays are passed without a copy. A first call of its kind waits for the compiler; another batch size does not,
+        except with "jax". Calls that are traced already or have weights, `moments`, Dask arrays and empty ones are run
+        as ever. "none", the default, does without.
 
     Returns
     -------
@@ -50,7 +52,10 @@ def options(
     TypeError
         If `threads` or `block_bytes` is not an int.
     ValueError
-        If one of them is less than 1, or `compiler` is not one of those.
+        If one of them is less than 1, or `compiler` is not one of those; from a call inside, if "cupy" is given an
+        array of another library.
+    ImportError
+        From a call inside, if the compiler's library is not installed.
 
     Examples
     --------
@@ -76,6 +81,11 @@ def options(
 def current() -> Options:
     """The options in force here."""
     return _current.get() or _default()
+
+
+def default_threads() -> int:
+    """How many threads there are where nobody says otherwise."""
+    return _default().threads
 
 
 _current: ContextVar[Options | None] = ContextVar("anynorm.options", default=None)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from anynorm import kernels
-from anynorm.kernels import Array, Groups, Namespace, Scale, Standardized
+from anynorm.kernels import PURE, Arithmetic, Array, Groups, Namespace, Scale, Standardized
 
 
 class Common(NamedTuple):
@@ -45,17 +45,17 @@ class Weighted(NamedTuple):
         """The mean of each group, beside x."""
         return self.sum(xp, x * self.weights.share)
 
-    def mean_product(self, xp: Namespace, x: Array, other: Array) -> Array:
+    def mean_product(self, xp: Namespace, x: Array, other: Array, *, ops: Arithmetic = PURE) -> Array:
         """The mean of x * other."""
-        return self.sum_product(xp, x * self.weights.share, other)
+        return self.sum_product(xp, x * self.weights.share, other, ops=ops)
 
     def sum(self, xp: Namespace, x: Array) -> Array:
         """The sum of each group."""
         return self._joined(self.plain.mean(xp, x))
 
-    def sum_product(self, xp: Namespace, x: Array, other: Array) -> Array:
+    def sum_product(self, xp: Namespace, x: Array, other: Array, *, ops: Arithmetic = PURE) -> Array:
         """The sum of x * other."""
-        return self._joined(self.plain.mean_product(xp, x, other))
+        return self._joined(self.plain.mean_product(xp, x, other, ops=ops))
 
     def _joined(self, sums: Array) -> Array:
         return sums if self.join is None else self.join(sums)[0]

@@ -23,10 +23,9 @@ FLOORS = [
     "files",
     "statistics",
     "calls",
-    "blocks",
-    "schedules",
+    "compilers",
 ]
-FLOORS += ["pullbacks", "autograd", "batches", "norms", "state", "gradients"]
+FLOORS += ["blocks", "schedules", "pullbacks", "chunks", "autograd", "batches", "norms", "state", "gradients"]
 LIBRARIES = {"numpy", "array_api_compat", "torch", "jax", "cupy", "dask", "array_api_strict", "array_api_extra"}
 
 

@@ -224,3 +224,12 @@ def test_a_large_array_is_counted(backend):
 
     shape = jax.ShapeDtypeStruct((70000, 70000), np.float32)
     assert jax.eval_shape(lambda x: anynorm.layer_norm(x, axis=None), shape).shape == (70000, 70000)
+
+
+@pytest.mark.parametrize("scale", [1e15, 1e-15])
+def test_a_variance_under_jit_takes_its_power_of_two_back_in_two_steps(backend, scale):
+    x = (np.random.default_rng(9).standard_normal((3, 400)) * scale).astype(np.float32)
+    import jax
+
+    var = jax.jit(lambda x: anynorm.layer_norm(x, eps=0, return_moments=True)[1].var)(backend.array(x, "float32"))
+    np.testing.assert_allclose(np.asarray(var), x.var(axis=1, dtype=np.float64), rtol=2e-6)

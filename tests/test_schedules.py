@@ -1,21 +1,28 @@
 """Large arrays are run in blocks, which shows in memory and nowhere else."""
 
+import gc
+import os
+import subprocess
+import sys
 import tracemalloc
+import weakref
 
 import numpy as np
 import pytest
-from oracles import CASES, Case, values
+from hypothesis import given
+from hypothesis import strategies as st
+from oracles import CASES, Case, standardized, standardized_gradient, values
 
 import anynorm
-from anynorm import schedules
+from anynorm import calls, schedules
 
 
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Blocks of a few numbers; how many parts were run."""
     run, parts = schedules._Run.part, []
-    monkeypatch.setattr(schedules._Run, "part", lambda self, block: parts.append(block) or run(self, block))
-    with anynorm.options(block_bytes=32):
+    monkeypatch.setattr(schedules._Run, "part", lambda *args, **options: parts.append(args) or run(*args, **options))
+    with anynorm.options(block_bytes=16):
         yield parts
 
 
@@ -73,3 +80,223 @@ def test_a_large_array_needs_little_more_than_its_result(dtype):
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         assert peak < x.nbytes + 8 * 2**20
+
+
+@pytest.mark.cells("numpy", "torch")
+def test_a_group_without_numbers_leaves_the_gradient_of_the_others_exact(backend):
+    x = np.random.default_rng(4).standard_normal((4, 50_000)) + 1e6
+    dy = np.random.default_rng(5).standard_normal(x.shape)
+    given = backend.array(x, "float32")
+    broken = x.copy()
+    broken[3] = np.nan
+    gradients = []
+    for each in (given, backend.array(broken, "float32")):
+        _, pullback = anynorm.vjp(anynorm.layer_norm, each)
+        gradients.append(backend.numpy(pullback(backend.array(dy, "float32"))[0])[:3])
+    np.testing.assert_allclose(*gradients, rtol=1e-5, atol=1e-5)
+
+
+LAYOUTS = [
+    (anynorm.layer_norm, (2**16, 256), {}),
+    (anynorm.layer_norm, (2**21, 8), {}),
+    (anynorm.layer_norm, (5, 3_500_000), {}),
+    (anynorm.layer_norm, (2048, 8192), {"axis": 0}),
+    (anynorm.layer_norm, (16, 8, 256, 512), {"axis": (1, 2, 3)}),
+    (anynorm.normalize, (16, 1024, 1024), {"axis": None}),
+    (anynorm.batch_norm, (16, 64, 128, 128), {}),
+    (anynorm.batch_norm, (16, 128, 128, 64), {"channel_axis": -1}),
+    (anynorm.instance_norm, (16, 128, 128, 64), {"channel_axis": -1}),
+    (anynorm.group_norm, (16, 128, 128, 64), {"channel_axis": -1, "groups": 32}),
+    (anynorm.rms_norm, (2**16, 256), {}),
+]
+
+
+def peak(call):
+    """The memory that a call takes at its peak, but for what it leaves behind in this library."""
+    anynorm.layer_norm(np.ones((1024, 1024), np.float32))
+    tracemalloc.start()
+    try:
+        call()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.cells("numpy")
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize(("norm", "shape", "options"), LAYOUTS, ids=lambda each: getattr(each, "__name__", str(each)))
+def test_a_call_takes_eight_megabytes_beside_its_output(norm, shape, options, dtype):
+    x = np.ones(shape, dtype)
+    x[..., ::2] = 2
+    peaks = peak(lambda: norm(x, **options)) - x.nbytes, peak(lambda: norm(x, out=x, **options))
+    assert max(peaks) < 8e6, peaks
+
+
+@pytest.mark.cells("numpy")
+def test_weight_norm_and_moments_take_little_memory_too():
+    x = np.ones((4096, 4096), np.float32)
+    peaks = [peak(lambda: anynorm.weight_norm(x, np.ones(4096), out=x))]
+    peaks += [peak(lambda axis=axis: anynorm.moments(x, axis=axis)) for axis in (0, 1, None)]
+    assert max(peaks) < 8e6, peaks
+
+
+MAPPED = """
+import sys, numpy as np, anynorm
+norm, shape, options, same = {job}
+x = np.memmap(sys.argv[1], np.float32, "r+", shape=shape)
+out = x if same else np.memmap(sys.argv[2], np.float32, "w+", shape=shape)
+def anonymous():
+    return next(int(line.split()[1]) for line in open("/proc/self/smaps_rollup") if line.startswith("Anonymous:"))
+import threading
+seen, done = [], threading.Event()
+def watch():
+    while not done.wait(0.002):
+        seen.append(anonymous())
+watcher = threading.Thread(target=watch)
+watcher.start()
+getattr(anynorm, norm)(x, out=out, **options)
+done.set()
+watcher.join()
+print(max(seen))
+"""
+
+
+@pytest.mark.cells("numpy")
+@pytest.mark.skipif(not os.path.exists("/proc/self/smaps_rollup"), reason="only Linux tells")
+@pytest.mark.parametrize("same", [False, True])
+@pytest.mark.parametrize(
+    ("norm", "shape", "options"),
+    [("layer_norm", (2**16, 1024), {}), ("batch_norm", (4, 256, 256, 256), {"channel_axis": -1})],
+)
+def test_a_file_larger_than_memory_is_normalized_in_place(tmp_path, norm, shape, options, same):
+    x = np.memmap(tmp_path / "x", np.float32, "w+", shape=shape)
+    x[...] = np.random.default_rng(0).standard_normal(shape[-1], dtype=np.float32) + 3
+    x[: shape[0] // 2] += 1
+    first = x[:1].copy()
+    x.flush()
+    axes = (0, 1, 2) if options else (1,)
+    code = MAPPED.format(job=repr((norm, shape, options, same)))
+    command = [sys.executable, "-c", code, str(tmp_path / "x"), str(tmp_path / "y")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 120e3
+    y = np.memmap(tmp_path / ("x" if same else "y"), np.float32, "r", shape=shape)
+    want = standardized(np.concatenate([first, first - 1]) if options else first, axes)[:1]
+    np.testing.assert_allclose(y[:1], want, atol=1e-4)
+
+
+@pytest.mark.cells("numpy")
+@pytest.mark.parametrize("value", [0.1, 1 / 3, -1e4 / 3, 7.7e5, 2.2e30, 3.3e-30])
+@pytest.mark.parametrize("eps", [0, 1e-5])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_constant_has_no_spread_where_its_group_is_split(small_blocks, value, eps, dtype):
+    beta = np.arange(3, dtype=dtype)
+    for shape, channel_axis in (((41, 3, 7), 1), ((41, 7, 3), -1), ((5, 3, 100), 1)):
+        x = np.full(shape, value, dtype)
+        y, moments = anynorm.batch_norm(x, None, beta, channel_axis=channel_axis, eps=eps, return_moments=True)
+        np.testing.assert_array_equal(y, np.broadcast_to(beta if channel_axis == -1 else beta[:, None], shape))
+        assert not moments.var.any()
+        np.testing.assert_array_equal(moments.mean, np.full(3, value, dtype))
+
+
+@pytest.mark.cells("numpy", "strict")
+def test_beta_is_not_lost_in_a_group_of_almost_no_spread(backend, small_blocks):
+    x = np.full((1000, 2), 1e6)
+    x[7] += 1
+    beta = np.array([3.0, -4.0])
+    y = anynorm.batch_norm(backend.array(x, "float32"), None, backend.array(beta, "float32"), eps=0)
+    backend.check(y, standardized(x, 0, 0) + beta, dtype="float32", tolerance=1e-5)
+
+
+@pytest.mark.cells("numpy", "strict")
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30, 1e-30, 0.0])
+@pytest.mark.parametrize(("axes", "channel_axis"), [((0, 2), 1), ((0, 1), -1)])
+def test_an_odd_group_leaves_the_others_alone_where_groups_are_split(backend, small_blocks, bad, axes, channel_axis):
+    x, dy = np.random.default_rng(3).standard_normal((2, 20, 6, 6))
+    odd = (slice(None), 2) if channel_axis == 1 else (..., 2)
+    x[odd] = x[odd] * bad if np.isfinite(bad) else np.where(np.arange(6) == 3, bad, x[odd])
+    given = backend.array(x, "float32"), backend.array(dy, "float32")
+    y, pullback = anynorm.vjp(anynorm.batch_norm, given[0], channel_axis=channel_axis, eps=0)
+    dx, y = (backend.numpy(each) for each in (pullback(given[1])[0], y))
+    clean = np.delete(np.arange(6), 2)
+    keep = (slice(None), clean) if channel_axis == 1 else (..., clean)
+    np.testing.assert_allclose(y[keep], standardized(x[keep], axes, 0), atol=1e-5)
+    np.testing.assert_allclose(dx[keep], standardized_gradient(x[keep], dy[keep], axes, 0), atol=1e-4)
+    if np.isfinite(bad) and bad:
+        np.testing.assert_allclose(y[odd], standardized(x, axes, 0)[odd], atol=1e-5)
+    elif bad:
+        assert np.isnan(y[odd]).any()
+
+
+@pytest.mark.cells("numpy")
+@given(
+    shape=st.lists(st.integers(1, 6), min_size=2, max_size=4).map(tuple),
+    block_bytes=st.integers(1, 3000),
+    data=st.data(),
+)
+def test_any_size_of_block_gives_the_result_of_the_whole(shape, block_bytes, data):
+    axes = tuple(sorted(data.draw(st.sets(st.integers(0, len(shape) - 1), min_size=1))))
+    seed = data.draw(st.integers(0, 99))
+    x, dy = np.random.default_rng(seed).standard_normal((2, *shape)) * 10.0 ** (seed % 3) + seed
+    gamma = np.cos(np.arange(x.size, dtype=float)).reshape(shape)
+    whole, back = anynorm.vjp(anynorm.layer_norm, x, gamma, axis=axes)
+    with anynorm.options(block_bytes=block_bytes, threads=2):
+        y, pullback = anynorm.vjp(anynorm.layer_norm, x, gamma, axis=axes, out=np.empty(shape))
+        found = pullback(dy)
+        moments = anynorm.moments(x, axis=axes)
+    np.testing.assert_allclose(y, whole, atol=1e-9)
+    np.testing.assert_allclose(moments.mean, x.mean(axis=axes), atol=1e-12, rtol=1e-12)
+    np.testing.assert_allclose(moments.var, x.var(axis=axes), atol=1e-12, rtol=1e-11)
+    for each, want in zip(found, back(dy), strict=True):
+        np.testing.assert_allclose(each, want, atol=1e-8)
+
+
+@pytest.mark.cells("numpy")
+@pytest.mark.parametrize("dtype", ["float32", "float64", ">f4"])
+@pytest.mark.parametrize("n", [1, 2, 255, 257, 4095, 4097, 16384, 16385, 20000, 40000])
+def test_sums_by_blas_are_as_exact_as_those_of_numpy(n, dtype):
+    x = (np.random.default_rng(n).standard_normal((3, n)) + 10).astype(dtype)
+    exact = np.asarray(x, np.longdouble)
+    mean, var = exact.mean(axis=1), exact.var(axis=1)
+    least = float(np.finfo(x.dtype).eps)
+    for view, axis in ((x, 1), (x[:, ::-1], 1), (x.T, 0), (np.ascontiguousarray(x.T), 0)):
+        moments = anynorm.moments(view, axis=axis)
+        numpy = np.abs(x.var(axis=1) - var)
+        assert np.all(np.abs(moments.mean - mean) <= 10 * least)
+        assert np.all(np.abs(moments.var - var) <= 4 * numpy + 8 * least)
+
+
+@pytest.mark.cells("numpy")
+def test_a_plan_is_kept_for_arguments_that_are_truly_alike():
+    x = np.random.default_rng(0).standard_normal((4, 6, 5))
+    anynorm.layer_norm(x, axis=(0, 1))
+    anynorm.layer_norm(x, axis=1)
+    for wrong in ([0, 1], True, (0, True), 1.0):
+        with pytest.raises(TypeError, match="axis must be"):
+            anynorm.layer_norm(x, axis=wrong)
+    anynorm.layer_norm(x, eps=1)
+    with pytest.raises(TypeError, match="eps must be"):
+        anynorm.layer_norm(x, eps=True)
+    np.testing.assert_array_equal(anynorm.layer_norm(x, eps=-0.0), anynorm.layer_norm(x, eps=0))
+    for dtype in ("<f4", ">f4", "<f8", ">f8", "float16", "longdouble"):
+        y = anynorm.layer_norm(x.astype(dtype))
+        assert y.dtype == np.dtype(dtype)
+        np.testing.assert_allclose(y, standardized(x, 2), atol=5e-3)
+    with pytest.raises(TypeError, match="plain array"):
+        anynorm.layer_norm(np.ma.masked_array(x))
+
+
+@pytest.mark.cells("numpy")
+def test_plans_are_few_and_keep_no_array(monkeypatch):
+    monkeypatch.setattr(calls, "MOST_PLANS", 5)
+    for n in range(1, 40):
+        anynorm.layer_norm(np.ones((2, n)))
+        assert len(calls._plans) <= 5
+    x, gamma, out = np.ones((300, 400)), np.ones(400), np.ones((300, 400))
+    with anynorm.options(threads=2, block_bytes=1000):
+        anynorm.vjp(anynorm.layer_norm, x, gamma, out=out)[1](x)
+    alive = [weakref.ref(each) for each in (x, gamma, out)]
+    del x, gamma, out
+    gc.collect()
+    assert [each() for each in alive] == [None] * 3

@@ -1,0 +1,508 @@
+"""How a call on a chunked, lazy array is run: chunk by chunk, each by the schedule of the chunk's own library.
+
+Groups that lie within a chunk make one block-parallel graph. Where they are spread over chunks, their statistics are
+taken of each chunk and merged, and then applied to chunks that are made a second time: those of the first would all
+have to wait for the last of them.
+"""
+
+import math
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial, reduce
+from importlib import import_module
+from typing import Any, NamedTuple
+
+from anynorm import calls, kernels, pullbacks, schedules
+from anynorm.arrays import compute_dtype, library_of
+from anynorm.calls import Call
+from anynorm.kernels import Array, Groups, Scale, Spread, Standardized
+from anynorm.pullbacks import Gradients, Wanted
+from anynorm.schedules import Normalized, Portion
+from anynorm.settings import options
+
+
+class Job(NamedTuple):
+    """What a task is told of a call; small and plain, as it travels to other processes."""
+
+    axes: tuple[int, ...]
+    eps: float
+    centred: bool
+    sums: bool
+    """Whether the norm of a group is a sum, not a mean."""
+
+
+def takes(call: Call) -> bool:
+    """Whether a call is run so; one with weights or replicas is not."""
+    return call.plan.library.chunked and call.weights is None and call.all_reduce is None
+
+
+def normalize(call: Call) -> Normalized:
+    """The result of a call."""
+    job = _job(call)
+    if call.spread is not None:
+        y, spread = _blocks(_with_given, job, call, call.spread.mean, call.spread.var), call.spread
+    elif _within_chunks(call):
+        whole = _blocks(_whole, job, call)
+        y, spread = _picked(whole, "y", call.x.dtype), _spread(call, whole)
+    else:
+        merged = _merged(call.x, job)
+        y = _blocks(_with_merged, job, call._replace(x=_again(call.x, merged)), merged)
+        spread = _spread(call, merged)
+    return Normalized(schedules.restore(call.plan, y, call.x.dtype), spread)
+
+
+def survey(call: Call) -> Spread:
+    """The statistics of a call alone."""
+    return _spread(call, _merged(call.x, _job(call)))
+
+
+def count(call: Call) -> Array:
+    """The number of values in each group, beside the view, where it is not known before the chunks are."""
+    return _picked(_merged(call.x, _job(call)), "number", call.plan.library.xp.int64)
+
+
+def pull(call: Call, dy: Array, wanted: Wanted) -> Gradients:
+    """The gradients of sum(y * dy), where dy stands beside the view."""
+    job = _job(call)
+    apart = call.spread is None and not _within_chunks(call)
+    given = () if call.spread is None else (call.spread.mean, call.spread.var)
+    if not apart:
+        pulled = _blocks(partial(_pulled, wanted), job, call, dy, *given)
+        dx = _picked(pulled, "dx", wanted.dtype)
+    else:
+        merged = _merged(call.x, job)
+        call = call._replace(x=_again(call.x, merged))
+        if merged.name not in dy.dask.layers:  # else it waits for them as it is
+            dy = _again(dy, merged)
+        pulled = _blocks(partial(_leaning, wanted), job, call, dy, merged)
+        leaning = _joined(_picked(pulled, "portion", call.plan.dtype, job.axes), job, _lean_together)
+        call = call._replace(x=_again(call.x, leaning))
+        dx = _blocks(partial(_upright, wanted.dtype), job, call, _again(dy, leaning), merged, leaning)
+    parameters = [
+        None if shape is None else _summed(_picked(pulled, name, call.plan.dtype, _ones(shape)), _ones(shape))
+        for name, shape in zip(("dgamma", "dbeta"), wanted.parameters, strict=False)
+    ]
+    return dx, *parameters
+
+
+def _within_chunks(call: Call) -> bool:
+    """Whether no group is spread over chunks."""
+    return all(call.x.numblocks[axis] == 1 for axis in call.plan.view.axes)
+
+
+def _job(call: Call) -> Job:
+    plan = call.plan
+    return Job(plan.view.axes, plan.eps, plan.centred, not plan.centred and plan.groups.divisor == 1)
+
+
+def _blocks(work: Callable[..., Any], job: Job, call: Call, *others: Array) -> Array:
+    """The work on each chunk of x, together with those of the parameters and of the others that go with it."""
+    x = call.x
+    inds = tuple(range(x.ndim))
+    pairs: list[Any] = []
+    for each in (x, call.gamma, call.beta, *others):
+        pairs += (None, None) if each is None else (_beside(x, each), inds)
+    return _dask().blockwise(partial(work, job), inds, *pairs, align_arrays=False, meta=x._meta, token="anynorm")
+
+
+def _beside(x: Array, array: Array) -> Array:
+    """An array that broadcasts to x, in chunks that do so too."""
+    chunks = tuple(
+        own if n == 1 or len(own) == len(theirs) == 1 else theirs
+        for n, own, theirs in zip(array.shape, array.chunks, x.chunks, strict=True)
+    )
+    known = all(n == n for sizes in chunks for n in sizes)
+    return array.rechunk(chunks) if known and chunks != array.chunks else array
+
+
+def _spread(call: Call, found: Array) -> Spread:
+    """The statistics that each of these chunks holds."""
+    plan = call.plan
+    parts = {
+        name: _picked(found, name, plan.dtype, plan.view.axes) if plan.centred or name == "var" else None
+        for name in Spread._fields
+    }
+    return Spread(**parts)
+
+
+def _picked(found: Array, name: str, dtype: Any, axes: tuple[int, ...] = ()) -> Array:
+    """One of the things that each chunk holds, of length 1 along `axes`."""
+    inds = tuple(range(found.ndim))
+    ones, meta = dict.fromkeys(axes, 1), found._meta.astype(dtype)
+    return _dask().blockwise(_pick, inds, found, inds, of=name, adjust_chunks=ones, meta=meta, token=f"anynorm-{name}")
+
+
+STATISTICS = "anynorm-statistics"
+"""What the names of merged statistics begin with."""
+
+
+def _merged(x: Array, job: Job) -> Array:
+    """The statistics of all groups, of length 1 along the axes that they are taken over."""
+    da, inds, ones = _dask(), tuple(range(x.ndim)), dict.fromkeys(job.axes, 1)
+    parts = da.blockwise(partial(_survey, job), inds, x, inds, adjust_chunks=ones, meta=x._meta, token="anynorm-part")
+    joint = _joined(parts, job, _merge)
+    return da.blockwise(partial(_settle, job), inds, joint, inds, meta=x._meta, token=STATISTICS)
+
+
+def _joined(parts: Array, job: Job, join: Callable[..., Any]) -> Array:
+    """What the chunks of a group hold, joined in a tree."""
+    join, meta = partial(join, job), parts._meta
+    options = {"keepdims": True, "concatenate": False, "dtype": meta.dtype, "meta": meta, "name": STATISTICS}
+    return _dask().reduction(parts, _itself, join, axis=job.axes, **options)
+
+
+def _ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(axis for axis, n in enumerate(shape) if n == 1)
+
+
+def _summed(parts: Array, axes: tuple[int, ...]) -> Array:
+    return _dask().sum(parts, axis=axes, keepdims=True) if axes else parts
+
+
+def _again(x: Array, after: Array) -> Array:
+    """x by other names, so that its chunks are made anew and not held; but for the statistics that it rests on.
+
+    They are not made before `after` is known, which they would only wait for. Where `after` is many chunks, few others
+    wait for each, and one may be asked for without the rest.
+    """
+    # not dask.graph_manipulation.clone, which leaves a slice or a rechunked array on the chunks that it was made of
+    graph, names, waiting = x.dask, set[str](), [x.name]
+    while waiting:
+        name = waiting.pop()
+        if name not in names and not name.startswith(STATISTICS):
+            names.add(name)
+            waiting += graph.dependencies[name]
+    keys = {key for name in names for key in graph.layers[name].get_output_keys()}
+    rename = partial(_dask_module("base").clone_key, seed=after.name)
+    blocker = _dask_module("graph_manipulation").checkpoint(after) if after.npartitions <= MANY else None
+    bind_to = None if blocker is None else blocker.key
+    blockwise, external = _dask_module("blockwise").Blockwise, graph.get_all_external_keys()
+    layers, dependencies = {}, {}
+    for name in names:
+        layer = graph.layers[name]
+        if isinstance(layer, blockwise):
+            made, bound = layer.clone(keys, after.name, bind_to)
+        else:
+            made, bound = _renamed(layer, keys, external, rename, bind_to)
+        layers[rename(name)] = made
+        dependencies[rename(name)] = {rename(each) if each in names else each for each in graph.dependencies[name]}
+        dependencies[rename(name)] |= {bind_to} if bound else set()
+    new = _dask_module("highlevelgraph").HighLevelGraph
+    whole = new.merge(graph, new(layers, dependencies), *([] if blocker is None else [blocker.dask]))
+    return _dask().Array(whole, rename(x.name), x.chunks, meta=x._meta)
+
+
+MANY = 8
+
+
+def _renamed(layer: Any, keys: set[Any], external: set[Any], rename: Callable[..., Any], bind_to: Any) -> Any:
+    """The tasks of a layer by other names; those that rest on no renamed task wait for `bind_to`."""
+    spec, tasks, bound = _dask_module("_task_spec"), {}, False
+    for key, node in spec.convert_legacy_graph(dict(layer), all_keys=external).items():
+        others = {each: rename(each) for each in node.dependencies if each in keys}
+        task = node.substitute(others, key=rename(key))
+        if bind_to is not None and not others:
+            task, bound = spec.Task(rename(key), _first, task, spec.TaskRef(bind_to)), True
+        tasks[rename(key)] = task
+    return _dask_module("highlevelgraph").MaterializedLayer(tasks), bound
+
+
+def _first(value: Any, _: Any) -> Any:
+    return value
+
+
+def _dask_module(name: str) -> Any:
+    return import_module(f"dask.{name}")
+
+
+def _dask() -> Any:
+    return sys.modules["dask.array"]
+
+
+class Whole(NamedTuple):
+    """A chunk that holds whole groups, normalized."""
+
+    y: Array
+    mean: Array | None
+    rest: Array | None
+    var: Array
+
+
+class Part(NamedTuple):
+    """Some of the values of each group."""
+
+    bottom: Array
+    """The smallest of them."""
+    top: Array
+    spread: Spread
+    """Their statistics, times the power of two that their scale takes out."""
+    number: int
+    """How many there are in each group."""
+
+    def scale(self, job: Job) -> Scale:
+        return kernels.scale_of(library_of("top", self.top).xp, self.bottom, self.top, eps=job.eps)
+
+
+class Merged(NamedTuple):
+    """The statistics of groups, of all their values."""
+
+    mean: Array | None
+    rest: Array | None
+    var: Array
+    number: Array
+    unit: Array
+    """The power of two that is taken out of the values, before they are normalized."""
+    scaled: Spread
+    """The statistics of what that leaves; the variance with eps added."""
+    rstd: Array
+    """1 / sqrt(var + eps)."""
+
+
+class Pulled(NamedTuple):
+    """The gradients of a chunk; in a group of many, the part that its values have in the group's leaning."""
+
+    dx: Array | None
+    dgamma: Array | None
+    dbeta: Array | None
+    portion: Portion | None = None
+
+
+def _pick(found: Any, *, of: str) -> Array:
+    return getattr(found, of)
+
+
+def _itself(part: Part, axis: Any, keepdims: bool) -> Part:  # noqa: ARG001
+    return part
+
+
+def _with_given(job: Job, x: Array, gamma: Array | None, beta: Array | None, mean: Array, var: Array) -> Array:
+    return _applied(job, x, gamma, beta, Spread(mean, None, var))
+
+
+def _whole(job: Job, x: Array, gamma: Array | None, beta: Array | None) -> Whole:
+    call = _eager(job, x, gamma, beta)
+    with options(threads=1):  # Dask has threads of its own
+        y, spread = schedules.normalize(call)
+    return Whole(y, *_beside_chunk(job, x, spread))
+
+
+def _with_merged(job: Job, x: Array, gamma: Array | None, beta: Array | None, merged: Merged) -> Array:
+    library, dtype = library_of("x", x), x.dtype
+    with library.quiet():
+        x = _scaled(library.xp, x, merged.unit)
+    y = _applied(job._replace(eps=0.0), x, gamma, beta, merged.scaled)
+    return y if y.dtype == dtype else library.xp.astype(y, dtype)
+
+
+def _survey(job: Job, x: Array) -> Part:
+    """The statistics of a chunk."""
+    library = library_of("x", x)
+    xp, dtype = library.xp, compute_dtype(library, "x", x)
+    number = _number(job, x)
+    if number == 0:
+        nothing = xp.zeros(_kept(job, x), dtype=dtype, device=library.device(x))
+        spread = Spread(nothing, nothing, nothing) if job.centred else Spread(None, None, nothing)
+        return Part(nothing, nothing, spread, 0)
+    with library.quiet():
+        ends = kernels.extremes(xp, x, groups=Groups(job.axes, 1.0, None))
+        bottom, top = (xp.astype(end, dtype, copy=False) for end in ends)
+        part = Part(bottom, top, Spread(None, None, top), number)
+        call = _eager(job._replace(eps=1.0), _scaled(xp, x, part.scale(job).unit), None, None)
+        with options(threads=1):
+            spread = schedules.survey(call)
+        return _exact(job, part._replace(spread=_beside_chunk(job, x, spread)))
+
+
+def _merge(job: Job, parts: Any, axis: Any, keepdims: bool) -> Part:  # noqa: ARG001
+    """Chan's merging, of as many parts as there are, each brought to the scale of all of them."""
+    flat = list(_flattened(parts))
+    flat = [part for part in flat if part.number] or flat[:1]
+    if len(flat) == 1:
+        return flat[0]
+    library = library_of("top", flat[0].top)
+    xp = library.xp
+    with library.quiet():
+        bottom = reduce(xp.minimum, [part.bottom for part in flat])
+        top = reduce(xp.maximum, [part.top for part in flat])
+        number = sum(part.number for part in flat)
+        joint = Part(bottom, top, flat[0].spread, number)
+        unit = joint.scale(job).unit
+        portions = []
+        for part in flat:
+            ratio = unit / part.scale(job).unit
+            mean, rest, var = part.spread
+            if job.centred:
+                mean, rest = mean * ratio, rest * ratio
+            portions.append(Portion(Spread(mean, rest, var * ratio * ratio), 1.0 if job.sums else part.number))
+        pooled = schedules.pool(xp, portions, 1.0 if job.sums else float(number))
+        return _exact(job, joint._replace(spread=pooled.spread))
+
+
+def _settle(job: Job, part: Part) -> Merged:
+    """What is done with the merged statistics."""
+    library = library_of("top", part.top)
+    xp = library.xp
+    with library.quiet():
+        scale = part.scale(job)
+        scaled = part.spread._replace(var=part.spread.var + scale.eps)
+        number = xp.full(part.top.shape, part.number, dtype=xp.int64, device=library.device(part.top))
+        rstd = scale.restore_rstd(xp, kernels.inverse_root(xp, scaled.var, flat=scale.flat))
+        return Merged(*scale.restore(part.spread), number, scale.unit, scaled, rstd)
+
+
+def _pulled(
+    wanted: Wanted,
+    job: Job,
+    x: Array,
+    gamma: Array | None,
+    beta: None,
+    dy: Array,
+    *given: Array,
+) -> Pulled:
+    """The gradients of a chunk that holds whole groups, or whose statistics are given."""
+    library, shapes = library_of("x", x), _narrowed(wanted, x)
+    # says, by its shape alone, which axes may be computed as one
+    beta = None if shapes[1] is None else library.xp.ones(shapes[1], dtype=dy.dtype, device=library.device(x))
+    call = _eager(job, x, gamma, beta)._replace(beta=None)
+    plan = call.plan
+    if given:
+        call = _with_spread(call, Spread(given[0], None, given[1]))
+    with options(threads=1), library.quiet():
+        of = call.spread or schedules.survey(call)
+        viewed = tuple(None if shape is None else plan.view.of(shape) for shape in shapes)
+        dy = schedules.enter(plan, dy, dtype=plan.dtype)
+        dx, *found = pullbacks.pull(call, dy, Wanted(wanted.dtype, viewed), of)
+        found = [
+            None if shape is None else library.xp.reshape(each, shape)
+            for each, shape in zip(found, shapes, strict=True)
+        ]
+        return Pulled(schedules.restore(plan, dx, wanted.dtype), *found)
+
+
+def _leaning(
+    wanted: Wanted,
+    job: Job,
+    x: Array,
+    gamma: Array | None,
+    beta: None,  # noqa: ARG001
+    dy: Array,
+    merged: Merged,
+) -> Pulled:
+    """What a chunk has to say of the gradients of its groups."""
+    library, xhat = library_of("x", x), _xhat(job, x, merged)
+    xp, number = library.xp, _number(job, x)
+    groups = Groups(job.axes, 1.0 if job.sums else float(max(number, 1)), library.block)
+    with library.quiet():
+        g = kernels.affine(dy, gamma, None)
+        level = groups.mean(xp, xhat) if job.centred else None
+        leaning = kernels.lean(xp, g, xhat, groups=groups, centred=job.centred)[1]
+        parameters = [
+            None if shape is None else kernels.parameter_gradient(xp, dy, factor, shape, block=library.block)
+            for shape, factor in zip(_narrowed(wanted, x), (xhat, None), strict=True)
+        ]
+    return Pulled(None, *parameters, Portion(leaning, float(number), level))
+
+
+def _lean_together(job: Job, parts: Any, axis: Any, keepdims: bool) -> Portion:  # noqa: ARG001
+    found = list(_flattened(parts))
+    found = [portion for portion in found if portion.number] or found[:1]
+    if len(found) == 1:
+        return found[0]
+    library, number = library_of("dy", found[0].spread.var), sum(portion.number for portion in found)
+    with library.quiet():
+        if not job.sums:
+            return schedules.pool(library.xp, found, number)
+        return schedules.pool(library.xp, [each._replace(number=1.0) for each in found], 1.0)
+
+
+def _upright(
+    dtype: Any,
+    job: Job,
+    x: Array,
+    gamma: Array | None,
+    beta: None,  # noqa: ARG001
+    dy: Array,
+    merged: Merged,
+    leaning: Portion,
+) -> Array:
+    """The gradient of a chunk of x."""
+    library, xhat = library_of("x", x), _xhat(job, x, merged)
+    with library.quiet():
+        g = kernels.less(kernels.affine(dy, gamma, None), leaning.spread)
+        dx = kernels.upright(g, leaning.spread, Standardized(xhat, merged.rstd, leaning.spread))
+        return library.xp.astype(dx, dtype, copy=False)
+
+
+def _xhat(job: Job, x: Array, merged: Merged) -> Array:
+    """A chunk, standardized."""
+    library = library_of("x", x)
+    x = library.xp.astype(x, compute_dtype(library, "x", x), copy=False)
+    return _with_merged(job, x, None, None, merged)
+
+
+def _narrowed(wanted: Wanted, x: Array) -> list[tuple[int, ...] | None]:
+    """The shapes of gamma and beta beside a chunk."""
+    shapes = [
+        None if shape is None else tuple(1 if whole == 1 else n for whole, n in zip(shape, x.shape, strict=True))
+        for shape in wanted.parameters
+    ]
+    return [*shapes, None, None][:2]
+
+
+def _flattened(parts: Any) -> Iterator[Part]:
+    if isinstance(parts, list):
+        for each in parts:
+            yield from _flattened(each)
+    else:
+        yield parts
+
+
+def _exact(job: Job, part: Part) -> Part:
+    """Where all values are one and the same, that is their mean to the last bit."""
+    if not job.centred:
+        return part
+    xp, (mean, rest, var) = library_of("top", part.top).xp, part.spread
+    alike, value = part.scale(job).alike
+    nothing = xp.zeros_like(var)
+    return part._replace(
+        spread=Spread(xp.where(alike, value, mean), xp.where(alike, nothing, rest), xp.where(alike, nothing, var))
+    )
+
+
+def _scaled(xp: Any, x: Array, unit: Array) -> Array:
+    """x * unit, in the dtype of the computation where that is not x."""
+    return x * unit if bool(xp.any(unit != 1)) else x
+
+
+def _applied(job: Job, x: Array, gamma: Array | None, beta: Array | None, spread: Spread) -> Array:
+    with options(threads=1):
+        return schedules.normalize(_with_spread(_eager(job, x, gamma, beta), spread)).y
+
+
+def _with_spread(call: Call, spread: Spread) -> Call:
+    """The call by statistics that are known."""
+    shape, xp = call.plan.spread.shape, call.plan.library.xp
+    return call._replace(spread=Spread(*(None if each is None else xp.reshape(each, shape) for each in spread)))
+
+
+def _eager(job: Job, x: Array, gamma: Array | None, beta: Array | None) -> Call:
+    """The call on a chunk."""
+    call = calls.over(x, gamma, beta, axis=job.axes, eps=job.eps, centred=job.centred)
+    if not job.sums:
+        return call
+    return call._replace(plan=call.plan._replace(groups=call.plan.groups._replace(divisor=1.0)))
+
+
+def _beside_chunk(job: Job, x: Array, spread: Spread) -> Spread:
+    """Statistics of the view in which a chunk was computed, beside the chunk itself."""
+    xp, shape = library_of("x", x).xp, _kept(job, x)
+    return Spread(*(None if each is None else xp.reshape(each, shape) for each in spread))
+
+
+def _number(job: Job, x: Array) -> int:
+    """How many values of each group are in a chunk."""
+    return math.prod([x.shape[axis] for axis in job.axes])
+
+
+def _kept(job: Job, x: Array) -> tuple[int, ...]:
+    return tuple(1 if axis in job.axes else n for axis, n in enumerate(x.shape))

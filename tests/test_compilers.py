@@ -1,0 +1,288 @@
+"""A compiler's results are those of the plain schedules: the same numbers, in the caller's own kind of array."""
+
+import threading
+
+import numpy as np
+import pytest
+from oracles import CASES, gradient, standardized, standardized_gradient, values
+
+import anynorm
+from anynorm import compilers
+
+pytestmark = [
+    pytest.mark.cells("torch", "jax"),
+    # torch's own code, as its compiler loads it
+    pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning"),
+]
+
+
+@pytest.fixture
+def compiler(backend):
+    """The cell's library as the compiler, in force."""
+    if backend.tracked:
+        pytest.skip(reason="arrays of NumPy are compiled once")
+    with anynorm.options(compiler=backend.library):
+        yield backend.library
+
+
+def float32(shape, offset=0.0, scale=1.0):
+    return (np.random.default_rng(0).standard_normal(shape) * scale + offset).astype(np.float32)
+
+
+def versions(backend):
+    """How much has been compiled."""
+    graphs = 0
+    if backend.library == "torch":
+        graphs = backend.xp._dynamo.utils.counters["stats"]["unique_graphs"]
+    return len(compilers._functions), graphs
+
+
+# compiling one takes PyTorch some ten seconds
+CHOSEN = {
+    "torch": [2, 14, 18],
+    "jax": range(len(CASES)),
+}
+
+
+@pytest.mark.parametrize("index", range(len(CASES)), ids=map(str, CASES))
+def test_values_and_gradients_are_those_of_the_formula(compiler, index):
+    if index not in CHOSEN[compiler]:
+        pytest.skip(reason="another case has the same loops")
+    case, rng = CASES[index], np.random.default_rng(0)
+    x, dy = rng.standard_normal(case.shape) + 1, rng.standard_normal(case.shape)
+    params = [rng.standard_normal(case.parameter_shape) for _ in range(case.parameters)]
+    arguments = [x, *params, None][:3]
+    y, pullback = anynorm.vjp(case.norm, x, *params, **case.options)
+    found = [y, *pullback(dy)]
+    expected = [values(case, *arguments)]
+    for position in range(1 + len(params)):
+
+        def of_one(value, position=position):
+            return values(case, *[value if i == position else each for i, each in enumerate(arguments)])
+
+        expected.append(gradient(of_one, arguments[position], dy))
+    for ours, each in zip(found, expected, strict=True):
+        assert type(ours) is np.ndarray
+        assert ours.dtype == np.float64
+        assert ours.flags.writeable
+        np.testing.assert_allclose(ours, each, rtol=1e-8, atol=1e-8)
+
+
+def test_an_array_comes_back_as_what_it_was(compiler, backend):
+    import ml_dtypes
+
+    x = np.random.default_rng(1).standard_normal((6, 32))
+    expected = standardized(x, 1).astype(np.float64)
+    for dtype, tolerance in ((np.float16, 4e-3), (ml_dtypes.bfloat16, 3e-2), (np.float32, 1e-5)):
+        y, moments = anynorm.layer_norm(x.astype(dtype), return_moments=True)
+        assert type(y) is type(moments.mean) is np.ndarray
+        assert (y.dtype, moments.mean.dtype) == (dtype, np.float32)
+        np.testing.assert_allclose(y.astype(np.float64), expected, atol=tolerance)
+    y, moments = anynorm.layer_norm(backend.array(x, "float32"), return_moments=True)
+    backend.check(y, expected, dtype="float32", tolerance=1e-5)
+    backend.check(moments.mean, x.mean(axis=1), dtype="float32", tolerance=1e-6)
+
+
+def test_numbers_are_exact_at_every_offset_and_magnitude(compiler):
+    for offset, scale, eps, bound in (
+        (0, 1, 1e-5, 3e-6),
+        (1e4, 1, 1e-5, 6e-6),
+        (1e6, 1, 1e-5, 6e-5),
+        (0, 1e30, 1e-5, 6e-6),
+        (0, 1e37, 0, 6e-6),
+        (0, 1e-36, 0, 6e-6),
+    ):
+        x = float32((64, 1000), offset, scale)
+        y, pullback = anynorm.vjp(anynorm.layer_norm, x, eps=eps)
+        np.testing.assert_allclose(y, standardized(x, 1, eps).astype(np.float64), atol=bound)
+        if not offset:
+            dy = float32((64, 1000))
+            expected = standardized_gradient(x, dy, 1, eps).astype(np.float64) * scale
+            np.testing.assert_allclose(pullback(dy)[0].astype(np.float64) * scale, expected, atol=2e-5)
+
+
+def test_sums_over_many_rows_are_exact(compiler):
+    for rows in (65536, 65531):
+        x = float32((rows, 8), 1e4)
+        y, moments = anynorm.batch_norm(x, return_moments=True)
+        np.testing.assert_allclose(y, standardized(x, 0).astype(np.float64), atol=6e-6)
+        np.testing.assert_allclose(moments.mean, x.mean(axis=0, dtype=np.float64), rtol=2.0**-24 * 1.01)
+        np.testing.assert_allclose(moments.var, x.var(axis=0, dtype=np.float64), rtol=2e-6)
+
+
+def test_constants_subnormals_and_nan_are_what_they_are_elsewhere(compiler):
+    for value in (0.0, 0.1, 7.7e5, 2.2e30, 1e-40):
+        np.testing.assert_array_equal(anynorm.layer_norm(np.full((3, 30), value, np.float32), eps=0), 0)
+    x = float32((3, 30), scale=1e-40)
+    np.testing.assert_allclose(anynorm.layer_norm(x, eps=0), standardized(x, 1, 0).astype(np.float64), atol=1e-4)
+    x = float32((4, 30))
+    x[2, 7] = np.nan
+    y = anynorm.layer_norm(x)
+    np.testing.assert_allclose(y[[0, 1, 3]], standardized(x[[0, 1, 3]], 1).astype(np.float64), atol=3e-6)
+    assert np.isnan(y[2]).all()
+    assert anynorm.layer_norm(np.ones((0, 30), np.float32)).shape == (0, 30)
+
+
+@pytest.mark.cells("torch")
+def test_a_batch_of_another_size_compiles_nothing_anew(compiler, backend):
+    gamma = np.ones(32, np.float32)
+
+    def run(n):
+        for norm, x, options in (
+            (anynorm.layer_norm, float32((n, 32)), {}),
+            (anynorm.batch_norm, float32((n, 32, 3)), {}),
+            (anynorm.batch_norm, float32((n, 3, 32)), {"channel_axis": -1}),
+        ):
+            y, pullback = anynorm.vjp(norm, x, gamma, **options)
+            plain, (dx, dgamma) = _plain(norm, x, gamma, options)
+            np.testing.assert_allclose(y, plain, atol=6e-6)
+            for ours, each in zip(pullback(x), (dx, dgamma), strict=True):
+                np.testing.assert_allclose(ours, each, rtol=2e-6, atol=2e-5)
+
+    run(2)
+    before = versions(backend)
+    for n in (3, 4, 7, 16, 17, 100):
+        run(n)
+    assert versions(backend) == before
+
+
+def _plain(norm, x, gamma, options):
+    with anynorm.options(compiler="none"):
+        y, pullback = anynorm.vjp(norm, x, gamma, **options)
+        return y, pullback(x)
+
+
+def test_any_order_in_memory_comes_in_and_is_left_alone(compiler, tmp_path):
+    x = float32((6, 32))
+    expected = anynorm.layer_norm(x)
+    frozen, mapped = x.copy(), np.memmap(tmp_path / "x", dtype=np.float32, mode="w+", shape=x.shape)
+    frozen.flags.writeable = False
+    mapped[...] = x
+    mapped.flush()
+    mapped = np.memmap(tmp_path / "x", dtype=np.float32, mode="r", shape=x.shape)
+    others = [np.asfortranarray(x), np.repeat(x, 2, axis=1)[:, ::2], x[::-1].copy()[::-1], x[:, ::-1].copy()[:, ::-1]]
+    for each in (frozen, mapped, *others, x.astype(">f4")):
+        np.testing.assert_allclose(anynorm.layer_norm(each), expected, atol=1e-6)
+        np.testing.assert_array_equal(each, x)
+
+
+def test_a_result_is_the_callers_alone(compiler):
+    x = float32((6, 32))
+    given, y = x.copy(), anynorm.layer_norm(x)
+    kept = y.copy()
+    anynorm.layer_norm(2 * x)
+    np.testing.assert_array_equal(y, kept)
+    y[...] = 0
+    np.testing.assert_array_equal(x, given)
+
+
+@pytest.mark.parametrize("name", ["torch", "jax", "cupy"])
+def test_a_missing_compiler_is_one_sentence(monkeypatch, name, backend):
+    def absent(name):
+        raise ModuleNotFoundError(name)
+
+    monkeypatch.setattr(compilers, "_compilers", {})
+    monkeypatch.setattr(compilers, "import_module", absent)
+    sentence = rf"^compiler='{name}' needs \w+, which is not installed: pip install 'anynorm\[{name}\]'$"
+    with anynorm.options(compiler=name), pytest.raises(ImportError, match=sentence):
+        anynorm.layer_norm(float32((6, 32)))
+
+
+def test_two_threads_may_compile_one_call_at_once(compiler, backend):
+    x, found = float32((6, 48)), []
+
+    def call():
+        with anynorm.options(compiler=compiler):
+            found.append(anynorm.rms_norm(x))
+
+    threads = [threading.Thread(target=call) for _ in range(2)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    np.testing.assert_array_equal(*found)
+    with anynorm.options(compiler="none"):
+        np.testing.assert_allclose(found[0], anynorm.rms_norm(x), atol=1e-6)
+
+
+def test_out_is_written_to_wherever_it_lies(compiler, backend):
+    x = float32((6, 32))
+    expected, same = anynorm.layer_norm(x), x.copy()
+    for given, out in ((x, np.empty_like(x)), (x, np.empty((6, 64), np.float32)[:, ::2]), (same, same)):
+        y, pullback = anynorm.vjp(anynorm.layer_norm, given, out=out)
+        assert y is out
+        np.testing.assert_allclose(out, expected, atol=1e-6)
+        np.testing.assert_allclose(pullback(x)[0], anynorm.vjp(anynorm.layer_norm, x)[1](x)[0], atol=1e-6)
+    if compiler == "torch":
+        y = backend.xp.empty(6, 32)
+        anynorm.layer_norm(backend.xp.from_numpy(x), out=y)
+        np.testing.assert_allclose(y.numpy(), expected, atol=1e-6)
+
+
+def test_a_pullback_outlives_the_option(compiler, monkeypatch):
+    x, calls = float32((6, 32)), []
+    with anynorm.options(compiler=compiler):
+        pullback = anynorm.vjp(anynorm.layer_norm, x)[1]
+    gradients = compilers.gradients
+    monkeypatch.setattr(compilers, "gradients", lambda *given: calls.append(given) or gradients(*given))
+    with anynorm.options(compiler="none"):
+        pullback(x)
+        anynorm.vjp(anynorm.layer_norm, x)[1](x)
+    assert len(calls) == 1
+
+
+def test_moments_keep_what_rounding_takes_from_the_mean(compiler):
+    x = float32((6, 32), 1e4)
+    moments = anynorm.layer_norm(x, return_moments=True)[1]
+    total = moments.merge(moments)
+    exact = x.mean(axis=1, dtype=np.float64)
+    np.testing.assert_allclose(moments.mean.astype(np.float64) + moments._rest, exact, rtol=1e-10)
+    np.testing.assert_allclose(total.var, x.var(axis=1, dtype=np.float64), rtol=2e-6)
+
+
+@pytest.mark.cells("torch")
+def test_autograd_differentiates_what_was_compiled(backend, monkeypatch):
+    torch, x, calls = backend.xp, float32((6, 32)), []
+    compiled = compilers.gradients
+    monkeypatch.setattr(compilers, "gradients", lambda *given: calls.append(given) or compiled(*given))
+    if not backend.tracked:
+        pytest.skip(reason="nothing is recorded")
+    gradients = []
+    for name in ("torch", "none"):
+        leaves = [torch.tensor(each, requires_grad=True) for each in (x, np.linspace(1, 2, 32, dtype=np.float32))]
+        with anynorm.options(compiler=name):
+            y = anynorm.layer_norm(*leaves)
+        gradients.append(torch.autograd.grad(y.pow(3).sum(), leaves))
+    for ours, each in zip(*gradients, strict=True):
+        assert torch.allclose(ours, each, rtol=1e-4, atol=1e-4)
+    assert len(calls) == 1
+
+
+def test_a_call_that_is_traced_already_is_left_to_its_compiler(compiler, backend):
+    x = float32((6, 32))
+    before = len(compilers._functions)
+    if compiler == "torch":
+        torch = backend.xp
+        whole = torch.compile(anynorm.layer_norm, fullgraph=True, backend="eager")
+        mapped = torch.func.vmap(anynorm.layer_norm)
+        x = torch.from_numpy(x)
+    else:
+        import jax
+
+        whole, mapped = jax.jit(anynorm.layer_norm), jax.vmap(anynorm.layer_norm)
+        x = jax.numpy.asarray(x)
+    expected = standardized(np.asarray(x), 1).astype(np.float64)
+    for function in (whole, mapped):
+        np.testing.assert_allclose(np.asarray(function(x)), expected, atol=3e-6)
+    assert len(compilers._functions) == before
+
+
+@pytest.mark.cells("jax")
+def test_double_precision_needs_no_setting_of_jax(compiler):
+    import jax
+
+    x = np.random.default_rng(2).standard_normal((6, 32))
+    with jax.enable_x64(False):
+        y = anynorm.layer_norm(x)
+    assert y.dtype == np.float64
+    np.testing.assert_allclose(y, standardized(x, 1).astype(np.float64), atol=1e-12)

@@ -1,0 +1,222 @@
+"""`out=`: whatever array it is, it gets the result, or an error before anything is written."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+from oracles import CASES, standardized, values
+
+import anynorm
+
+EAGER = ("numpy", "cupy", "torch", "strict")
+
+
+@pytest.fixture(params=[2**22, 32], ids=["whole", "blocks"])
+def schedule(request):
+    with anynorm.options(block_bytes=request.param, threads=1):
+        yield request.param
+
+
+def example(case, shape=None):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal(case.shape) + 3
+    return x, [rng.standard_normal(shape or case.parameter_shape) for _ in range(case.parameters)]
+
+
+def expected(case, x, params):
+    return values(case, x, *params, *[None] * (2 - len(params)))
+
+
+@pytest.mark.cells(*EAGER)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_every_norm_writes_to_out_and_returns_it(backend, schedule, case):
+    if backend.tracked:
+        pytest.skip("autograd records")
+    x, params = example(case)
+    given = [backend.array(each) for each in (x, *params)]
+    tolerance = None if backend.float64 else 1e-4
+    for out in (backend.array(np.full(case.shape, 7.0)), given[0]):
+        assert case.norm(*given, out=out, **case.options) is out
+        backend.check(out, expected(case, x, params), tolerance=tolerance)
+
+
+@pytest.mark.cells(*EAGER)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_vjp_writes_to_out_and_keeps_what_it_needs(backend, schedule, case):
+    if backend.tracked:
+        pytest.skip("autograd records")
+    x, params = example(case)
+    dy = backend.array(np.cos(x))
+    want = anynorm.vjp(case.norm, *(backend.array(each) for each in (x, *params)), **case.options)[1](dy)
+    out, *given = (backend.array(each) for each in (x, *params))
+    y, pullback = anynorm.vjp(case.norm, out, *given, out=out, **case.options)
+    assert y is out
+    for found, each in zip(pullback(dy), want, strict=True):
+        backend.check(found, backend.numpy(each), tolerance=1e-10 if backend.float64 else 1e-3)
+
+
+@pytest.mark.cells("numpy")
+def test_a_pullback_keeps_the_moments_it_was_given(schedule):
+    x, dy = np.random.default_rng(1).standard_normal((2, 6, 4))
+    for size in (1.0, 1e200):
+        mean, var = np.zeros(4), np.full(4, size)
+        pullback = anynorm.vjp(anynorm.batch_norm, x, moments=anynorm.Moments(mean, var, 5))[1]
+        want = pullback(dy)[0]
+        mean += 5
+        var *= 9
+        np.testing.assert_array_equal(pullback(dy)[0], want)
+
+
+@pytest.mark.cells("numpy")
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", ">f4", "float64", "longdouble"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_out_may_lie_in_memory_in_any_way(schedule, case, dtype):
+    dtype = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+    x, params = example(case)
+    x = x.astype(dtype)
+    want = expected(case, x.astype(float), params)
+    tolerance = 3 * float(ml_dtypes.finfo(dtype).eps if dtype.itemsize == 2 else max(np.finfo(dtype).eps, 1e-12)) * 10
+    wide = np.zeros((*case.shape[:-1], 2 * case.shape[-1]), dtype)
+    flat = np.zeros(x.size + 3, dtype)
+    for out in (
+        np.zeros(case.shape, dtype)[..., ::-1],
+        np.zeros(case.shape[::-1], dtype).T,
+        wide[..., 1::2],
+        flat[3:].reshape(case.shape),
+    ):
+        assert case.norm(x, *params, out=out, **case.options) is out
+        np.testing.assert_allclose(out.astype(float), want, atol=tolerance, rtol=tolerance)
+    assert not wide[..., ::2].any()
+    assert not flat[:3].any()
+
+
+@pytest.mark.cells("numpy")
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("shift", [-4, -1, 0, 1, 5])
+def test_out_may_overlap_x(schedule, case, shift):
+    x, params = example(case)
+    memory = np.zeros(x.size + 10)
+    start = memory[5 : 5 + x.size].reshape(case.shape)
+    start[...] = x
+    out = memory[5 + shift : 5 + shift + x.size].reshape(case.shape)
+    case.norm(start, *params, out=out, **case.options)
+    np.testing.assert_allclose(out, expected(case, x, params), atol=1e-11)
+    start[...] = x
+    turned = start[::-1]
+    case.norm(start, *params, out=turned, **case.options)
+    np.testing.assert_allclose(turned, expected(case, x, params), atol=1e-11)
+
+
+@pytest.mark.cells("numpy")
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_out_may_be_gamma_or_beta(schedule, case):
+    x, params = example(case, case.shape)
+    want = expected(case, x, params)
+    for i in range(len(params)):
+        given = [each.copy() for each in params]
+        case.norm(x, *given, out=given[i], **case.options)
+        np.testing.assert_allclose(given[i], want, atol=1e-11)
+
+
+@pytest.mark.cells("numpy")
+def test_out_may_share_memory_with_moments(schedule):
+    x = np.random.default_rng(2).standard_normal((6, 4))
+    out = np.zeros((6, 4))
+    out[0], out[5] = [1, 2, 3, 4], [4, 3, 2, 1]
+    moments = anynorm.Moments(out[0], out[5], 9)
+    want = (x - out[0]) / np.sqrt(out[5] + 1e-5)
+    anynorm.batch_norm(x, moments=moments, out=out)
+    np.testing.assert_allclose(out, want, atol=1e-12)
+
+
+@pytest.mark.cells("numpy")
+@pytest.mark.parametrize("axis", [0, 1, None])
+def test_out_may_be_the_same_file_mapped_again(tmp_path, schedule, axis):
+    values = np.random.default_rng(3).standard_normal((40, 50)).astype(np.float32)
+    values.tofile(tmp_path / "x")
+    for again in (False, True):
+        x = np.memmap(tmp_path / "x", np.float32, "r+", shape=(40, 50))
+        x[...] = values
+        out = np.memmap(tmp_path / "x", np.float32, "r+", shape=(40, 50)) if again else x
+        anynorm.normalize(np.asarray(x), axis=axis, out=out)
+        want = standardized(values, axis if axis is not None else (0, 1))
+        np.testing.assert_allclose(np.fromfile(tmp_path / "x", np.float32).reshape(40, 50), want, atol=1e-5)
+
+
+@pytest.mark.cells("torch")
+def test_out_may_be_a_neighbour_in_an_array_of_numpy(backend):
+    memory = np.random.default_rng(4).standard_normal(200 * 300 + 7).astype(np.float32)
+    x, out = (backend.xp.from_numpy(memory[i : i + 60000]).reshape(200, 300) for i in (0, 7))
+    want = standardized(x.numpy().copy(), 1)
+    anynorm.layer_norm(x, out=out)
+    np.testing.assert_allclose(out.numpy(), want, atol=1e-5)
+
+
+def wrong(backend):
+    ones = np.ones((4, 6))
+    yield backend.array(np.ones((4, 1))), ValueError, "out must have the shape of x"
+    yield backend.array(np.ones((24,))), ValueError, "out must have the shape of x"
+    yield backend.array(ones, "float32" if backend.float64 else "float64"), TypeError, "out must have the dtype of x"
+    yield [[0.0] * 6] * 4, TypeError, "out must be an array, got list"
+
+
+@pytest.mark.parametrize("norm", [anynorm.layer_norm, anynorm.rms_norm, anynorm.batch_norm])
+def test_out_that_does_not_fit_is_refused_before_anything_is_written(backend, norm):
+    if not backend.float64:
+        pytest.skip("there is no other dtype")
+    x = backend.array(np.arange(24.0).reshape(4, 6))
+    for out, error, message in wrong(backend):
+        with pytest.raises(error, match=message):
+            norm(x, out=out)
+        if not isinstance(out, list):
+            assert np.all(backend.numpy(out) == 1)
+
+
+@pytest.mark.cells("jax", "dask")
+def test_an_immutable_out_is_refused(backend):
+    x = backend.array(np.ones((4, 6)))
+    with pytest.raises(ValueError, match="out must be writeable"):
+        anynorm.layer_norm(x, out=x)
+
+
+@pytest.mark.cells("numpy")
+def test_a_read_only_out_is_refused():
+    x = np.arange(24.0).reshape(4, 6)
+    frozen = np.zeros((4, 6))
+    frozen.flags.writeable = False
+    for out in (frozen, np.broadcast_to(np.zeros(6), (4, 6))):
+        with pytest.raises(ValueError, match="out must be writeable"):
+            anynorm.layer_norm(x, out=out)
+
+
+@pytest.mark.cells("torch")
+@pytest.mark.parametrize("n", [4, 300])
+def test_pytorch_is_not_written_to_while_autograd_records(backend, n):
+    torch = backend.xp
+    x, out = torch.randn(n, n), torch.zeros(n, n)
+    tracked = x.clone().requires_grad_()
+    weight = torch.ones(n, requires_grad=True)
+    for call in (
+        lambda: anynorm.layer_norm(tracked, out=out),
+        lambda: anynorm.layer_norm(x, weight, out=out),
+        lambda: anynorm.layer_norm(tracked, out=tracked),
+        lambda: anynorm.layer_norm(x, out=tracked),
+        lambda: anynorm.vjp(anynorm.layer_norm, tracked, out=out),
+    ):
+        with pytest.raises(ValueError, match="out must not be given while autograd records"):
+            call()
+    assert not out.any()
+    assert not out.requires_grad
+    with torch.no_grad():
+        anynorm.layer_norm(tracked, weight, out=tracked)
+    np.testing.assert_allclose(tracked.detach().numpy(), standardized(x.numpy(), 1), atol=1e-5)
+
+
+@pytest.mark.cells("torch")
+@pytest.mark.parametrize("n", [4, 300])
+def test_a_tensor_that_cannot_be_written_to_is_refused(backend, n):
+    torch = backend.xp
+    with torch.inference_mode():
+        inference = torch.zeros(n, n)
+    for out in (torch.zeros(n).expand(n, n), inference):
+        with pytest.raises(ValueError, match="out must be writeable"):
+            anynorm.layer_norm(torch.ones(n, n), out=out)
