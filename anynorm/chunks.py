@@ -106,8 +106,14 @@ def _beside(x: Array, array: Array) -> Array:
         own if n == 1 or len(own) == len(theirs) == 1 else theirs
         for n, own, theirs in zip(array.shape, array.chunks, x.chunks, strict=True)
     )
-    known = all(n == n for sizes in chunks for n in sizes)
-    return array.rechunk(chunks) if known and chunks != array.chunks else array
+    if all(n == n for sizes in chunks for n in sizes):
+        return array if chunks == array.chunks else array.rechunk(chunks)
+    if any(len(own) != len(wanted) for own, wanted in zip(array.chunks, chunks, strict=True)):
+        raise ValueError(
+            f"arrays must be divided as x is where its sizes are not known, into {x.numblocks} chunks, "
+            f"got {array.numblocks}: call compute_chunk_sizes() on each first"
+        )
+    return array
 
 
 def _spread(call: Call, found: Array) -> Spread:
@@ -134,9 +140,7 @@ STATISTICS = "anynorm-statistics"
 def _merged(x: Array, job: Job) -> Array:
     """The statistics of all groups, of length 1 along the axes that they are taken over."""
     da, inds, ones = _dask(), tuple(range(x.ndim)), dict.fromkeys(job.axes, 1)
-    parts = da.blockwise(
-        partial(_survey, job), inds, x, inds, adjust_chunks=ones, meta=x._meta, token="anynorm-part"
-    )
+    parts = da.blockwise(partial(_survey, job), inds, x, inds, adjust_chunks=ones, meta=x._meta, token="anynorm-part")
     joint = _joined(parts, job, _merge)
     return da.blockwise(partial(_settle, job), inds, joint, inds, meta=x._meta, token=STATISTICS)
 
@@ -237,6 +241,7 @@ class Part(NamedTuple):
     """How many there are in each group."""
 
     def scale(self, job: Job) -> Scale:
+        """The power of two that makes these values safe to square, and what goes with it."""
         return kernels.scale_of(library_of("top", self.top).xp, self.bottom, self.top, eps=job.eps)
 
 
@@ -312,7 +317,7 @@ def _survey(job: Job, x: Array) -> Part:
 
 def _merge(job: Job, parts: Any, axis: Any, keepdims: bool) -> Part:  # noqa: ARG001
     """Chan's merging, of as many parts as there are, each brought to the scale of all of them."""
-    flat = list(_flattened(parts))
+    flat: list[Part] = list(_flattened(parts))
     flat = [part for part in flat if part.number] or flat[:1]
     if len(flat) == 1:
         return flat[0]
@@ -352,7 +357,7 @@ def _pulled(
     job: Job,
     x: Array,
     gamma: Array | None,
-    beta: None,  # noqa: ARG001
+    beta: Array | None,
     dy: Array,
     *given: Array,
 ) -> Pulled:
@@ -373,7 +378,8 @@ def _pulled(
             None if shape is None else library.xp.reshape(each, shape)
             for each, shape in zip(found, shapes, strict=True)
         ]
-        return Pulled(schedules.restore(plan, dx, wanted.dtype), *found)
+        dgamma, dbeta = (*found, None, None)[:2]
+        return Pulled(schedules.restore(plan, dx, wanted.dtype), dgamma, dbeta)
 
 
 def _leaning(
@@ -397,11 +403,11 @@ def _leaning(
             None if shape is None else kernels.parameter_gradient(xp, dy, factor, shape, block=library.block)
             for shape, factor in zip(_narrowed(wanted, x), (xhat, None), strict=True)
         ]
-    return Pulled(None, *parameters, Portion(leaning, float(number), level))
+    return Pulled(None, parameters[0], parameters[1], Portion(leaning, float(number), level))
 
 
 def _lean_together(job: Job, parts: Any, axis: Any, keepdims: bool) -> Portion:  # noqa: ARG001
-    found = list(_flattened(parts))
+    found: list[Portion] = list(_flattened(parts))
     found = [portion for portion in found if portion.number] or found[:1]
     if len(found) == 1:
         return found[0]
@@ -446,7 +452,7 @@ def _narrowed(wanted: Wanted, x: Array) -> list[tuple[int, ...] | None]:
     return [*shapes, None, None][:2]
 
 
-def _flattened(parts: Any) -> Iterator[Part]:
+def _flattened(parts: Any) -> Iterator[Any]:
     if isinstance(parts, list):
         for each in parts:
             yield from _flattened(each)
