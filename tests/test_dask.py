@@ -219,3 +219,4 @@ def test_the_same_call_has_the_same_names():
     x = dask.array.ones((6, 4), chunks=2)
     for norm in (anynorm.batch_norm, anynorm.layer_norm, anynorm.rms_norm):
         assert norm(x).name == norm(x).name != norm(x, eps=1e-3).name
+        assert set(norm(x).dask.to_dict()) == set(norm(x).dask.to_dict())
