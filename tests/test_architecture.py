@@ -14,7 +14,7 @@ pytestmark = pytest.mark.cells("numpy")
 
 PACKAGE = Path(anynorm.__file__).parent
 FLOORS = ["kernels", "weights", "arrays", "settings", "layouts", "files", "statistics", "calls", "compilers", "blocks"]
-FLOORS += ["schedules", "pullbacks", "chunks", "autograd", "batches", "norms", "state", "gradients"]
+FLOORS += ["schedules", "pullbacks", "graphs", "chunks", "autograd", "batches", "norms", "state", "gradients"]
 LIBRARIES = {"numpy", "array_api_compat", "torch", "jax", "cupy", "dask", "array_api_strict", "array_api_extra"}
 
 
