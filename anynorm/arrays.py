@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import fields
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple, TypeVar
 
 import array_api_compat
@@ -73,6 +73,8 @@ class Library(NamedTuple):
     """Whether its arrays are lazy and in chunks, which are arrays of another library."""
     busy: Callable[[], AbstractContextManager[Any]] = nullcontext
     """As `quiet`, where block after block is worked on."""
+    summing: Callable[[Callable[[Array], Any]], Callable[[Array], Any]] = lambda all_reduce: all_reduce
+    """The function that sums over replicas, with its derivative: the same of the cotangents."""
     host: Callable[[Array], Any] = np.asarray
     """The array in NumPy, where bfloat16 may be any dtype of two bytes."""
 
@@ -402,8 +404,30 @@ def _torch_library() -> Library:
         same=lambda x, out: x.data_ptr() == out.data_ptr() and x.stride() == out.stride(),
         into=_into(torch),
         busy=torch.no_grad,
+        summing=_torch_summing,
         host=_torch_host,
     )
+
+
+def _torch_summing(all_reduce: Callable[[Array], Any]) -> Callable[[Array], Any]:
+    node = _torch_sum()
+    return lambda x: node.apply(x, all_reduce)
+
+
+@cache
+def _torch_sum() -> Any:
+    def forward(ctx: Any, x: Array, all_reduce: Callable[[Array], Any]) -> Any:
+        ctx.all_reduce = all_reduce
+        place = x.clone()
+        whole = all_reduce(place)
+        return place if whole is None else whole
+
+    def backward(ctx: Any, dy: Array) -> tuple[Any, None]:
+        return node.apply(dy, ctx.all_reduce), None
+
+    methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    node: Any = type("AllReduce", (sys.modules["torch"].autograd.Function,), methods)
+    return node
 
 
 def _torch_host(x: Array) -> Any:

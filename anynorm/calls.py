@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
-from anynorm import kernels, layouts
+from anynorm import kernels, layouts, replicas
 from anynorm.arrays import (
     Library,
     check_device,
@@ -16,9 +16,11 @@ from anynorm.arrays import (
     known_library,
     library_of,
     one_library,
+    zeros,
 )
 from anynorm.kernels import Array, Groups, Limits, Spread
 from anynorm.layouts import Layout, View, same_shape
+from anynorm.replicas import Join, joining
 from anynorm.settings import current
 from anynorm.statistics import Statistics
 from anynorm.weights import Weighted, Weights, weigh
@@ -50,6 +52,8 @@ class Plan(NamedTuple):
     given: bool
     """Whether they are given."""
     weights: "Fit | None"
+    short: tuple[bool, bool]
+    """Whether gamma and beta have one number for each channel, and no more axes than that takes."""
 
 
 class Fit(NamedTuple):
@@ -73,12 +77,19 @@ class Call(NamedTuple):
     compiler: str = "none"
     """The one that was asked for, which the gradients go to as well; never where a call is traced."""
     weights: Weights | None = None
+    all_reduce: Callable[[Array], Any] | None = None
 
     @property
-    def groups(self) -> Groups | Weighted:
-        """The elements that share a mean, and how it is taken."""
-        groups = self.plan.groups
-        return groups if self.weights is None else Weighted(groups._replace(divisor=1.0), self.weights)
+    def join(self) -> Join | None:
+        """Sums arrays over all replicas, where there are any."""
+        return None if self.all_reduce is None else joining(self.plan.library.xp, self.all_reduce)
+
+    @property
+    def weighted(self) -> Weighted | None:
+        """The elements that share a mean, where they have weights or are spread over replicas."""
+        if self.weights is None:
+            return None
+        return Weighted(self.plan.groups._replace(divisor=1.0), self.weights, self.join)
 
 
 def over(
@@ -121,9 +132,13 @@ def batch(
     weights: Array | None = None,
     moments: Any = None,
     out: Array | None = None,
+    all_reduce: Callable[[Array], Any] | None = None,
 ) -> Call:
     """`batch_norm`."""
-    return _prepare(layouts.batch, (channel_axis,), x, gamma, beta, eps, weights, moments, out)
+    if all_reduce is not None and not callable(all_reduce):
+        raise TypeError(f"all_reduce must be a function of an array, got {type(all_reduce).__name__}")
+    call = _prepare(layouts.batch, (channel_axis,), x, gamma, beta, eps, weights, moments, out)
+    return call if all_reduce is None else _of_replicas(call, weights, all_reduce)
 
 
 def instance(
@@ -208,17 +223,32 @@ def _prepare(
         given = Spread(_ready(plan, mean, plan.spread), None, _ready(plan, var, plan.spread))
     compiler = "none" if plan.library.traced() or weights is not None else current().compiler
     call = Call(plan, x, _ready(plan, gamma, plan.gamma), _ready(plan, beta, plan.beta), given, out, compiler)
-    return call if weights is None else call._replace(weights=_weights(plan, weights))
-
-
-def _weights(plan: Plan, weights: Array) -> Weights | None:
-    """The weights, checked; None where moments were given, to which they make no difference."""
+    if weights is None:
+        return call
     check_weights(plan.library, weights)
-    if plan.given:
-        return None
+    if plan.given:  # to moments that are given they make no difference
+        return call
     with plan.library.quiet():
-        ready = _ready(plan, plan.library.constant(weights), plan.weights)
-        return weigh(plan.library.xp, ready, plan.view.shape, groups=plan.groups)
+        weights = _ready(plan, plan.library.constant(weights), plan.weights)
+        return call._replace(weights=weigh(plan.library.xp, weights, plan.view.shape, groups=plan.groups))
+
+
+def _of_replicas(call: Call, weights: Array | None, all_reduce: Callable[[Array], Any]) -> Call:
+    """The call of one of several replicas."""
+    plan = call.plan
+    library, xp = plan.library, plan.library.xp
+    sums = library.summing(all_reduce)
+    call = call._replace(all_reduce=sums, compiler="none")
+    if plan.given:
+        return call
+    with library.quiet():
+        x = xp.astype(library.constant(call.x), plan.dtype, copy=False)
+        if weights is None:
+            ready = zeros((1,) * len(plan.view.shape), x, plan.dtype) + 1.0
+        else:
+            ready = _ready(plan, library.constant(weights), plan.weights)
+        join = joining(xp, sums)
+        return call._replace(weights=replicas.weigh(xp, x, ready, groups=plan.groups, eps=plan.eps, join=join))
 
 
 def _key(
@@ -288,6 +318,10 @@ def _plan(
         run = min(view.shape[last], kernels.RUN) if last in view.axes else kernels.LEADING
         ones = library.xp.ones(run, dtype=dtype, device=library.device(x))
     limits = kernels.limits(library.xp, dtype)
+
+    def short(name: str) -> bool:
+        return name in arrays and tuple(arrays[name].shape) == layout.parameter_shape
+
     return Plan(
         library=library,
         layout=layout,
@@ -306,6 +340,7 @@ def _plan(
         spread=fits.get("moments.mean", Fit(spread, None)),
         given=given,
         weights=fits.get("weights"),
+        short=(short("gamma"), short("beta")),
     )
 
 

@@ -33,8 +33,8 @@ class Job(NamedTuple):
 
 
 def takes(call: Call) -> bool:
-    """Whether a call is run so; one with weights is not."""
-    return call.plan.library.chunked and call.weights is None
+    """Whether a call is run so; one with weights, or of one of several replicas, is not."""
+    return call.plan.library.chunked and call.weights is None and call.all_reduce is None
 
 
 def normalize(call: Call) -> Normalized:

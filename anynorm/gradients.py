@@ -99,6 +99,7 @@ def vjp(norm: Callable[..., Any], x: Array, /, *params: Array | None, **options:
         gamma=gamma,
         given=call.spread,
         weights=call.weights,
+        all_reduce=call.all_reduce,
         plan=plan,
         dtype=call.x.dtype,
         compiler=call.compiler,
@@ -132,6 +133,7 @@ class Pullback:
     given: Spread | None
     """The statistics, where moments were given: they are constants."""
     weights: Weights | None
+    all_reduce: Callable[[Array], Any] | None
     plan: Plan
     dtype: Any
     """The dtype of x."""
@@ -149,7 +151,7 @@ class Pullback:
         check_device(library, "y", kept, "dy", dy)
         wanted = Wanted(self.dtype, tuple(None if primal is None else primal.full for primal in self.parameters))
         with library.quiet():
-            call = Call(plan, self.x, self.gamma, None, self.given, None, self.compiler, self.weights)
+            call = Call(plan, self.x, self.gamma, None, self.given, None, self.compiler, self.weights, self.all_reduce)
             dy = schedules.enter(plan, dy, dtype=plan.dtype if library.chunked else dy.dtype)
             dx, *gradients = chunks.pull(call, dy, wanted) if chunks.takes(call) else pull(call, dy, wanted, self.of)
             found = [schedules.restore(plan, dx, self.dtype)]

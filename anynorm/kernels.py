@@ -342,8 +342,8 @@ class Scale(NamedTuple):
     """eps times the square of the unit."""
     flat: Array
     """What 1 / sqrt(var + eps) becomes where eps itself is lost beside the numbers."""
-    alike: tuple[Array, Array]
-    """In which groups all numbers are one and the same, and which, times the unit."""
+    alike: Any
+    """In which groups all numbers are one and the same, and which, times the unit; None where it is not known."""
 
     def enter(self, xp: Namespace, x: Array, subnormal: Array | None) -> Array:
         """x * unit, for the `subnormal` of `standardize_scaled`."""
@@ -368,23 +368,35 @@ class Scale(NamedTuple):
 
 
 def scale_of(xp: Namespace, bottom: Array, top: Array, *, eps: float) -> Scale:
-    """1, or the power of two that makes numbers from `bottom` to `top` safe to square and to add up; and eps so scaled.
+    """1, or the power of two that makes numbers from `bottom` to `top` safe to square and add up; and eps so scaled."""
+    scale = scale_for(xp, reached(xp, bottom, top), xp.ones_like(top), eps=eps)
+    return scale._replace(alike=(top == bottom, top * scale.unit))
+
+
+def reached(xp: Namespace, bottom: Array, top: Array) -> list[Array]:
+    """Whether a number from `bottom` to `top` is too large, even by far; and whether one is not too small, by far."""
+    largest = xp.maximum(top, -bottom)
+    large, small, step, _, _ = limits(xp, largest.dtype)
+    return [largest > large, largest > large * step, largest >= small, largest >= small / step]
+
+
+def scale_for(xp: Namespace, sizes: list[Array], one: Array, *, eps: float) -> Scale:
+    """The scale of numbers of which `reached` is known; `one` is a 1 for each group.
 
     Both are chosen among constants: a compiler may put the factors of a product in an order that overflows.
     """
-    largest = xp.maximum(top, -bottom)
-    large, small, step, further, enough = limits(xp, largest.dtype)
-    levels = [(largest > large, 1 / step), (largest > large * step, 1 / step / further)]
+    _, _, step, further, enough = limits(xp, one.dtype)
+    large, larger, not_small, not_smaller = sizes
+    levels = [(large, 1 / step), (larger, 1 / step / further)]
     if eps < enough:
-        levels += [(largest < small, step), (largest < small / step, step * further)]
-    one = xp.ones_like(largest)
+        levels += [(~not_small, step), (~not_smaller, step * further)]
     unit, scaled_eps = one, one * eps
     for beyond, factor in levels:
         unit = xp.where(beyond, one * factor, unit)
         scaled_eps = xp.where(beyond, one * (eps * factor * factor), scaled_eps)
     # where eps itself is lost beside the numbers, it is still the variance, as far as its inverse root has room
     flat = xp.minimum(1 / unit / (math.sqrt(eps) or 1.0), one * float(xp.finfo(one.dtype).max))
-    return Scale(unit, scaled_eps, flat, (top == bottom, top * unit))
+    return Scale(unit, scaled_eps, flat, None)
 
 
 def limits(xp: Namespace, dtype: Any) -> Limits:

@@ -1,5 +1,6 @@
 """The named norms. They differ in which axes share a mean and a variance; `layouts.py` says which."""
 
+from collections.abc import Callable
 from typing import Any, Literal, TypeVar, overload
 
 from anynorm import autograd, calls
@@ -9,6 +10,7 @@ from anynorm.kernels import Array
 from anynorm.statistics import Statistics
 
 ArrayT = TypeVar("ArrayT")
+AllReduce = Callable[[Any], Any]
 GivenT = TypeVar("GivenT", bound=Statistics[Any])
 
 
@@ -192,22 +194,26 @@ def batch_norm(
     x: ArrayT, /, gamma: Array | None = None, beta: Array | None = None, *, channel_axis: int = 1, eps: float = 1e-5,
     weights: Array | None = None, moments: Statistics[Any] | None = None, return_moments: Literal[False] = False,
     out: ArrayT | None = None,
+    all_reduce: AllReduce | None = None,
 ) -> ArrayT: ...  # fmt: skip
 @overload
 def batch_norm(
     x: ArrayT, /, gamma: Array | None = None, beta: Array | None = None, *, channel_axis: int = 1, eps: float = 1e-5,
     weights: Array | None = None, moments: None = None, return_moments: Literal[True], out: ArrayT | None = None,
+    all_reduce: AllReduce | None = None,
 ) -> tuple[ArrayT, Moments[ArrayT]]: ...  # fmt: skip
 @overload
 def batch_norm(
     x: ArrayT, /, gamma: Array | None = None, beta: Array | None = None, *, channel_axis: int = 1, eps: float = 1e-5,
     weights: Array | None = None, moments: GivenT, return_moments: Literal[True], out: ArrayT | None = None,
+    all_reduce: AllReduce | None = None,
 ) -> tuple[ArrayT, GivenT]: ...  # fmt: skip
 @overload
 def batch_norm(
     x: ArrayT, /, gamma: Array | None = None, beta: Array | None = None, *, channel_axis: int = 1, eps: float = 1e-5,
     weights: Array | None = None, moments: Statistics[Any] | None = None, return_moments: bool,
     out: ArrayT | None = None,
+    all_reduce: AllReduce | None = None,
 ) -> ArrayT | tuple[ArrayT, Statistics[Any]]: ...  # fmt: skip
 def batch_norm(
     x: ArrayT,
@@ -221,6 +227,7 @@ def batch_norm(
     moments: Statistics[Any] | None = None,
     return_moments: bool = False,
     out: ArrayT | None = None,
+    all_reduce: AllReduce | None = None,
 ) -> ArrayT | tuple[ArrayT, Statistics[Any]]:
     r"""Batch normalization: each channel by its mean and variance over the batch and the space.
 
@@ -244,6 +251,10 @@ def batch_norm(
         Also return the moments that were used: those of the batch, for `RunningStats.update`.
     out : array, optional
         Where to write the result: a writeable array of x's library, device, dtype and shape, or x itself.
+    all_reduce : function, optional
+        Sums an array over the replicas among which the batch is divided: what it is given, of one axis, becomes the sum
+        in place, or that is returned. Moments, and the gradients of x and of gamma and beta of shape (C,), are then
+        those of the whole batch. All replicas must make the same calls; their shares may be of any size, 0 included.
 
     Returns
     -------
@@ -275,7 +286,17 @@ def batch_norm(
     >>> anynorm.batch_norm(np.array([[2.0, 2.0]]), moments=running, eps=0)
     array([[1., 0.]])
     """
-    call = calls.batch(x, gamma, beta, channel_axis=channel_axis, eps=eps, weights=weights, moments=moments, out=out)
+    call = calls.batch(
+        x,
+        gamma,
+        beta,
+        channel_axis=channel_axis,
+        eps=eps,
+        weights=weights,
+        moments=moments,
+        out=out,
+        all_reduce=all_reduce,
+    )
     return _run(call, moments, return_moments)
 
 

@@ -42,11 +42,21 @@ ROOMS = 4
 
 
 def pull(call: Call, dy: Array, wanted: Wanted, of: Standardized | Spread | None) -> Gradients:
-    """The gradients of sum(y * dy), where dy stands beside the view.
+    """The gradients of sum(y * dy), where dy stands beside the view; over all replicas, where there are any.
 
     `of` is what x was standardized to, or the statistics that the call gave; without it all that is done is recorded,
     if anything records.
     """
+    dx, *parameters = _pull(call, dy, wanted, of)
+    if call.join is not None:
+        shared = [i for i, each in enumerate(parameters) if each is not None and call.plan.short[i]]
+        sums = call.join(*(parameters[i] for i in shared)) if shared else []
+        for i, each in zip(shared, sums, strict=True):
+            parameters[i] = each
+    return dx, *parameters
+
+
+def _pull(call: Call, dy: Array, wanted: Wanted, of: Standardized | Spread | None) -> Gradients:
     plan = call.plan
     if isinstance(of, Spread):
         arrays = [each for each in (call.x, call.gamma, dy) if each is not None]
@@ -68,10 +78,10 @@ def pull(call: Call, dy: Array, wanted: Wanted, of: Standardized | Spread | None
     parameters = _parameter_gradients(plan, dy, of.xhat, wanted.parameters, block=plan.groups.block)
     if wanted.dtype is None:
         return None, *parameters
-    if isinstance(call.groups, weights.Weighted):
-        dx = weights.input_gradient(xp, dy, call.gamma, of, groups=call.groups, centred=plan.centred)
+    if (weighted := call.weighted) is not None:
+        dx = weights.input_gradient(xp, dy, call.gamma, of, groups=weighted, centred=plan.centred)
     else:
-        groups = None if call.spread is not None else call.groups
+        groups = None if call.spread is not None else plan.groups
         dx = kernels.input_gradient(xp, dy, call.gamma, of, groups=groups, centred=plan.centred)
     return xp.astype(dx, wanted.dtype, copy=False), *parameters
 

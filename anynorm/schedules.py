@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
-from anynorm import compilers, kernels, weights
+from anynorm import compilers, kernels, replicas, weights
 from anynorm.arrays import assign, empty
 from anynorm.blocks import STRETCH, Block, blocks, both, share, within
 from anynorm.calls import Call, Plan
@@ -62,7 +62,9 @@ def survey(call: Call) -> Spread:
 def in_blocks(call: Call, arrays: list[Array]) -> bool:
     """Whether what is computed of these arrays is large, and may be written part by part."""
     plan = call.plan
-    if call.weights is not None or plan.library.traced():  # by a compiler that cannot follow into the settings
+    if call.weights is not None or call.all_reduce is not None:
+        return False
+    if plan.library.traced():  # by a compiler that cannot follow into the settings
         return False
     return plan.nbytes >= min(SMALL, current().block_bytes) and plan.library.plain(*arrays)
 
@@ -74,20 +76,23 @@ def standardize(call: Call) -> Standardized:
     x = call.x if call.x.dtype == plan.dtype else xp.astype(call.x, plan.dtype)
     if call.spread is not None:
         return kernels.standardize_with(xp, x, call.spread, eps=plan.eps)
-    room: Any = kernels if call.weights is None else weights
-    vacant = not plan.nbytes > 0  # NaN is a size that Dask does not know: there it takes no minimum
-    flat = 1.0 if plan.tiny else None
-    if vacant or library.readable(x):
-        plain: Standardized = room.standardize(xp, x, groups=call.groups, eps=plan.eps, centred=plan.centred, flat=flat)
-        if vacant or ordinary(plan, plain.spread.var):
-            return plain
     subnormal = None
     if plan.tiny and library.subnormal:
         subnormal = library.subnormal(x, plan.limits.step * plan.limits.further)
-    scaled: Standardized = room.standardize_scaled(
-        xp, x, groups=call.groups, eps=plan.eps, centred=plan.centred, subnormal=subnormal
-    )
-    return scaled
+    weighted = call.weighted
+    if weighted is not None and weighted.join is not None:
+        return replicas.standardize(xp, x, groups=weighted, constant=library.constant, subnormal=subnormal)
+    room: Any = kernels if weighted is None else weights
+    groups = weighted or plan.groups
+    vacant = not plan.nbytes > 0  # NaN is a size that Dask does not know: there it takes no minimum
+    flat = 1.0 if plan.tiny else None
+    done: Standardized
+    if vacant or library.readable(x):
+        done = room.standardize(xp, x, groups=groups, eps=plan.eps, centred=plan.centred, flat=flat)
+        if vacant or ordinary(plan, done.spread.var):
+            return done
+    done = room.standardize_scaled(xp, x, groups=groups, eps=plan.eps, centred=plan.centred, subnormal=subnormal)
+    return done
 
 
 def affine(call: Call, standardized: Standardized) -> Array:

@@ -13,8 +13,9 @@ import anynorm
 pytestmark = pytest.mark.cells("numpy")
 
 PACKAGE = Path(anynorm.__file__).parent
-FLOORS = ["kernels", "weights", "arrays", "settings", "layouts", "files", "statistics", "calls", "compilers", "blocks"]
-FLOORS += ["schedules", "pullbacks", "graphs", "chunks", "autograd", "batches", "norms", "state", "gradients"]
+FLOORS = ["kernels", "weights", "replicas", "arrays", "settings", "layouts", "files", "statistics", "calls"]
+FLOORS += ["compilers", "blocks", "schedules", "pullbacks", "graphs", "chunks", "autograd", "batches", "norms"]
+FLOORS += ["state", "gradients"]
 LIBRARIES = {"numpy", "array_api_compat", "torch", "jax", "cupy", "dask", "array_api_strict", "array_api_extra"}
 
 
@@ -75,7 +76,8 @@ def test_signatures_are_those_of_the_design():
     expected = {
         "normalize": common + "axis, eps=1e-05, weights=None, moments=None, return_moments=False, out=None",
         "layer_norm": common + "axis=-1, eps=1e-05, weights=None, return_moments=False, out=None",
-        "batch_norm": common + "channel_axis=1, eps=1e-05, weights=None, moments=None, return_moments=False, out=None",
+        "batch_norm": common
+        + "channel_axis=1, eps=1e-05, weights=None, moments=None, return_moments=False, out=None, all_reduce=None",
         "instance_norm": common + "channel_axis=1, eps=1e-05, weights=None, return_moments=False, out=None",
         "group_norm": common + "groups, channel_axis=1, eps=1e-05, weights=None, return_moments=False, out=None",
         "rms_norm": common + "axis=-1, eps=1e-05, weights=None, out=None",

@@ -1,0 +1,88 @@
+"""Replicas: processes or devices that hold samples of one batch, each its own, and a function that sums over them.
+
+All replicas call that function equally often and with arrays of equal shape, whatever their numbers are. They agree
+upon the power of two that is taken out of a group before they know its mean.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from anynorm import kernels
+from anynorm.kernels import Array, Groups, Namespace, Spread, Standardized
+from anynorm.weights import Common, Weighted, Weights, extremes, positive, shielded, strayed, summed
+
+Join = Callable[..., list[Array]]
+
+
+def joining(xp: Namespace, all_reduce: Callable[[Array], Any]) -> Join:
+    """The function that sums some arrays over all replicas, in one call of `all_reduce` with an array of one axis."""
+
+    def join(*sums: Array) -> list[Array]:
+        flat = xp.concat([xp.reshape(each, (-1,)) for each in sums])
+        whole = all_reduce(flat)
+        whole = flat if whole is None else whole  # it was summed in place
+        if not hasattr(whole, "shape") or tuple(whole.shape) != tuple(flat.shape) or whole.dtype != flat.dtype:
+            given, got = (
+                f"{tuple(each.shape)} {each.dtype}" if hasattr(each, "shape") else each for each in (flat, whole)
+            )
+            raise TypeError(f"all_reduce must return an array as it is given, {given}, got {got}")
+        found, start = [], 0
+        for each in sums:
+            n = math.prod(each.shape)
+            found.append(xp.reshape(whole[start : start + n], each.shape))
+            start += n
+        return found
+
+    return join
+
+
+def weigh(xp: Namespace, x: Array, weights: Array, *, groups: Groups, eps: float, join: Join) -> Weights:
+    """`weights.weigh`, and what else the replicas must know before they begin."""
+    local = summed(xp, weights, x.shape, groups=groups)
+    spread = tuple(1 if axis in groups.axes else n for axis, n in enumerate(x.shape))
+    local = xp.broadcast_to(local, spread)
+    present = local > 0
+    bottom, top = extremes(xp, x, weights > 0, present, groups=groups)
+    flags = [*kernels.reached(xp, bottom, top), present, top != bottom]
+    count, *flags = join(local, *(xp.astype(each & present, x.dtype) for each in flags))
+    *sizes, holders, unlike = flags
+    scale = kernels.scale_for(xp, [each > 0 for each in sizes], xp.ones_like(count), eps=eps)
+    return Weights(weights / positive(xp, count), count, Common(scale, holders, unlike == 0))
+
+
+def standardize(
+    xp: Namespace,
+    x: Array,
+    *,
+    groups: Weighted,
+    constant: Callable[[Array], Array],
+    subnormal: Array | None = None,
+) -> Standardized:
+    """`weights.standardize_scaled` of the numbers of all replicas.
+
+    Where a group has one number alone, all deviations must be 0, which rounding makes of none: each replica compares
+    its number with the common mean, and if these differences are equal, so that their squares are as large as they can
+    be, the deviations are taken for 0.
+    """
+    (share, _, common), join = groups.weights, groups.join
+    assert common is not None
+    assert join is not None
+    scale = common.scale
+    x = scale.enter(xp, x, subnormal)
+    kept = shielded(xp, x, groups.weights)
+    mean = groups.mean(xp, kept)
+    d = kept - mean
+    present = xp.broadcast_to(summed(xp, share, x.shape, groups=groups.plain), mean.shape) > 0
+    _, top = extremes(xp, constant(kept), share > 0, present, groups=groups.plain)
+    apart = xp.where(present, top - constant(mean), xp.zeros_like(mean))
+    rest, sums, squares = join(groups.plain.mean(xp, d * share), apart, apart * apart)
+    d = d - rest
+    alike = common.level & (common.holders * squares == sums * sums)
+    d = xp.where(alike, d - constant(d), d)  # their derivative is not 0
+    number = mean + sums / positive(xp, common.holders)
+    spread = Spread(
+        xp.where(alike, number, mean), xp.where(alike, xp.zeros_like(rest), rest), groups.mean_product(xp, d, d)
+    )
+    rstd = kernels.inverse_root(xp, spread.var + scale.eps, flat=scale.flat)
+    return scale.leave(xp, strayed(xp, x, Standardized(d * rstd, rstd, spread), groups.weights))
