@@ -299,7 +299,10 @@ def _plan(
     layout = layout_of(shape, *options)
     given = "moments.mean" in arrays
     if _unknown(shape if layout.channel is not None else () if given or library.chunked else (layout.group_size,)):
-        raise ValueError(f"{name} must have known sizes where it is divided and counted, got shape {shape}")
+        raise ValueError(
+            f"{name} must have known sizes to be divided into groups, got shape {shape}: "
+            f"call {name}.compute_chunk_sizes() first"
+        )
     eps = check_real("eps", eps, least=0)
     shapes = {other: _shape(library, layout, other, array) for other, array in others}
     view = _view(layout, list(shapes.values()) if _contiguous(library, x, out) else None)

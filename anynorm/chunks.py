@@ -9,13 +9,14 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial, reduce
-from importlib import import_module
 from typing import Any, NamedTuple
 
 from anynorm import calls, kernels, pullbacks, schedules
 from anynorm.arrays import compute_dtype, library_of
 from anynorm.calls import Call
+from anynorm.graphs import STATISTICS, again
 from anynorm.kernels import Array, Groups, Scale, Spread, Standardized
+from anynorm.layouts import same_shape
 from anynorm.pullbacks import Gradients, Wanted
 from anynorm.schedules import Normalized, Portion
 from anynorm.settings import options
@@ -32,7 +33,7 @@ class Job(NamedTuple):
 
 
 def takes(call: Call) -> bool:
-    """Whether a call is run so; one with weights or replicas is not."""
+    """Whether a call is run so; one with weights, or of one of several replicas, is not."""
     return call.plan.library.chunked and call.weights is None and call.all_reduce is None
 
 
@@ -46,7 +47,7 @@ def normalize(call: Call) -> Normalized:
         y, spread = _picked(whole, "y", call.x.dtype), _spread(call, whole)
     else:
         merged = _merged(call.x, job)
-        y = _blocks(_with_merged, job, call._replace(x=_again(call.x, merged)), merged)
+        y = _blocks(_with_merged, job, call._replace(x=again(call.x, merged)), merged)
         spread = _spread(call, merged)
     return Normalized(schedules.restore(call.plan, y, call.x.dtype), spread)
 
@@ -64,20 +65,19 @@ def count(call: Call) -> Array:
 def pull(call: Call, dy: Array, wanted: Wanted) -> Gradients:
     """The gradients of sum(y * dy), where dy stands beside the view."""
     job = _job(call)
-    apart = call.spread is None and not _within_chunks(call)
-    given = () if call.spread is None else (call.spread.mean, call.spread.var)
-    if not apart:
+    if call.spread is not None or _within_chunks(call):
+        given = () if call.spread is None else (call.spread.mean, call.spread.var)
         pulled = _blocks(partial(_pulled, wanted), job, call, dy, *given)
         dx = _picked(pulled, "dx", wanted.dtype)
     else:
         merged = _merged(call.x, job)
-        call = call._replace(x=_again(call.x, merged))
+        call = call._replace(x=again(call.x, merged))
         if merged.name not in dy.dask.layers:  # else it waits for them as it is
-            dy = _again(dy, merged)
+            dy = again(dy, merged)
         pulled = _blocks(partial(_leaning, wanted), job, call, dy, merged)
         leaning = _joined(_picked(pulled, "portion", call.plan.dtype, job.axes), job, _lean_together)
-        call = call._replace(x=_again(call.x, leaning))
-        dx = _blocks(partial(_upright, wanted.dtype), job, call, _again(dy, leaning), merged, leaning)
+        call = call._replace(x=again(call.x, leaning))
+        dx = _blocks(partial(_upright, wanted.dtype), job, call, again(dy, leaning), merged, leaning)
     parameters = [
         None if shape is None else _summed(_picked(pulled, name, call.plan.dtype, _ones(shape)), _ones(shape))
         for name, shape in zip(("dgamma", "dbeta"), wanted.parameters, strict=False)
@@ -111,8 +111,14 @@ def _beside(x: Array, array: Array) -> Array:
         own if n == 1 or len(own) == len(theirs) == 1 else theirs
         for n, own, theirs in zip(array.shape, array.chunks, x.chunks, strict=True)
     )
-    known = all(n == n for sizes in chunks for n in sizes)
-    return array.rechunk(chunks) if known and chunks != array.chunks else array
+    if all(n == n for sizes in chunks for n in sizes):
+        return array if chunks == array.chunks else array.rechunk(chunks)
+    if not all(map(same_shape, array.chunks, chunks)):
+        raise ValueError(
+            f"arrays must be divided as x is where its sizes are not known, in chunks {x.chunks}, "
+            f"got {array.chunks}: call compute_chunk_sizes() on each first"
+        )
+    return array
 
 
 def _spread(call: Call, found: Array) -> Spread:
@@ -130,10 +136,6 @@ def _picked(found: Array, name: str, dtype: Any, axes: tuple[int, ...] = ()) -> 
     inds = tuple(range(found.ndim))
     ones, meta = dict.fromkeys(axes, 1), found._meta.astype(dtype)
     return _dask().blockwise(_pick, inds, found, inds, of=name, adjust_chunks=ones, meta=meta, token=f"anynorm-{name}")
-
-
-STATISTICS = "anynorm-statistics"
-"""What the names of merged statistics begin with."""
 
 
 def _merged(x: Array, job: Job) -> Array:
@@ -157,62 +159,6 @@ def _ones(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _summed(parts: Array, axes: tuple[int, ...]) -> Array:
     return _dask().sum(parts, axis=axes, keepdims=True) if axes else parts
-
-
-def _again(x: Array, after: Array) -> Array:
-    """x by other names, so that its chunks are made anew and not held; but for the statistics that it rests on.
-
-    They are not made before `after` is known, which they would only wait for. Where `after` is many chunks, few others
-    wait for each, and one may be asked for without the rest.
-    """
-    # not dask.graph_manipulation.clone, which leaves a slice or a rechunked array on the chunks that it was made of
-    graph, names, waiting = x.dask, set[str](), [x.name]
-    while waiting:
-        name = waiting.pop()
-        if name not in names and not name.startswith(STATISTICS):
-            names.add(name)
-            waiting += graph.dependencies[name]
-    keys = {key for name in names for key in graph.layers[name].get_output_keys()}
-    rename = partial(_dask_module("base").clone_key, seed=after.name)
-    blocker = _dask_module("graph_manipulation").checkpoint(after) if after.npartitions <= MANY else None
-    bind_to = None if blocker is None else blocker.key
-    blockwise, external = _dask_module("blockwise").Blockwise, graph.get_all_external_keys()
-    layers, dependencies = {}, {}
-    for name in names:
-        layer = graph.layers[name]
-        if isinstance(layer, blockwise):
-            made, bound = layer.clone(keys, after.name, bind_to)
-        else:
-            made, bound = _renamed(layer, keys, external, rename, bind_to)
-        layers[rename(name)] = made
-        dependencies[rename(name)] = {rename(each) if each in names else each for each in graph.dependencies[name]}
-        dependencies[rename(name)] |= {bind_to} if bound else set()
-    new = _dask_module("highlevelgraph").HighLevelGraph
-    whole = new.merge(graph, new(layers, dependencies), *([] if blocker is None else [blocker.dask]))
-    return _dask().Array(whole, rename(x.name), x.chunks, meta=x._meta)
-
-
-MANY = 8
-
-
-def _renamed(layer: Any, keys: set[Any], external: set[Any], rename: Callable[..., Any], bind_to: Any) -> Any:
-    """The tasks of a layer by other names; those that rest on no renamed task wait for `bind_to`."""
-    spec, tasks, bound = _dask_module("_task_spec"), {}, False
-    for key, node in spec.convert_legacy_graph(dict(layer), all_keys=external).items():
-        others = {each: rename(each) for each in node.dependencies if each in keys}
-        task = node.substitute(others, key=rename(key))
-        if bind_to is not None and not others:
-            task, bound = spec.Task(rename(key), _first, task, spec.TaskRef(bind_to)), True
-        tasks[rename(key)] = task
-    return _dask_module("highlevelgraph").MaterializedLayer(tasks), bound
-
-
-def _first(value: Any, _: Any) -> Any:
-    return value
-
-
-def _dask_module(name: str) -> Any:
-    return import_module(f"dask.{name}")
 
 
 def _dask() -> Any:
@@ -240,6 +186,7 @@ class Part(NamedTuple):
     """How many there are in each group."""
 
     def scale(self, job: Job) -> Scale:
+        """The power of two that makes these values safe to square, and what goes with it."""
         return kernels.scale_of(library_of("top", self.top).xp, self.bottom, self.top, eps=job.eps)
 
 
@@ -315,7 +262,7 @@ def _survey(job: Job, x: Array) -> Part:
 
 def _merge(job: Job, parts: Any, axis: Any, keepdims: bool) -> Part:  # noqa: ARG001
     """Chan's merging, of as many parts as there are, each brought to the scale of all of them."""
-    flat = list(_flattened(parts))
+    flat: list[Part] = list(_flattened(parts))
     flat = [part for part in flat if part.number] or flat[:1]
     if len(flat) == 1:
         return flat[0]
@@ -355,12 +302,12 @@ def _pulled(
     job: Job,
     x: Array,
     gamma: Array | None,
-    beta: None,
+    beta: Array | None,
     dy: Array,
     *given: Array,
 ) -> Pulled:
     """The gradients of a chunk that holds whole groups, or whose statistics are given."""
-    library, shapes = library_of("x", x), _narrowed(wanted, x)
+    library, shapes = library_of("x", x), _narrowed(wanted, x, dy)
     # says, by its shape alone, which axes may be computed as one
     beta = None if shapes[1] is None else library.xp.ones(shapes[1], dtype=dy.dtype, device=library.device(x))
     call = _eager(job, x, gamma, beta)._replace(beta=None)
@@ -376,7 +323,8 @@ def _pulled(
             None if shape is None else library.xp.reshape(each, shape)
             for each, shape in zip(found, shapes, strict=True)
         ]
-        return Pulled(schedules.restore(plan, dx, wanted.dtype), *found)
+        dgamma, dbeta = (*found, None, None)[:2]
+        return Pulled(schedules.restore(plan, dx, wanted.dtype), dgamma, dbeta)
 
 
 def _leaning(
@@ -398,13 +346,13 @@ def _leaning(
         leaning = kernels.lean(xp, g, xhat, groups=groups, centred=job.centred)[1]
         parameters = [
             None if shape is None else kernels.parameter_gradient(xp, dy, factor, shape, block=library.block)
-            for shape, factor in zip(_narrowed(wanted, x), (xhat, None), strict=True)
+            for shape, factor in zip(_narrowed(wanted, x, dy), (xhat, None), strict=True)
         ]
-    return Pulled(None, *parameters, Portion(leaning, float(number), level))
+    return Pulled(None, parameters[0], parameters[1], Portion(leaning, float(number), level))
 
 
 def _lean_together(job: Job, parts: Any, axis: Any, keepdims: bool) -> Portion:  # noqa: ARG001
-    found = list(_flattened(parts))
+    found: list[Portion] = list(_flattened(parts))
     found = [portion for portion in found if portion.number] or found[:1]
     if len(found) == 1:
         return found[0]
@@ -440,8 +388,10 @@ def _xhat(job: Job, x: Array, merged: Merged) -> Array:
     return _with_merged(job, x, None, None, merged)
 
 
-def _narrowed(wanted: Wanted, x: Array) -> list[tuple[int, ...] | None]:
+def _narrowed(wanted: Wanted, x: Array, dy: Array) -> list[tuple[int, ...] | None]:
     """The shapes of gamma and beta beside a chunk."""
+    if dy.shape != x.shape:  # sizes that were not known
+        raise ValueError(f"dy must have the shape of y, in this chunk {x.shape}, got {dy.shape}")
     shapes = [
         None if shape is None else tuple(1 if whole == 1 else n for whole, n in zip(shape, x.shape, strict=True))
         for shape in wanted.parameters
@@ -449,7 +399,7 @@ def _narrowed(wanted: Wanted, x: Array) -> list[tuple[int, ...] | None]:
     return [*shapes, None, None][:2]
 
 
-def _flattened(parts: Any) -> Iterator[Part]:
+def _flattened(parts: Any) -> Iterator[Any]:
     if isinstance(parts, list):
         for each in parts:
             yield from _flattened(each)

@@ -342,7 +342,7 @@ class Scale(NamedTuple):
     """eps times the square of the unit."""
     flat: Array
     """What 1 / sqrt(var + eps) becomes where eps itself is lost beside the numbers."""
-    alike: tuple[Array, Array] | None
+    alike: Any
     """In which groups all numbers are one and the same, and which, times the unit; None where it is not known."""
 
     def enter(self, xp: Namespace, x: Array, subnormal: Array | None) -> Array:

@@ -65,7 +65,7 @@ def survey(call: Call) -> Spread:
 def in_blocks(call: Call, arrays: list[Array]) -> bool:
     """Whether what is computed of these arrays is large, and may be written part by part."""
     plan = call.plan
-    if call.weights is not None and call.all_reduce is not None:  # replicas wait for each other
+    if call.all_reduce is not None:  # replicas wait for each other
         return False
     if plan.library.traced():  # by a compiler that cannot follow into the settings
         return False

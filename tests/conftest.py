@@ -9,6 +9,8 @@ settings.register_profile("eager", deadline=None, derandomize=True, max_examples
 # each new shape is compiled, or a graph of its own
 settings.register_profile("lazy", settings.get_profile("eager"), max_examples=10)
 
+collect_ignore = ["jax_replicas.py", "torch_replica.py"]  # which tests run in processes of their own
+
 
 def pytest_addoption(parser):
     names = [cell.id for cell in CELLS]

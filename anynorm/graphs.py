@@ -1,0 +1,84 @@
+"""A lazy array a second time: its chunks are made anew, by other names, and so need not be held in between."""
+
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+from anynorm.kernels import Array
+
+STATISTICS = "anynorm-statistics"
+"""What the names of merged statistics begin with: they are small, and are never made twice."""
+MANY = 8
+
+
+def again(x: Array, after: Array) -> Array:
+    """x by other names, but for the statistics that it rests on, and for data that is there already.
+
+    Its chunks are not made before `after` is known, which they would only wait for. Where `after` is many chunks, few
+    others wait for each, and one may be asked for without the rest.
+    """
+    # not dask.graph_manipulation.clone, which leaves a slice or a rechunked array on the chunks that it was made of
+    graph, blockwise = x.dask, _dask("blockwise").Blockwise
+    names = _made(x)
+    if not names:
+        return x
+    keys = {key for name in names for key in graph.layers[name].get_output_keys()}
+    external = graph.get_all_external_keys()
+    rename = partial(_dask("base").clone_key, seed=after.name)
+    blocker = _dask("graph_manipulation").checkpoint(after) if after.npartitions <= MANY else None
+    bind_to = None if blocker is None else blocker.key
+    layers, dependencies = {}, {}
+    for name in names:
+        layer = graph.layers[name]
+        if isinstance(layer, blockwise):
+            made, bound = layer.clone(keys, after.name, bind_to)
+        else:
+            made, bound = _renamed(layer, keys, external, rename, bind_to)
+        layers[rename(name)] = made
+        dependencies[rename(name)] = {rename(each) if each in names else each for each in graph.dependencies[name]}
+        dependencies[rename(name)] |= {bind_to} if bound else set()
+    new = _dask("highlevelgraph").HighLevelGraph
+    whole = new.merge(graph, new(layers, dependencies), *([] if blocker is None else [blocker.dask]))
+    return type(x)(whole, rename(x.name), x.chunks, meta=x._meta)
+
+
+def _made(x: Array) -> list[str]:
+    """The layers of the graph that are made again."""
+    names, waiting = dict[str, None](), [x.name]
+    while waiting:
+        name = waiting.pop()
+        if name not in names and not name.startswith(STATISTICS) and not _held(x.dask.layers[name]):
+            names[name] = None
+            waiting += sorted(x.dask.dependencies[name])
+    return list(names)
+
+
+def _held(layer: Any) -> bool:
+    """Whether a layer is data, here or on a cluster, which need not be made; or shuffled by the cluster itself."""
+    if isinstance(layer, _dask("blockwise").Blockwise):
+        return False
+    spec = _dask("_task_spec")
+    return type(layer).__module__.startswith("distributed") or all(
+        isinstance(node, spec.DataNode) or not isinstance(node, (spec.GraphNode, tuple)) for node in layer.values()
+    )
+
+
+def _renamed(layer: Any, keys: set[Any], external: set[Any], rename: Callable[..., Any], bind_to: Any) -> Any:
+    """The tasks of a layer by other names; those that rest on no renamed task wait for `bind_to`."""
+    spec, tasks, bound = _dask("_task_spec"), {}, False
+    for key, node in spec.convert_legacy_graph(dict(layer), all_keys=external).items():
+        others = {each: rename(each) for each in node.dependencies if each in keys}
+        task = node.substitute(others, key=rename(key))
+        if bind_to is not None and not others:
+            task, bound = spec.Task(rename(key), _first, task, spec.TaskRef(bind_to)), True
+        tasks[rename(key)] = task
+    return _dask("highlevelgraph").MaterializedLayer(tasks), bound
+
+
+def _first(value: Any, _: Any) -> Any:
+    return value
+
+
+def _dask(module: str) -> Any:
+    return import_module(f"dask.{module}")
