@@ -11,14 +11,15 @@ from collections.abc import Callable, Iterator
 from functools import partial, reduce
 from typing import Any, NamedTuple
 
-from anynorm import calls, kernels, pullbacks, schedules
+from anynorm import calls, kernels, passes, pullbacks, schedules
 from anynorm.arrays import compute_dtype, library_of
 from anynorm.calls import Call
 from anynorm.graphs import STATISTICS, again
 from anynorm.kernels import Array, Groups, Scale, Spread, Standardized
 from anynorm.layouts import same_shape
+from anynorm.passes import Portion
 from anynorm.pullbacks import Gradients, Wanted
-from anynorm.schedules import Normalized, Portion
+from anynorm.schedules import Normalized
 from anynorm.settings import options
 
 
@@ -281,7 +282,7 @@ def _merge(job: Job, parts: Any, axis: Any, keepdims: bool) -> Part:  # noqa: AR
             if job.centred:
                 mean, rest = mean * ratio, rest * ratio
             portions.append(Portion(Spread(mean, rest, var * ratio * ratio), 1.0 if job.sums else part.number))
-        pooled = schedules.pool(xp, portions, 1.0 if job.sums else float(number))
+        pooled = passes.pool(xp, portions, 1.0 if job.sums else float(number))
         return _exact(job, joint._replace(spread=pooled.spread))
 
 
@@ -359,8 +360,8 @@ def _lean_together(job: Job, parts: Any, axis: Any, keepdims: bool) -> Portion: 
     library, number = library_of("dy", found[0].spread.var), sum(portion.number for portion in found)
     with library.quiet():
         if not job.sums:
-            return schedules.pool(library.xp, found, number)
-        return schedules.pool(library.xp, [each._replace(number=1.0) for each in found], 1.0)
+            return passes.pool(library.xp, found, number)
+        return passes.pool(library.xp, [each._replace(number=1.0) for each in found], 1.0)
 
 
 def _upright(

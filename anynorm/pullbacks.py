@@ -10,22 +10,8 @@ from anynorm.arrays import assign, empty, zeros
 from anynorm.blocks import Block, blocks, both, share, within
 from anynorm.calls import Call, Plan
 from anynorm.kernels import Array, Groups, Places, Spread, Standardized
-from anynorm.schedules import (
-    Portion,
-    cut,
-    in_blocks,
-    numbers,
-    ordinary,
-    part_of,
-    pooled,
-    root,
-    shared,
-    sound,
-    spread_within,
-    standardize,
-    trimmed,
-    weighted_blocks,
-)
+from anynorm.passes import Portion, cut, numbers, ordinary, pooled, root, shared, sound, spread_within, trimmed
+from anynorm.schedules import in_blocks, part_of, standardize, weighted_blocks
 
 
 class Wanted(NamedTuple):

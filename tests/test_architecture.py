@@ -14,7 +14,18 @@ pytestmark = pytest.mark.cells("numpy")
 
 PACKAGE = Path(anynorm.__file__).parent
 FLOORS = ["kernels", "weights", "replicas", "arrays", "settings", "layouts", "files", "statistics", "calls"]
-FLOORS += ["compilers", "blocks", "schedules", "pullbacks", "graphs", "chunks", "autograd", "batches", "norms"]
+FLOORS += [
+    "compilers",
+    "blocks",
+    "passes",
+    "schedules",
+    "pullbacks",
+    "graphs",
+    "chunks",
+    "autograd",
+    "batches",
+    "norms",
+]
 FLOORS += ["state", "gradients"]
 LIBRARIES = {"numpy", "array_api_compat", "torch", "jax", "cupy", "dask", "array_api_strict", "array_api_extra"}
 

@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from oracles import CASES, Case, standardized, standardized_gradient, values
 
 import anynorm
-from anynorm import calls, schedules
+from anynorm import calls, passes
 
 
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Blocks of a few numbers; how many parts were run."""
-    run, parts = schedules._Run.part, []
-    monkeypatch.setattr(schedules._Run, "part", lambda *args, **options: parts.append(args) or run(*args, **options))
+    run, parts = passes._Run.part, []
+    monkeypatch.setattr(passes._Run, "part", lambda *args, **options: parts.append(args) or run(*args, **options))
     with anynorm.options(block_bytes=16):
         yield parts
 

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.cells("numpy")
 @pytest.fixture
 def much_to_share(monkeypatch):
     """Threads for arrays of any size."""
-    monkeypatch.setattr("anynorm.schedules.SHARED", 1)
+    monkeypatch.setattr("anynorm.passes.SHARED", 1)
 
 
 def python(code, **environment):
