@@ -261,7 +261,7 @@ def outputs(processes, timeout):
 @pytest.mark.parametrize("sizes", [(3, 2), (4, 0, 2)], ids=str)
 def test_processes_of_torch_distributed_find_what_one_process_finds(backend, sizes, tmp_path):
     if backend.tracked or backend.device.type != "cpu":
-        pytest.skip("once is enough")
+        pytest.skip(reason="once is enough")
     workers = [
         run("torch_replica.py", rank, json.dumps(sizes), tmp_path / "store", "compare") for rank in range(len(sizes))
     ]
@@ -272,7 +272,7 @@ def test_processes_of_torch_distributed_find_what_one_process_finds(backend, siz
 @pytest.mark.cells("torch")
 def test_a_process_that_dies_is_an_error_of_the_engine(backend, tmp_path):
     if backend.tracked or backend.device.type != "cpu":
-        pytest.skip("once is enough")
+        pytest.skip(reason="once is enough")
     workers = [run("torch_replica.py", rank, "[2, 2]", tmp_path / "store", "die") for rank in range(2)]
     (output, code), (_, died) = outputs(workers, timeout=120)
     assert died == 9

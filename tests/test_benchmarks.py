@@ -144,7 +144,7 @@ def test_the_memory_of_a_copy_is_one_x_and_that_of_two_is_two():
     x = np.ones(2**22)
     device = devices.Cpu()
     if device.extra_memory(lambda: ()) is None:
-        pytest.skip("the peak cannot be set back here")
+        pytest.skip(reason="the peak cannot be set back here")
     for copies in (1, 2):
         taken = device.extra_memory(lambda: tuple(x.copy() for _ in range(copies)))  # noqa: B023
         assert abs(taken / x.nbytes - copies) < 0.1
@@ -181,7 +181,7 @@ def test_a_report_is_read_as_it_was_written_and_old_rows_are_kept(tmp_path):
 @once
 @pytest.mark.filterwarnings("ignore")
 def test_the_figure_has_each_candidate_that_has_a_ratio(tmp_path):
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("matplotlib", reason="it draws the figure")
     import figure
 
     assert not figure.draw(a_report("one", to_peer=None), tmp_path / "none.svg")

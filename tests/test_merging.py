@@ -239,7 +239,7 @@ def test_moments_over_says_what_is_no_iterable_of_batches():
 def test_a_progress_bar_is_shown_on_a_terminal_where_rich_is_there(rich, terminal, monkeypatch, capsys):
     shown = io.StringIO()
     if rich:
-        pytest.importorskip("rich")
+        pytest.importorskip("rich", reason="it draws the bar")
         monkeypatch.setenv("TERM", "xterm")
         shown.isatty = lambda: terminal
     else:

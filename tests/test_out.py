@@ -30,7 +30,7 @@ def expected(case, x, params):
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_every_norm_writes_to_out_and_returns_it(backend, schedule, case):
     if backend.tracked:
-        pytest.skip("autograd records")
+        pytest.skip(reason="autograd records")
     x, params = example(case)
     given = [backend.array(each) for each in (x, *params)]
     tolerance = None if backend.float64 else 1e-4
@@ -43,7 +43,7 @@ def test_every_norm_writes_to_out_and_returns_it(backend, schedule, case):
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_vjp_writes_to_out_and_keeps_what_it_needs(backend, schedule, case):
     if backend.tracked:
-        pytest.skip("autograd records")
+        pytest.skip(reason="autograd records")
     x, params = example(case)
     dy = backend.array(np.cos(x))
     want = anynorm.vjp(case.norm, *(backend.array(each) for each in (x, *params)), **case.options)[1](dy)
@@ -162,7 +162,7 @@ def wrong(backend):
 @pytest.mark.parametrize("norm", [anynorm.layer_norm, anynorm.rms_norm, anynorm.batch_norm])
 def test_out_that_does_not_fit_is_refused_before_anything_is_written(backend, norm):
     if not backend.float64:
-        pytest.skip("there is no other dtype")
+        pytest.skip(reason="there is no other dtype")
     x = backend.array(np.arange(24.0).reshape(4, 6))
     for out, error, message in wrong(backend):
         with pytest.raises(error, match=message):

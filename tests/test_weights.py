@@ -35,7 +35,7 @@ def weights_of(kind, shape, rng):
 def only_if(wanted, backend):
     """Where each new shape is compiled, or a graph of its own, some of the cases must do."""
     if backend.library in ("jax", "dask") and not wanted:
-        pytest.skip("takes too long, and shows nothing new")
+        pytest.skip(reason="takes too long, and shows nothing new")
 
 
 def constant(backend, numbers, dtype=None):
@@ -253,7 +253,7 @@ def test_weights_make_no_difference_to_moments_that_are_given(backend):
 @pytest.mark.parametrize("dtype", ["bool", "uint8", "int32", "float16", "float32", "bfloat16"])
 def test_the_dtype_of_weights_is_theirs_alone(backend, dtype):
     if dtype in ("bfloat16", "float16") and dtype not in backend.narrow:
-        pytest.skip(f"{backend.library} has no {dtype}")
+        pytest.skip(reason=f"{backend.library} has no {dtype}")
     rng = np.random.default_rng(7)
     weights = rng.integers(0, 2, (4, 1)).astype(float)
     weights[0] = 1
@@ -335,7 +335,7 @@ def test_weights_that_do_not_fit_are_an_error(backend):
 
 def test_the_result_goes_where_out_says(backend):
     if backend.library not in ("numpy", "strict", "torch", "cupy") or backend.tracked:
-        pytest.skip("cannot be written to")
+        pytest.skip(reason="cannot be written to")
     x, weights = np.random.default_rng(10).standard_normal((4, 3)), np.asarray([[1.0], [0.0], [2.0], [1.0]])
     expected = anynorm.batch_norm(backend.array(x), weights=constant(backend, weights))
     array = backend.array(x)
