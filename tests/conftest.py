@@ -7,7 +7,7 @@ from hypothesis import settings
 
 settings.register_profile("eager", deadline=None, derandomize=True, max_examples=50)
 # each new shape is compiled, or a graph of its own
-settings.register_profile("lazy", settings.get_profile("eager"), max_examples=5)
+settings.register_profile("lazy", settings.get_profile("eager"), max_examples=3)
 
 collect_ignore = ["jax_replicas.py", "torch_replica.py"]  # which tests run in processes of their own
 
