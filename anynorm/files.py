@@ -328,7 +328,8 @@ def _from_npz(whole: bytes) -> tuple[str, dict[str, Any]]:
 def _safetensors(arrays: dict[str, Any], text: str) -> bytes:
     from safetensors.numpy import save
 
-    return save(arrays, {_TEXT: text, "sha256": _ZEROS.decode()})
+    whole: bytes = save(arrays, {_TEXT: text, "sha256": _ZEROS.decode()})
+    return whole
 
 
 def _from_safetensors(whole: bytes) -> tuple[str, dict[str, Any]]:

@@ -131,7 +131,7 @@ def run(call: Call, y: Array | None, in_place: bool, keep: bool) -> Spread:
     if keep and call.spread is None:
         spread = Spread(*(empty(plan.spread.shape, call.x, plan.dtype) for _ in Spread._fields))
     last = len(plan.view.shape) - 1
-    split = bool(axes) and axes[-1] < last  # then squares take a place of their own
+    split = bool(axes) and (axes[-1] < last or not plan.library.products)  # then squares take a place of their own
     narrow = y is not None and call.x.dtype != plan.dtype  # so does what goes to a result of another dtype
     short = plan.view.shape[-1] < SHORT  # and so do sums over the last axis alone
     arrays = 2 if split or not in_place else 1

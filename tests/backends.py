@@ -48,6 +48,8 @@ class Backend:
     def dtype(self, name: str) -> Any:
         if name == "bfloat16" and self.library in ("numpy", "cupy"):
             return import_module("ml_dtypes").bfloat16
+        if name == "bool" and self.library == "numpy":  # which has had the name from 2.0 on
+            return np.dtype(bool)
         return getattr(self.xp, name)
 
     def array(self, values: Any, dtype: str | None = None) -> Any:
