@@ -354,8 +354,8 @@ _pytrees_lock = threading.Lock()
 
 _BLOCK = 256
 SHORT = 512
-LARGE = 2**25
-"""The C library keeps no freed memory of so many bytes."""
+LARGE = 2**22
+"""From so many bytes on the pages of a new array cost more than the norm, unless they are huge."""
 
 FILED = (
     *("bfloat16", "float16", "float32", "float64"),

@@ -10,8 +10,9 @@ from typing import Any
 
 from anynorm import chunks, schedules
 from anynorm.calls import Call
+from anynorm.combinations import Wanted
 from anynorm.kernels import Array, Spread
-from anynorm.pullbacks import Wanted, pull
+from anynorm.pullbacks import pull
 from anynorm.schedules import Normalized
 
 

@@ -44,7 +44,7 @@ class Plan(NamedTuple):
     nbytes: float
     """The size of x in that dtype; NaN where Dask does not know it."""
     folds: bool
-    """Whether gamma varies so little that rstd * gamma is a small array."""
+    """Whether gamma and beta vary so little that rstd * gamma + beta is a small array."""
     gamma: "Fit | None"
     beta: "Fit | None"
     spread: "Fit"
@@ -318,6 +318,7 @@ def _plan(
         run = min(view.shape[last], kernels.RUN) if last in view.axes else kernels.LEADING
         ones = library.xp.ones(run, dtype=dtype, device=library.device(x))
     limits = kernels.limits(library.xp, dtype)
+    beside = [fit.shape for fit in (gamma, fits.get("beta")) if fit is not None]
 
     def short(name: str) -> bool:
         return name in arrays and tuple(arrays[name].shape) == layout.parameter_shape
@@ -333,8 +334,7 @@ def _plan(
         limits=limits,
         tiny=eps < limits.eps,
         nbytes=size * library.xp.finfo(dtype).bits / 8,
-        folds=gamma is None
-        or math.prod([max(m, n) for m, n in zip(spread, gamma.shape, strict=True)]) * kernels.FOLD <= size,
+        folds=math.prod(map(max, zip(spread, *beside, strict=True))) * kernels.FOLD <= size,
         gamma=gamma,
         beta=fits.get("beta"),
         spread=fits.get("moments.mean", Fit(spread, None)),

@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 from anynorm import calls, kernels, passes, pullbacks, schedules
 from anynorm.arrays import compute_dtype, library_of
 from anynorm.calls import Call
+from anynorm.combinations import Wanted
 from anynorm.graphs import STATISTICS, again
 from anynorm.kernels import Array, Groups, Scale, Spread, Standardized
 from anynorm.layouts import same_shape
 from anynorm.passes import Portion
-from anynorm.pullbacks import Gradients, Wanted
+from anynorm.pullbacks import Gradients
 from anynorm.schedules import Normalized
 from anynorm.settings import options
 

@@ -14,7 +14,7 @@ from types import FunctionType
 from typing import Any, NamedTuple, Protocol
 
 from anynorm import kernels, layouts
-from anynorm.arrays import Library, library_of, moved, writeable
+from anynorm.arrays import Library, empty, library_of, moved, writeable
 from anynorm.calls import Call, Plan
 from anynorm.kernels import Arithmetic, Array, Namespace, Spread, Standardized
 
@@ -349,7 +349,7 @@ class _Torch:
     def empty(self, library: Library, shape: tuple[int, ...], dtype: Any, x: Array) -> Array | None:
         if library.name == "numpy":  # which asks for huge pages
             return self.enter(library, library.xp.empty(shape, dtype=dtype.newbyteorder("=")), shape)
-        return self.torch.empty(shape, dtype=getattr(self.torch, _name(dtype)), device=x.device)
+        return empty(shape, x, getattr(self.torch, _name(dtype)))
 
     def state(self, x: Array) -> Hashable:
         return str(x.device), self.torch.get_num_threads(), self.torch.is_inference_mode_enabled()

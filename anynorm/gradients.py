@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 from anynorm import batches, calls, chunks, compilers, norms, schedules
 from anynorm.arrays import check_device, compute_dtype, one_library, pytree
 from anynorm.calls import Call, Fit, Plan
+from anynorm.combinations import Wanted
 from anynorm.kernels import Array, Spread, Standardized
 from anynorm.layouts import same_shape
-from anynorm.pullbacks import Wanted, pull
+from anynorm.pullbacks import pull
 from anynorm.statistics import describe
 from anynorm.weights import Weights
 

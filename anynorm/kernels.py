@@ -186,6 +186,30 @@ def deviations(
     return x, Spread(mean, rest, groups.mean_product(xp, x, x, ops=squares))
 
 
+def shifted(
+    xp: Namespace,
+    x: Array,
+    pivot: Array | None,
+    *,
+    groups: Means,
+    centred: bool = True,
+    ops: Arithmetic = PURE,
+    squares: Arithmetic = PURE,
+) -> tuple[Array, Array | None, Array]:
+    """The array less a pivot, if there is one; the mean of what is left, if it is to be `centred`; and the variance.
+
+    This takes a pass or two less than `deviations`, and is as exact where the square of that mean is at most the
+    variance: the condition number is then at most 2. With the mean for a pivot it is the corrected two-pass algorithm.
+
+    Chan, Golub & LeVeque, "Algorithms for computing the sample variance", 1983, eq. 1.5 to 1.8.
+    """
+    x = x if pivot is None else ops.subtract(x, pivot)
+    if not centred:
+        return x, None, groups.mean_product(xp, x, x, ops=squares)
+    left = groups.mean(xp, x)
+    return x, left, groups.mean_product(xp, x, x, ops=squares) - left * left
+
+
 def less(x: Array, spread: Spread, *, ops: Arithmetic = PURE) -> Array:
     """The array less a mean that is given."""
     for part in (spread.mean, spread.rest):
@@ -244,6 +268,68 @@ def upright(g: Array, leaning: Spread, of: Standardized, *, places: Places = NEW
     """rstd * (g - xhat * mean(g * xhat)), for a g whose mean was taken away."""
     ops = places.result
     return ops.multiply(ops.subtract(g, places.xhat.multiply(of.xhat, leaning.var)), of.rstd)
+
+
+class Sums(NamedTuple):
+    """Of g = dy * gamma and of an array u, x less a pivot, over some values of each group."""
+
+    g: Array
+    product: Array
+    """Of g and u."""
+    square: Array
+    """Of g; of some of the values at least."""
+
+
+class Combination(NamedTuple):
+    """The gradient of x as a combination of g and u: g * scale - u * slope - shift."""
+
+    slope: Array | None
+    shift: Array | None
+
+
+CONSTANT = Combination(None, None)
+"""Where the statistics are constants."""
+
+
+def combination(
+    xp: Namespace, sums: Sums, rstd: Array, left: Array | None, *, divisor: float, centred: bool
+) -> tuple[Combination, Array]:
+    """`input_gradient` for sums over whole groups, where xhat is (u - left) * rstd; and where it is as exact.
+
+    It takes half the passes. It is as exact where the mean of g is no larger than its spread, as far as squares tell.
+    """
+    mean, product, square = (each / divisor for each in sums)
+    slope = product if left is None else product - left * mean
+    slope = slope * rstd * rstd * rstd
+    fair = xp.isfinite(slope)
+    if not centred:
+        return Combination(slope, None), fair
+    told = (mean == 0) | (square >= float(xp.finfo(square.dtype).smallest_normal) / float(xp.finfo(square.dtype).eps))
+    shift = mean * rstd if left is None else mean * rstd - left * slope
+    return Combination(slope, shift), fair & told & (2 * mean * mean <= square)
+
+
+def combine(g: Array, u: Array, scale: Array, of: Combination, *, places: Places = NEW) -> Array:
+    """`g * scale - u * slope - shift`."""
+    ops = places.result
+    dx = ops.multiply(g, scale)
+    if of.slope is not None:
+        dx = ops.subtract(dx, places.xhat.multiply(u, of.slope))
+    return dx if of.shift is None else ops.subtract(dx, of.shift)
+
+
+def across(xp: Namespace, weights: Array, x: Array) -> Array:
+    """The sum of the rows of x, each times its weight: a product of matrices, of `LEADING` rows in one go."""
+    n = x.shape[0]
+    whole = n - n % LEADING
+    parts = []
+    if whole:
+        runs = xp.reshape(weights[:whole, ...], (whole // LEADING, 1, LEADING))
+        sums = xp.matmul(runs, xp.reshape(x[:whole, ...], (whole // LEADING, LEADING, x.shape[1])))
+        parts.append(total(xp, sums, axes=(0,), block=LEADING)[0, ...])
+    if whole < n:
+        parts.append(xp.matmul(xp.reshape(weights[whole:, ...], (1, n - whole)), x[whole:, ...]))
+    return parts[0] if len(parts) == 1 else parts[0] + parts[1]
 
 
 def parameter_gradient(

@@ -44,32 +44,47 @@ class _Part(NamedTuple):
         """x, times the unit of the scale."""
         return self.x if scale is None else self.ops.multiply(self.x, scale.unit)
 
-    def deviations(self, scale: Scale | None) -> tuple[Array, Spread]:
-        centred = self.plan.centred
-        return kernels.deviations(
-            self.plan.library.xp,
-            self.enter(scale),
-            groups=self.groups,
-            centred=centred,
-            alike=scale.alike if scale is not None and centred else None,
-            ops=self.ops,
-            squares=self.squares,
-        )
+    def measure(self, scale: Scale | None) -> tuple[Array, Spread, Array | None]:
+        """The array less a pivot; the statistics; and what else of the mean is to be taken from that array."""
+        plan, xp = self.plan, self.plan.library.xp
+        centred, groups, ops, squares = plan.centred, self.groups, self.ops, self.squares
+        if scale is not None:
+            alike = scale.alike if centred else None
+            d, spread = kernels.deviations(
+                xp, self.enter(scale), groups=groups, centred=centred, alike=alike, ops=ops, squares=squares
+            )
+            return d, spread, None
+        d, mean, var = kernels.shifted(xp, self.x, None, groups=groups, centred=centred, squares=squares)
+        if mean is None:
+            return d, Spread(None, None, var), None
+        left, rest = mean, xp.zeros_like(mean)
+        if not minor(plan, mean, var):
+            d, rest, var = kernels.shifted(xp, self.x, mean, groups=groups, ops=ops, squares=squares)
+            left = rest
+            if not minor(plan, rest, var):
+                d, left = ops.subtract(d, rest), None
+                var = groups.mean_product(xp, d, d, ops=squares)
+        return d, Spread(mean, rest, var), seen(plan, left, var)
 
-    def finish(self, d: Array, rstd: Array, rest: Array | None = None) -> None:
-        """Write the result: the deviations, less a rest of their mean, times rstd; times gamma, plus beta."""
+    def finish(self, x: Array, rstd: Array, *means: Array | None) -> None:
+        """Write the result: x less these means, times rstd; times gamma, plus beta.
+
+        The means are small beside the spread: beta loses nothing if they are taken from it.
+        """
         if self.y is None:
             return
         xp, gamma, beta, ops = self.plan.library.xp, self.gamma, self.beta, self.ops
-        if rest is not None and not float(xp.max(xp.abs(rest * rstd))) <= 1:  # beta would be lost beside it
-            d, rest = ops.subtract(d, rest), None
-        if gamma is not None and self.plan.folds and sound(xp, rstd * gamma):
+        folds = self.plan.folds and (gamma is None or sound(xp, rstd * gamma, gamma))
+        if folds and gamma is not None:
             rstd, gamma = rstd * gamma, None
-        if rest is not None and gamma is None:
-            beta = -(rest * rstd) if beta is None else beta - rest * rstd
-        elif rest is not None:
-            d = ops.subtract(d, rest)
-        y = kernels.affine(ops.multiply(d, rstd), gamma, beta, ops=ops)
+        for mean in means:
+            if mean is None:
+                continue
+            if folds:
+                beta = -(mean * rstd) if beta is None else beta - mean * rstd
+            else:
+                x = ops.subtract(x, mean)
+        y = kernels.affine(ops.multiply(x, rstd), gamma, beta, ops=ops)
         if y is not self.y:
             assign(self.plan.library, self.y, y)
 
@@ -185,10 +200,10 @@ def _groups(run: _Run, parts: list[Block], scale: Scale | None) -> Spread:
     xp = plan.library.xp
     if len(parts) == 1:
         with run.part(parts[0]) as part:
-            d, spread = part.deviations(scale)
+            d, spread, left = part.measure(scale)
             done = scale is not None or ordinary(plan, spread.var)
             if done:
-                part.finish(d, root(plan, spread, scale))
+                part.finish(d, root(plan, spread, scale), left)
     else:
         spread = pooled(plan, partial(run.each, partial(_portion, scale), survey=True), parts)
         done = scale is not None or ordinary(plan, spread.var)
@@ -204,7 +219,7 @@ def _groups(run: _Run, parts: list[Block], scale: Scale | None) -> Spread:
 
 
 def _portion(scale: Scale | None, part: _Part) -> "Portion":
-    return Portion(part.deviations(scale)[1], part.groups.divisor)
+    return Portion(part.measure(scale)[1], part.groups.divisor)
 
 
 class Portion(NamedTuple):
@@ -217,13 +232,17 @@ class Portion(NamedTuple):
     """For `kernels.pool`."""
 
 
-def pooled(plan: Plan, each: Callable[[list[Block]], list[Portion]], parts: list[Block]) -> Spread:
-    """The statistics of all parts together, of which only some are pending at a time."""
-    found: list[Portion] = []
+def folded(join: Callable[[list[T]], T], each: Callable[[list[Block]], list[T]], parts: list[Block]) -> T:
+    """What is found of all parts, joined; only some of it is pending at a time."""
+    found: list[T] = []
     for i in range(0, len(parts), PENDING):
-        found += each(parts[i : i + PENDING])
-        found = [pool(plan.library.xp, found, plan.groups.divisor)]
-    return found[0].spread
+        found = [join(found + each(parts[i : i + PENDING]))]
+    return found[0]
+
+
+def pooled(plan: Plan, each: Callable[[list[Block]], list[Portion]], parts: list[Block]) -> Spread:
+    """The statistics of all parts together."""
+    return folded(lambda found: pool(plan.library.xp, found, plan.groups.divisor), each, parts).spread
 
 
 def pool(xp: Any, found: list[Portion], divisor: float) -> Portion:
@@ -246,11 +265,17 @@ def pool(xp: Any, found: list[Portion], divisor: float) -> Portion:
 
 def _apply(run: _Run, parts: list[Block], spread: Spread, scale: Scale | None) -> None:
     """Normalize parts by statistics that are known."""
-    rstd = root(run.call.plan, spread, scale)
-    bare = spread._replace(rest=None)
+    plan = run.call.plan
+    rstd, mean, rest = root(plan, spread, scale), spread.mean, seen(plan, spread.rest, spread.var)
+    # a mean lies between two numbers of its group, and the nearer of these is no further from it than their spread is
+    small = scale is None and mean is not None and minor(plan, mean, spread.var)
 
     def apply(part: _Part) -> None:
-        part.finish(kernels.less(part.enter(scale), bare, ops=part.ops), rstd, spread.rest)
+        x = part.enter(scale)
+        if small:
+            part.finish(x, rstd, mean, rest)
+        else:
+            part.finish(x if mean is None else part.ops.subtract(x, mean), rstd, rest)
 
     run.each(apply, parts)
 
@@ -263,13 +288,17 @@ def root(plan: Plan, spread: Spread, scale: Scale | None = None) -> Array:
     return kernels.inverse_root(xp, spread.var + plan.eps, flat=1.0 if plan.tiny else None)
 
 
-def trimmed(plan: Plan, spread: Spread) -> Spread:
-    """Without the rest of the mean where it is an eighth of a unit in the last place of the spread, or less."""
-    if spread.rest is None:
-        return spread
-    slight = (float(plan.library.xp.finfo(plan.dtype).eps) / 8) ** 2
-    excess = plan.library.most(spread.rest * spread.rest - slight * spread.var)
-    return spread._replace(rest=None) if excess <= 0 else spread  # a NaN keeps it
+def seen(plan: Plan, mean: Array | None, var: Array) -> Array | None:
+    """A mean that is to be taken away; None where it is half a unit in the last place of the spread, or less."""
+    if mean is None:
+        return None
+    slight = (float(plan.library.xp.finfo(plan.dtype).eps) / 2) ** 2
+    return None if plan.library.most(mean * mean - slight * var) <= 0 else mean  # a NaN keeps it
+
+
+def minor(plan: Plan, mean: Array, var: Array) -> bool:
+    """Whether a mean is nowhere larger than the spread."""
+    return bool(plan.library.most(mean * mean - var) <= 0)
 
 
 def cut(array: Array | None, block: Block) -> Array | None:
@@ -291,7 +320,8 @@ def ordinary(plan: Plan, var: Array) -> bool:
         return False
 
 
-def sound(xp: Any, scale: Array) -> bool:
-    """Whether rstd * gamma has lost nothing: there is no overflow, no subnormal number."""
+def sound(xp: Any, scale: Array, gamma: Array) -> bool:
+    """Whether a scale of rstd * gamma has lost nothing: there is no overflow, no subnormal number."""
     size = xp.abs(scale)
-    return float(xp.max(size)) < math.inf and float(xp.min(size)) >= float(xp.finfo(scale.dtype).smallest_normal)
+    small = size < float(xp.finfo(scale.dtype).smallest_normal)
+    return float(xp.max(size)) < math.inf and not bool(xp.any(small & (gamma != 0)))

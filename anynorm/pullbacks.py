@@ -1,32 +1,19 @@
 """The gradients of a call: whole, in arithmetic that may be recorded; or block by block, in little memory."""
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Sequence
 
-from anynorm import compilers, kernels, weights
+from anynorm import combinations, compilers, kernels, weights
 from anynorm.arrays import assign, empty, zeros
 from anynorm.blocks import Block, blocks, both, share, within
 from anynorm.calls import Call, Plan
+from anynorm.combinations import ROOMS, Desk, Parameters, Pull, Wanted
 from anynorm.kernels import Array, Groups, Places, Spread, Standardized
-from anynorm.passes import Portion, cut, numbers, ordinary, pooled, root, shared, sound, spread_within, trimmed
+from anynorm.passes import Portion, cut, minor, numbers, ordinary, pooled, root, seen, shared, spread_within
 from anynorm.schedules import in_blocks, part_of, standardize, weighted_blocks
-
-
-class Wanted(NamedTuple):
-    """Which gradients there are to be."""
-
-    dtype: Any
-    """That of x and of its gradient, or None if that is not wanted."""
-    parameters: tuple[tuple[int, ...] | None, ...]
-    """The shapes, beside the view, of gamma and beta, or None."""
-
 
 Gradients = tuple[Array | None, ...]
 """With respect to x, gamma and beta, beside the view; None where it is not wanted."""
-ROOMS = 4
-"""The arrays of a block's size that a block takes."""
 
 
 def pull(call: Call, dy: Array, wanted: Wanted, of: Standardized | Spread | None) -> Gradients:
@@ -77,107 +64,29 @@ def _pull(call: Call, dy: Array, wanted: Wanted, of: Standardized | Spread | Non
     return xp.astype(dx, wanted.dtype, copy=False), *parameters
 
 
-class _Piece(NamedTuple):
-    """A block of a gradient."""
-
-    groups: Groups
-    dy: Array
-    gamma: Array | None
-    of: Standardized
-    parameters: list[Array | None]
-    target: Array | None
-    places: Places
-
-    def finish(self, plan: Plan, d: Array) -> None:
-        if self.target is not None and d is not self.target:
-            assign(plan.library, self.target, d)
-
-
-class _Pull(NamedTuple):
-    """The gradients of a call that are computed in blocks."""
-
-    call: Call
-    dy: Array
-    wanted: Wanted
-    spread: Spread
-    rstd: Array
-    scale: Array
-    """What the gradient of xhat is multiplied by: rstd, or rstd * gamma where gamma is one number for each group."""
-    gamma: Array | None
-    """None where it is in the scale, too."""
-    dx: Array | None
-    rooms: list[list[Array]]
-    """Arrays to work in that no block works in now."""
-    largest: int
-
-    @contextmanager
-    def piece(self, block: Block, *, of_parameters: bool = True) -> Iterator[_Piece]:
-        """A block with its xhat, and the gradients of its parameters."""
-        plan = self.call.plan
-        library, xp = plan.library, plan.library.xp
-        dy = self.dy[block]
-        try:
-            room = self.rooms.pop()
-        except IndexError:
-            room = [empty((self.largest,), dy, plan.dtype) for _ in range(ROOMS - 1)]
-        try:
-            with library.busy():
-                shape = tuple(dy.shape)
-                result, xhat, product = (xp.reshape(each[: math.prod(shape)], shape) for each in room)
-                target = None if self.dx is None else self.dx[block]
-                if target is not None and target.dtype == plan.dtype:
-                    result = target
-                places = Places(*map(library.into, (result, xhat, product)))
-                number = math.prod([shape[axis] for axis in plan.view.axes])
-                groups = plan.groups._replace(
-                    divisor=min(plan.groups.divisor, float(number)), block=library.plain_block
-                )
-                dy = xp.astype(dy, plan.dtype, copy=False)
-                of = self._standardized(block, places)
-                shapes = self.wanted.parameters if of_parameters else ()
-                shapes = tuple(None if each is None else _narrowed(each, block) for each in shapes)
-                yield _Piece(
-                    groups,
-                    dy,
-                    cut(self.gamma, block),
-                    of._replace(rstd=cut(self.scale, block)),
-                    _parameter_gradients(plan, dy, of.xhat, shapes, block=library.plain_block, places=places),
-                    target,
-                    places,
-                )
-        finally:
-            self.rooms.append(room)
-
-    def _standardized(self, block: Block, places: Places) -> Standardized:
-        plan, spread, rstd = self.call.plan, spread_within(self.spread, block), cut(self.rstd, block)
-        if self.call.x is None:
-            return Standardized(None, rstd, spread)
-        x = plan.library.xp.astype(self.call.x[block], plan.dtype, copy=False)
-        return Standardized(places.xhat.multiply(kernels.less(x, spread, ops=places.xhat), rstd), rstd, spread)
-
-
 def _in_blocks(call: Call, dy: Array, wanted: Wanted, spread: Spread) -> Gradients:
     plan = call.plan
     library = plan.library
     with library.quiet():
-        rstd = scale = root(plan, spread)
-        spread = trimmed(plan, spread)
-        gamma = call.gamma
-        if gamma is not None and all(gamma.shape[axis] == 1 for axis in plan.view.axes) and plan.folds:
-            scale, gamma = (rstd * gamma, None) if sound(library.xp, rstd * gamma) else (rstd, gamma)
+        rstd = root(plan, spread)
+        mean, rest = spread.mean, seen(plan, spread.rest, spread.var)
+        axes = combinations.runs(call, wanted, rstd)
+        pivot, left = (None, mean) if mean is not None and minor(plan, mean, spread.var) else (mean, rest)
     dx = None if wanted.dtype is None else empty(plan.view.shape, dy, wanted.dtype)
     totals = [None if shape is None else zeros(shape, dy, plan.dtype) for shape in wanted.parameters]
-    axes = () if call.spread is not None else plan.view.axes
-    grid = blocks(plan.view.shape, axes, *numbers(plan, ROOMS))
+    averaged = () if call.spread is not None else plan.view.axes
+    grid = blocks(plan.view.shape, averaged, *numbers(plan, ROOMS))
     largest = max(math.prod([each.stop - each.start for each in both(grid.groups[0], grid.parts[0])]), 1)
-    run = _Pull(call, dy, wanted, spread, rstd, scale, gamma, dx, [], largest)
+    run = Pull(call, dy, wanted, spread._replace(rest=rest), rstd, pivot, left, _ones(plan, dy), axes, dx, [], largest)
     threads = shared(plan)
     many = len(grid.groups) >= threads
 
-    def work(group: Block) -> list[tuple[Block, list[Array | None]]]:
+    def work(group: Block) -> list[tuple[Block, Parameters]]:
         parts = [both(group, part) for part in grid.parts]
         with library.busy():
-            found = _groups(run, parts, 1 if many else threads)
+            found = combinations.pull(run, parts, 1 if many else threads)
+            if found is None:
+                found = _groups(run, parts, 1 if many else threads)
         return list(zip(parts, found, strict=True))
 
     for results in share(work, grid.groups, threads if many else 1):
@@ -195,7 +104,7 @@ def _weighted(call: Call, dy: Array, wanted: Wanted) -> Gradients:
     totals = [None if shape is None else zeros(shape, dy, plan.dtype) for shape in wanted.parameters]
 
     def work(block: Block) -> tuple[Block, list[Array | None]]:
-        shapes = tuple(None if shape is None else _narrowed(shape, block) for shape in wanted.parameters)
+        shapes = tuple(wanted.within(block))
         with plan.library.busy():
             d, *parameters = _pull(part_of(call, block), dy[block], Wanted(wanted.dtype, shapes), None)
             if dx is not None:
@@ -209,32 +118,56 @@ def _weighted(call: Call, dy: Array, wanted: Wanted) -> Gradients:
     return dx, *totals
 
 
-def _groups(run: _Pull, parts: list[Block], threads: int) -> list[list[Array | None]]:
+def _groups(run: Pull, parts: list[Block], threads: int) -> list[Parameters]:
     """The gradient of x in the groups that these parts hold together; those of the parameters, of each part."""
     call, plan = run.call, run.call.plan
     xp, centred = plan.library.xp, plan.centred
+
+    def entered(desk: Desk) -> tuple[Standardized, Groups]:
+        """What x was standardized to, and the groups of this part."""
+        rstd, places = cut(run.rstd, desk.block), desk.places
+        xhat = desk.x
+        if xhat is not None:
+            xhat = places.xhat.multiply(
+                kernels.less(xhat, spread_within(run.spread, desk.block), ops=places.xhat), rstd
+            )
+        number = math.prod([desk.dy.shape[axis] for axis in plan.view.axes])
+        groups = plan.groups._replace(divisor=min(plan.groups.divisor, float(number)), block=plan.library.plain_block)
+        return Standardized(xhat, rstd, run.spread), groups
+
+    def parameters_of(desk: Desk, of: Standardized) -> Parameters:
+        shapes = run.wanted.within(desk.block)
+        return _parameter_gradients(plan, desk.dy, of.xhat, shapes, block=plan.library.plain_block, places=desk.places)
+
     if len(parts) == 1 or run.dx is None or call.spread is not None:
 
-        def whole(block: Block) -> list[Array | None]:
-            with run.piece(block) as piece:
-                if piece.target is not None:
-                    groups = None if call.spread is not None else piece.groups
-                    d = kernels.input_gradient(
-                        xp, piece.dy, piece.gamma, piece.of, groups=groups, centred=centred, places=piece.places
+        def whole(block: Block) -> Parameters:
+            with run.desk(block) as desk:
+                of, groups = entered(desk)
+                parameters = parameters_of(desk, of)
+                if run.dx is not None:
+                    desk.finish(
+                        kernels.input_gradient(
+                            *(xp, desk.dy, cut(call.gamma, block), of),
+                            groups=None if call.spread is not None else groups,
+                            centred=centred,
+                            places=desk.places,
+                        )
                     )
-                    piece.finish(plan, d)
-                return piece.parameters
+                return parameters
 
         return share(whole, parts, threads)
 
-    parameters: list[list[Array | None]] = []
+    parameters: list[Parameters] = []
 
-    def survey(block: Block) -> tuple[Portion, list[Array | None]]:
-        with run.piece(block) as piece:
-            g = kernels.affine(piece.dy, piece.gamma, None, ops=piece.places.result)
-            level = piece.groups.mean(xp, piece.of.xhat) if centred else None
-            _, leaning = kernels.lean(xp, g, piece.of.xhat, groups=piece.groups, centred=centred, places=piece.places)
-            return Portion(leaning, piece.groups.divisor, level), piece.parameters
+    def survey(block: Block) -> tuple[Portion, Parameters]:
+        with run.desk(block) as desk:
+            of, groups = entered(desk)
+            found = parameters_of(desk, of)
+            g = kernels.affine(desk.dy, cut(call.gamma, block), None, ops=desk.places.result)
+            level = groups.mean(xp, of.xhat) if centred else None
+            _, leaning = kernels.lean(xp, g, of.xhat, groups=groups, centred=centred, places=desk.places)
+            return Portion(leaning, groups.divisor, level), found
 
     def surveys(some: list[Block]) -> list[Portion]:
         portions, found = zip(*share(survey, some, threads), strict=True)
@@ -244,10 +177,11 @@ def _groups(run: _Pull, parts: list[Block], threads: int) -> list[list[Array | N
     leaning = pooled(plan, surveys, parts)
 
     def apply(block: Block) -> None:
-        with run.piece(block, of_parameters=False) as piece:
-            g = kernels.affine(piece.dy, piece.gamma, None, ops=piece.places.result)
-            g = kernels.less(g, leaning, ops=piece.places.result)
-            piece.finish(plan, kernels.upright(g, leaning, piece.of, places=piece.places))
+        with run.desk(block) as desk:
+            of, _ = entered(desk)
+            g = kernels.affine(desk.dy, cut(call.gamma, block), None, ops=desk.places.result)
+            g = kernels.less(g, leaning, ops=desk.places.result)
+            desk.finish(kernels.upright(g, leaning, of, places=desk.places))
 
     share(apply, parts, threads)
     return parameters
@@ -257,7 +191,7 @@ def _parameter_gradients(
     plan: Plan,
     dy: Array,
     xhat: Array,
-    shapes: tuple[tuple[int, ...] | None, ...],
+    shapes: Sequence[tuple[int, ...] | None],
     *,
     block: int | None,
     places: Places = kernels.NEW,
@@ -276,7 +210,3 @@ def _ones(plan: Plan, dy: Array) -> Array | None:
     """A run of ones as long as the sums over dy need."""
     n = max(kernels.LEADING, min(dy.shape[-1], kernels.RUN))
     return plan.library.xp.ones(n, dtype=plan.dtype, device=plan.library.device(dy)) if plan.library.products else None
-
-
-def _narrowed(shape: tuple[int, ...], block: Block) -> tuple[int, ...]:
-    return tuple(1 if n == 1 else each.stop - each.start for n, each in zip(shape, block, strict=True))

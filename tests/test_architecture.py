@@ -19,6 +19,7 @@ FLOORS += [
     "blocks",
     "passes",
     "schedules",
+    "combinations",
     "pullbacks",
     "graphs",
     "chunks",
