@@ -334,7 +334,7 @@ def _plan(
         limits=limits,
         tiny=eps < limits.eps,
         nbytes=size * library.xp.finfo(dtype).bits / 8,
-        folds=math.prod(map(max, zip(spread, *beside, strict=True))) * kernels.FOLD <= size,
+        folds=math.prod([max(sizes) for sizes in zip(spread, *beside, strict=True)]) * kernels.FOLD <= size,
         gamma=gamma,
         beta=fits.get("beta"),
         spread=fits.get("moments.mean", Fit(spread, None)),

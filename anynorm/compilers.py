@@ -56,7 +56,10 @@ def affine(call: Call, xhat: Array) -> Array:
 
 
 def normalize(call: Call, name: str) -> tuple[Array, Spread]:
-    """The result of a call, of the caller's shape, and its statistics."""
+    """The result of a call, of the caller's shape, in `out` if it may lie there; and its statistics.
+
+    These are not finite where numbers must be looked at more closely than what is compiled does.
+    """
     plan, compiler = call.plan, _compiler(name)
     scaled = call.spread is None and safe(call, name, call.x)
     inner, counted = _name(plan.dtype), plan.groups.divisor != 1
@@ -72,10 +75,13 @@ def normalize(call: Call, name: str) -> tuple[Array, Spread]:
             of = _scaled(compiler, plan, x, sums)
             xhat, found = of.xhat, tuple(each for each in of.spread if each is not None)
         else:
-            d, spread = kernels.deviations(xp, x, groups=sums, centred=plan.centred)
-            rstd = kernels.inverse_root(xp, spread.var + plan.eps, flat=1.0 if plan.tiny else None)
+            pivot = sums.pivot(xp, x) if plan.centred else None
+            d, left, var = kernels.shifted(xp, x, pivot, groups=sums, centred=plan.centred)
+            rstd = kernels.inverse_root(xp, var + plan.eps, flat=1.0 if plan.tiny else None)
+            d = d if left is None else d - sums.kept(xp, left)
+            xhat = d * sums.kept(xp, rstd)
             # sums, not means: one more loop over the groups would keep those over x from becoming one
-            xhat, found = d * (compiler.stored(rstd) if sums.spread else rstd), tuple(sums.sums)
+            found = tuple(sums.sums)
         return xp.astype(kernels.affine(xhat, gamma, beta), kind, copy=False), *found
 
     arrays: Arrays = [call.x, call.gamma, call.beta, *(call.spread or ())]
@@ -84,26 +90,42 @@ def normalize(call: Call, name: str) -> tuple[Array, Spread]:
     place = None if call.out is None else compiler.place(plan.library, call.out, arrays)
     y, *found = _run(compiler, plan.library, form, inner, key, body, arrays, call.x.dtype, place)
     y = plan.library.xp.reshape(y, plan.layout.shape)
-    if call.out is not None:
-        if place is None:
-            call.out[...] = y
+    if place is not None:
         y = call.out
     if call.spread is not None:
         return y, call.spread
-    if not scaled:
-        found = [each / plan.groups.divisor for each in found]
-    found = [plan.library.xp.reshape(each, plan.spread.shape) for each in found]
-    return y, Spread(*found) if plan.centred else Spread(None, None, *found)
+    xp = plan.library.xp
+    found = [xp.reshape(each, plan.spread.shape) for each in found]
+    if scaled:
+        return y, Spread(*found) if plan.centred else Spread(None, None, *found)
+    if not plan.centred:
+        return y, Spread(None, None, found[0] / plan.groups.divisor)
+    few = math.prod(
+        [len(range(form.view.shape[axis])[part]) for axis, part in zip(form.axes, form.sample, strict=True)]
+    )
+    left, var = _shifted(xp, found[1], found[2], plan.groups.divisor)
+    return y, Spread(*kernels.renormalized(xp, found[0] / few, left), var)
+
+
+def _shifted(xp: Namespace, sums: Array, squares: Array, divisor: float) -> tuple[Array, Array]:
+    """What a pivot has left of the mean; and the variance, or NaN where too much is left for that to be exact."""
+    left = sums / divisor
+    var = squares / divisor - left * left
+    return left, xp.where(left * left <= 4 * var, var, xp.ones_like(var) * math.nan)
 
 
 def gradients(
     call: Call, dy: Array, dtype: Any, shapes: Sequence[tuple[int, ...] | None], spread: Spread, name: str
-) -> tuple[Array | None, ...]:
-    """`pullbacks.pull`: the gradient of x in this dtype, if any, and those of parameters of these shapes."""
+) -> tuple[Array | None, ...] | None:
+    """`pullbacks.pull`: the gradient of x in this dtype, if any, and those of parameters of these shapes.
+
+    None where numbers must be looked at more closely than what is compiled does.
+    """
     plan, compiler, given = call.plan, _compiler(name), call.spread is not None
     scaled = not given and safe(call, name, dy)
     inner, counted = _name(plan.dtype), plan.groups.divisor != 1
     outer = None if dtype is None else _name(dtype)
+    pivoted = outer is not None and plan.centred and not (given or scaled)
 
     def body(dy: Array, x: Array | None, gamma: Array | None, *parts: Array | None) -> Any:
         xp = compiler.xp
@@ -119,9 +141,17 @@ def gradients(
             of = Standardized(None if x is None else kernels.less(x, known) * rstd, rstd, known)
         found = []
         if outer is not None:
-            groups = None if given else sums
-            dx = kernels.input_gradient(xp, dy, gamma, of, groups=groups, centred=plan.centred)
+            if pivoted:
+                g = kernels.affine(dy, gamma, None)
+                g, left, _ = kernels.shifted(xp, g, sums.pivot(xp, g), groups=sums)
+                leaning = Spread(None, None, sums.mean_product(xp, g, of.xhat))
+                dx = kernels.upright(g - sums.kept(xp, left), leaning, of)
+            else:
+                groups = None if given else sums
+                dx = kernels.input_gradient(xp, dy, gamma, of, groups=groups, centred=plan.centred)
             found.append(xp.astype(dx, getattr(xp, outer), copy=False))
+            if pivoted:
+                found += sums.sums[1:3]
         for axes, factor in zip(roles, (of.xhat, None), strict=False):
             if axes is not None:
                 found.append(sums.total(xp, kernels.affine(dy, factor, None) * 1.0, axes))
@@ -134,6 +164,11 @@ def gradients(
     xp = plan.library.xp
     left = iter(_run(compiler, plan.library, form, inner, key, body, arrays, dtype, None))
     dx = None if dtype is None else xp.reshape(next(left), plan.view.shape)
+    if pivoted:
+        with plan.library.quiet():
+            _, var = _shifted(xp, next(left), next(left), plan.groups.divisor)
+            if not bool(xp.all(xp.isfinite(var))):
+                return None
     return dx, *(None if shape is None else xp.reshape(next(left), shape) for shape in shapes)
 
 
@@ -164,6 +199,23 @@ class _Form(NamedTuple):
         last = len(self.view.shape)
         whole = self.axes == tuple(range(last - len(self.axes), last))
         return self.axes if whole and 1 < len(self.axes) < last else ()
+
+    @property
+    def large(self) -> bool:
+        """Whether threads are worth their while."""
+        return math.prod(self.view.shape) >= _LARGE
+
+    @property
+    def sample(self) -> tuple[slice, ...]:
+        """Where along each axis of a group some of its values are found."""
+        found, left = [], FEW
+        for axis in reversed(self.axes):
+            n = self.view.shape[axis]
+            step = 1 if axis == 0 else max(1, n // left)  # the first may have any length, of which the start is sure
+            cut = left < n and (axis or self.large)
+            found.append(slice(0, left * step, step) if cut else slice(None))
+            left = max(1, left // n)
+        return tuple(found[::-1])
 
     def of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """What becomes of a shape beside the plan's view."""
@@ -208,6 +260,25 @@ class _Sums:
 
     def mean_product(self, xp: Namespace, x: Array, other: Array, *, ops: Arithmetic = kernels.PURE) -> Array:
         return self.mean(xp, ops.multiply(x, other))
+
+    def pivot(self, xp: Namespace, x: Array) -> Array:
+        """The mean of some of the values of each group."""
+        some = [slice(None)] * len(x.shape)
+        for axis, part in zip(self.axes, self.form.sample, strict=True):
+            some[axis] = part
+        values = x[tuple(some)]
+        self.sums.append(xp.sum(values, axis=self.axes, keepdims=True))
+        pivot = self.sums[-1] / math.prod([values.shape[axis] for axis in self.axes])
+        return self.compiler.stored(pivot) if self.spread else pivot
+
+    def kept(self, xp: Namespace, value: Array) -> Array:
+        """A value for each group that is computed once, and not again for each number that it is used with."""
+        if self.spread:
+            return self.compiler.stored(value)
+        if self.divisor < _LONG:  # once more for each number costs less than a loop over the groups
+            return value
+        # stored, it would keep the loop from running over groups in parallel, unless in the form of a sum
+        return xp.sum(xp.broadcast_to(value * (1 / _LANES), (*value.shape[:-1], _LANES)), axis=-1, keepdims=True)
 
     def total(self, xp: Namespace, x: Array, axes: tuple[int, ...]) -> Array:
         """The sum over these axes, the innermost first."""
@@ -257,7 +328,8 @@ def _run(
         arrays = [None if each is None else compiler.enter(library, each, form.of(each.shape)) for each in given]
         # all that a version is good for, so that the compiler never makes a second one of its own accord
         key = (
-            *(compiler.name, inner, key, form.axes, shape[1:], form.splits, form.whole, math.prod(shape) >= _LARGE),
+            *(compiler.name, inner, key, form.axes, shape[1:], form.splits, form.whole, *map(str, form.sample)),
+            form.large,
             *(None if each is None else (_name(each.dtype), *(n == 1 for n in each.shape)) for each in arrays),
             compiler.state(arrays[0]),
         )
@@ -467,7 +539,10 @@ def _name(dtype: Any) -> str:
 _compilers: dict[str, _Compiler] = {}
 _functions: dict[Hashable, Callable[..., Any]] = {}
 _lock = threading.RLock()
+FEW = 32
+"""So many values of a group tell its mean well enough for a pivot."""
 _LANES = 16
 """A row of fewer numbers is added number by number, and short parts only cost."""
+_LONG = 4096
 _LARGE = 2**15
 """From here on a compiler should make use of threads; it decides once."""

@@ -37,7 +37,9 @@ def _pull(call: Call, dy: Array, wanted: Wanted, of: Standardized | Spread | Non
         arrays = [each for each in (call.x, call.gamma, dy) if each is not None]
         compiler = compilers.chosen(call, arrays)
         if compiler != "none" and (compilers.safe(call, compiler, dy) or ordinary(plan, of.var)):
-            return compilers.gradients(call, dy, wanted.dtype, wanted.parameters, of, compiler)
+            compiled = compilers.gradients(call, dy, wanted.dtype, wanted.parameters, of, compiler)
+            if compiled is not None:
+                return compiled
         if call.weights is not None:
             if call.x is not None and in_blocks(call, arrays):
                 return _weighted(call, dy, wanted)

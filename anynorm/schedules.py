@@ -33,7 +33,9 @@ def normalize(call: Call, *, keep: bool = True) -> Normalized:
         with plan.library.quiet():
             compiled = Normalized(*compilers.normalize(call, compiler))
             if compilers.safe(call, compiler, call.x) or ordinary(plan, compiled.spread.var):
-                return compiled
+                if out is not None and compiled.y is not out:
+                    out[...] = compiled.y
+                return compiled if out is None else compiled._replace(y=out)
     if in_blocks(call, given):
         return _in_blocks(call, keep)
     with plan.library.quiet():
