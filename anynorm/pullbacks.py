@@ -9,9 +9,24 @@ from anynorm import compilers, kernels, weights
 from anynorm.arrays import assign, empty, zeros
 from anynorm.blocks import Block, blocks, both, share, within
 from anynorm.calls import Call, Plan
-from anynorm.kernels import Array, Groups, Places, Spread, Standardized
-from anynorm.passes import Portion, cut, numbers, ordinary, pooled, root, shared, sound, spread_within, trimmed
-from anynorm.schedules import in_blocks, part_of, standardize, weighted_blocks
+from anynorm.kernels import Arithmetic, Array, Groups, Places, Spread, Standardized
+from anynorm.passes import (
+    Portion,
+    cut,
+    numbers,
+    only,
+    ordinary,
+    pooled,
+    present,
+    root,
+    shared,
+    sound,
+    spread_within,
+    trimmed,
+    weights_within,
+)
+from anynorm.schedules import in_blocks, standardize
+from anynorm.weights import Weights
 
 
 class Wanted(NamedTuple):
@@ -27,6 +42,8 @@ Gradients = tuple[Array | None, ...]
 """With respect to x, gamma and beta, beside the view; None where it is not wanted."""
 ROOMS = 4
 """The arrays of a block's size that a block takes."""
+WEIGHTED = 3
+"""And so many more where there are weights."""
 
 
 def pull(call: Call, dy: Array, wanted: Wanted, of: Standardized | Spread | None) -> Gradients:
@@ -51,10 +68,7 @@ def _pull(call: Call, dy: Array, wanted: Wanted, of: Standardized | Spread | Non
         compiler = compilers.chosen(call, arrays)
         if compiler != "none" and (compilers.safe(call, compiler, dy) or ordinary(plan, of.var)):
             return compilers.gradients(call, dy, wanted.dtype, wanted.parameters, of, compiler)
-        if call.weights is not None:
-            if call.x is not None and in_blocks(call, arrays):
-                return _weighted(call, dy, wanted)
-        elif in_blocks(call, arrays) and ordinary(plan, of.var):
+        if in_blocks(call, arrays) and ordinary(plan, of.var):
             return _in_blocks(call, dy, wanted, of)
         of = None
     if of is None and call.x is None:  # nothing that is wanted depends on it
@@ -87,6 +101,13 @@ class _Piece(NamedTuple):
     parameters: list[Array | None]
     target: Array | None
     places: Places
+    weights: Weights | None
+    kept: Array | None
+    """The groups that have a weight; None for all."""
+
+    def gradient(self, plan: Plan) -> Array:
+        """That of xhat, where gamma is not in the scale; 0 in a group without weight."""
+        return only(plan, kernels.affine(self.dy, self.gamma, None, ops=self.places.result), self.kept)
 
     def finish(self, plan: Plan, d: Array) -> None:
         if self.target is not None and d is not self.target:
@@ -133,7 +154,12 @@ class _Pull(NamedTuple):
                     divisor=min(plan.groups.divisor, float(number)), block=library.plain_block
                 )
                 dy = xp.astype(dy, plan.dtype, copy=False)
-                of = self._standardized(block, places)
+                of, given, kept = self._standardized(block, places), self.call.weights, None
+                if given is not None:
+                    kept, given = present(plan, given, block), weights_within(plan, given, block)
+                    if of.xhat is not None:
+                        dy, xhat = _without_strays(plan, dy, of.xhat, given, kept, groups=groups, ops=places.xhat)
+                        of = of._replace(xhat=xhat)
                 shapes = self.wanted.parameters if of_parameters else ()
                 shapes = tuple(None if each is None else _narrowed(each, block) for each in shapes)
                 yield _Piece(
@@ -144,6 +170,8 @@ class _Pull(NamedTuple):
                     _parameter_gradients(plan, dy, of.xhat, shapes, block=library.plain_block, places=places),
                     target,
                     places,
+                    given,
+                    kept,
                 )
         finally:
             self.rooms.append(room)
@@ -168,7 +196,7 @@ def _in_blocks(call: Call, dy: Array, wanted: Wanted, spread: Spread) -> Gradien
     dx = None if wanted.dtype is None else empty(plan.view.shape, dy, wanted.dtype)
     totals = [None if shape is None else zeros(shape, dy, plan.dtype) for shape in wanted.parameters]
     axes = () if call.spread is not None else plan.view.axes
-    grid = blocks(plan.view.shape, axes, *numbers(plan, ROOMS))
+    grid = blocks(plan.view.shape, axes, *numbers(plan, ROOMS if call.weights is None else ROOMS + WEIGHTED))
     largest = max(math.prod([each.stop - each.start for each in both(grid.groups[0], grid.parts[0])]), 1)
     run = _Pull(call, dy, wanted, spread, rstd, scale, gamma, dx, [], largest)
     threads = shared(plan)
@@ -188,32 +216,11 @@ def _in_blocks(call: Call, dy: Array, wanted: Wanted, spread: Spread) -> Gradien
     return dx, *totals
 
 
-def _weighted(call: Call, dy: Array, wanted: Wanted) -> Gradients:
-    """The gradients of a call with weights, block by block."""
-    plan = call.plan
-    dx = None if wanted.dtype is None else empty(plan.view.shape, dy, wanted.dtype)
-    totals = [None if shape is None else zeros(shape, dy, plan.dtype) for shape in wanted.parameters]
-
-    def work(block: Block) -> tuple[Block, list[Array | None]]:
-        shapes = tuple(None if shape is None else _narrowed(shape, block) for shape in wanted.parameters)
-        with plan.library.busy():
-            d, *parameters = _pull(part_of(call, block), dy[block], Wanted(wanted.dtype, shapes), None)
-            if dx is not None:
-                assign(plan.library, dx[block], d)
-        return block, parameters
-
-    for block, parameters in share(work, weighted_blocks(plan), shared(plan)):
-        for total, each in zip(totals, parameters, strict=True):
-            if total is not None:
-                total[within(total, block)] += each
-    return dx, *totals
-
-
 def _groups(run: _Pull, parts: list[Block], threads: int) -> list[list[Array | None]]:
     """The gradient of x in the groups that these parts hold together; those of the parameters, of each part."""
     call, plan = run.call, run.call.plan
     xp, centred = plan.library.xp, plan.centred
-    if len(parts) == 1 or run.dx is None or call.spread is not None:
+    if (len(parts) == 1 and call.weights is None) or run.dx is None or call.spread is not None:
 
         def whole(block: Block) -> list[Array | None]:
             with run.piece(block) as piece:
@@ -231,10 +238,7 @@ def _groups(run: _Pull, parts: list[Block], threads: int) -> list[list[Array | N
 
     def survey(block: Block) -> tuple[Portion, list[Array | None]]:
         with run.piece(block) as piece:
-            g = kernels.affine(piece.dy, piece.gamma, None, ops=piece.places.result)
-            level = piece.groups.mean(xp, piece.of.xhat) if centred else None
-            _, leaning = kernels.lean(xp, g, piece.of.xhat, groups=piece.groups, centred=centred, places=piece.places)
-            return Portion(leaning, piece.groups.divisor, level), piece.parameters
+            return _portion(plan, piece), piece.parameters
 
     def surveys(some: list[Block]) -> list[Portion]:
         portions, found = zip(*share(survey, some, threads), strict=True)
@@ -245,12 +249,43 @@ def _groups(run: _Pull, parts: list[Block], threads: int) -> list[list[Array | N
 
     def apply(block: Block) -> None:
         with run.piece(block, of_parameters=False) as piece:
-            g = kernels.affine(piece.dy, piece.gamma, None, ops=piece.places.result)
+            g = piece.gradient(plan)
+            if piece.weights is not None:
+                each, sums, *_ = piece.weights
+                share = each * (plan.groups.divisor / weights.positive(xp, sums))
+                piece.finish(plan, weights.upright(g, leaning, piece.of, share, places=piece.places))
+                return
             g = kernels.less(g, leaning, ops=piece.places.result)
             piece.finish(plan, kernels.upright(g, leaning, piece.of, places=piece.places))
 
     share(apply, parts, threads)
     return parameters
+
+
+def _portion(plan: Plan, piece: _Piece) -> Portion:
+    """What a part has to say of the gradients of its groups."""
+    xp, centred = plan.library.xp, plan.centred
+    g, xhat, groups, places = piece.gradient(plan), piece.of.xhat, piece.groups, piece.places
+    if piece.weights is None:
+        level = groups.mean(xp, xhat) if centred else None
+        leaning = kernels.lean(xp, g, xhat, groups=groups, centred=centred, places=places)[1]
+        return Portion(leaning, groups.divisor, level)
+    # the mean of g is taken from no product: one of a number that weighs nothing would drown what the others add
+    product, mean, rest = groups.mean_product(xp, g, xhat, ops=places.product), None, None
+    if centred:
+        _, mean, rest = kernels.centre(xp, g, groups=groups, ops=places.result)
+    return Portion(Spread(mean, rest, product), groups.divisor, None if mean is None else xp.zeros_like(mean))
+
+
+def _without_strays(
+    plan: Plan, dy: Array, xhat: Array, given: Weights, kept: Array | None, *, groups: Groups, ops: Arithmetic
+) -> tuple[Array, Array]:
+    """dy and xhat as nothing where xhat weighs nothing and is not finite; and xhat in a group that is not kept."""
+    xp = plan.library.xp
+    if not bool(xp.all(xp.isfinite(groups.mean(xp, xhat)))):
+        fine = (given.each > 0) | xp.isfinite(xhat)
+        dy, xhat = only(plan, dy, fine if kept is None else fine | ~kept), only(plan, xhat, fine)
+    return dy, xhat if kept is None else ops.multiply(xhat, xp.astype(kept, plan.dtype))
 
 
 def _parameter_gradients(
