@@ -270,11 +270,8 @@ def _portion(plan: Plan, piece: _Piece) -> Portion:
         level = groups.mean(xp, xhat) if centred else None
         leaning = kernels.lean(xp, g, xhat, groups=groups, centred=centred, places=places)[1]
         return Portion(leaning, groups.divisor, level)
-    # the mean of g is taken from no product: one of a number that weighs nothing would drown what the others add
-    product, mean, rest = groups.mean_product(xp, g, xhat, ops=places.product), None, None
-    if centred:
-        _, mean, rest = kernels.centre(xp, g, groups=groups, ops=places.result)
-    return Portion(Spread(mean, rest, product), groups.divisor, None if mean is None else xp.zeros_like(mean))
+    leaning = weights.lean(xp, g, xhat, groups=groups, centred=centred, places=places)
+    return Portion(leaning, groups.divisor, xp.zeros_like(leaning.var))
 
 
 def _without_strays(

@@ -129,6 +129,17 @@ def input_gradient(
     return upright(g, Spread(sums, rest, groups.sum_product(xp, g, of.xhat)), of, share)
 
 
+def lean(xp: Namespace, g: Array, xhat: Array, *, groups: Groups, centred: bool, places: Places = NEW) -> Spread:
+    """The mean of g, if x was centred, and that of g * xhat.
+
+    The mean is taken from no product: one with a number that weighs nothing would drown what the others add.
+    """
+    product, mean, rest = groups.mean_product(xp, g, xhat, ops=places.product), None, None
+    if centred:
+        _, mean, rest = kernels.centre(xp, g, groups=groups, ops=places.result)
+    return Spread(mean, rest, product)
+
+
 def upright(g: Array, leaning: Spread, of: Standardized, share: Array, *, places: Places = NEW) -> Array:
     """rstd * (g - p * sum(g) - p * xhat * sum(g * xhat)), where p is the share of a number in the weight of its group.
 
