@@ -169,10 +169,11 @@ def moments_of(call: Call, spread: Spread) -> Moments[Any]:
         mean, rest = kernels.renormalized(call.plan.library.xp, spread.mean, spread.rest)
     mean, rest, var = (schedules.statistic(call, each) for each in (mean, rest, spread.var))
     count: Any = call.plan.layout.group_size
-    if count != count:  # a number that Dask does not know yet
+    if count != count and call.weights is None:  # a number that Dask does not know yet
         count = schedules.statistic(call, chunks.count(call))
     if call.weights is not None:
-        count = schedules.statistic(call, call.weights.count + call.plan.library.xp.zeros_like(spread.var))
+        count = chunks.count(call) if chunks.takes(call) else call.weights.count
+        count = schedules.statistic(call, count + call.plan.library.xp.zeros_like(spread.var))
     return Moments._with_rest(mean, rest, var, count)
 
 

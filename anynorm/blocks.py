@@ -49,12 +49,6 @@ def blocks(shape: tuple[int, ...], axes: tuple[int, ...], most: int, largest: in
     return Blocks(_grid(shape, whole), _grid(shape, rest))
 
 
-@lru_cache(maxsize=256)
-def whole(shape: tuple[int, ...], axes: tuple[int, ...], most: int) -> list[Block]:
-    """Blocks that hold whole groups, of at most `most` numbers each as far as that can be."""
-    return _grid(shape, _steps(shape, [axis for axis in range(len(shape)) if axis not in axes], most))
-
-
 def both(one: Block, other: Block) -> Block:
     """The part that two blocks share, of which one at most divides each axis."""
     return tuple(a if b.start == 0 and a.stop - a.start < b.stop else b for a, b in zip(one, other, strict=True))

@@ -13,17 +13,19 @@ from anynorm.arrays import (
     check_weights,
     check_weights_dtype,
     compute_dtype,
+    empty,
     known_library,
     library_of,
     one_library,
     zeros,
 )
-from anynorm.kernels import Array, Groups, Limits, Spread
+from anynorm.blocks import blocks, both, within
+from anynorm.kernels import Array, Groups, Limits, Namespace, Spread
 from anynorm.layouts import Layout, View, same_shape
 from anynorm.replicas import Join, joining
 from anynorm.settings import current
 from anynorm.statistics import Statistics
-from anynorm.weights import Weighted, Weights, weigh
+from anynorm.weights import Weighted, Weights, ready
 
 
 class Plan(NamedTuple):
@@ -89,7 +91,8 @@ class Call(NamedTuple):
         """The elements that share a mean, where they have weights or are spread over replicas."""
         if self.weights is None:
             return None
-        return Weighted(self.plan.groups._replace(divisor=1.0), self.weights, self.join)
+        weights = ready(self.plan.library.xp, self.weights, self.plan.dtype)
+        return Weighted(self.plan.groups._replace(divisor=1.0), weights, self.join)
 
 
 def over(
@@ -229,8 +232,48 @@ def _prepare(
     if plan.given:  # to moments that are given they make no difference
         return call
     with plan.library.quiet():
-        weights = _ready(plan, plan.library.constant(weights), plan.weights)
-        return call._replace(weights=weigh(plan.library.xp, weights, plan.view.shape, groups=plan.groups))
+        return call._replace(weights=_weigh(plan, plan.library.constant(weights)))
+
+
+def _weigh(plan: Plan, weights: Array) -> Weights:
+    """The weights of a call; without a unit, if it turns out that they need none."""
+    library, xp = plan.library, plan.library.xp
+    assert plan.weights is not None
+    here = library.plain(weights)
+    each: Array = xp.reshape(weights, plan.weights.shape) if here else _ready(plan, weights, plan.weights)
+    times = math.prod([plan.view.shape[axis] for axis in plan.view.axes if each.shape[axis] == 1])
+    sums = _of_groups(plan, each, Groups.mean, None) * times
+    if math.prod(each.shape) == 0:
+        return Weights(each, sums)
+    if here and bool(xp.all((sums == 0) | ((sums >= plan.limits.small) & (sums <= plan.limits.large)))):
+        return Weights(each, sums)
+    unit = _of_groups(plan, each, _top, None)
+    return Weights(each, _of_groups(plan, each, Groups.mean, unit) * times, unit)
+
+
+def _of_groups(
+    plan: Plan, weights: Array, take: Callable[[Groups, Namespace, Array], Array], unit: Array | None
+) -> Array:
+    """Something of the weights of each group, in the dtype of the computation; of those that are plain, in parts."""
+    xp, groups, shape = plan.library.xp, plan.groups._replace(divisor=1.0), tuple(weights.shape)
+    room = current().block_bytes * 8 // xp.finfo(plan.dtype).bits // 4
+
+    def taken(weights: Array, unit: Array | None) -> Array:
+        return take(groups, xp, ready(xp, Weights(weights, None, unit), plan.dtype).each)
+
+    if not plan.library.plain(weights) or math.prod(shape) <= room:
+        return taken(weights, unit)
+    grid = blocks(shape, groups.axes, max(1, room), max(1, room))
+    every = empty(tuple(1 if axis in groups.axes else n for axis, n in enumerate(shape)), weights, plan.dtype)
+    for group in grid.groups:
+        parts = [both(group, part) for part in grid.parts]
+        found = [taken(weights[part], None if unit is None else unit[within(unit, part)]) for part in parts]
+        every[within(every, group)] = take(Groups((0,), 1.0, groups.block), xp, xp.stack(found, axis=0))[0, ...]
+    return every
+
+
+def _top(groups: Groups, xp: Namespace, weights: Array) -> Array:
+    return kernels.extremes(xp, weights, groups=groups)[1]
 
 
 def _of_replicas(call: Call, weights: Array | None, all_reduce: Callable[[Array], Any]) -> Call:

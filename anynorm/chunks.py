@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from functools import partial, reduce
 from typing import Any, NamedTuple
 
-from anynorm import calls, kernels, passes, pullbacks, schedules
+from anynorm import calls, kernels, passes, pullbacks, schedules, weights
 from anynorm.arrays import compute_dtype, library_of
 from anynorm.calls import Call
 from anynorm.combinations import Wanted
@@ -22,6 +22,7 @@ from anynorm.passes import Portion
 from anynorm.pullbacks import Gradients
 from anynorm.schedules import Normalized
 from anynorm.settings import options
+from anynorm.weights import Weights
 
 
 class Job(NamedTuple):
@@ -35,8 +36,8 @@ class Job(NamedTuple):
 
 
 def takes(call: Call) -> bool:
-    """Whether a call is run so; one with weights, or of one of several replicas, is not."""
-    return call.plan.library.chunked and call.weights is None and call.all_reduce is None
+    """Whether a call is run so; that of one of several replicas is not."""
+    return call.plan.library.chunked and call.all_reduce is None
 
 
 def normalize(call: Call) -> Normalized:
@@ -48,20 +49,21 @@ def normalize(call: Call) -> Normalized:
         whole = _blocks(_whole, job, call)
         y, spread = _picked(whole, "y", call.x.dtype), _spread(call, whole)
     else:
-        merged = _merged(call.x, job)
-        y = _blocks(_with_merged, job, call._replace(x=again(call.x, merged)), merged)
+        merged = _merged(call, job)
+        y = _blocks(_with_merged, job, _again(call, merged, weights=False), merged)
         spread = _spread(call, merged)
     return Normalized(schedules.restore(call.plan, y, call.x.dtype), spread)
 
 
 def survey(call: Call) -> Spread:
     """The statistics of a call alone."""
-    return _spread(call, _merged(call.x, _job(call)))
+    return _spread(call, _merged(call, _job(call)))
 
 
 def count(call: Call) -> Array:
-    """The number of values in each group, beside the view, where it is not known before the chunks are."""
-    return _picked(_merged(call.x, _job(call)), "number", call.plan.library.xp.int64)
+    """The number of values in each group, or the sum of their weights, beside the view."""
+    dtype = call.plan.library.xp.int64 if call.weights is None else call.plan.dtype
+    return _picked(_merged(call, _job(call)), "number", dtype)
 
 
 def pull(call: Call, dy: Array, wanted: Wanted) -> Gradients:
@@ -72,19 +74,27 @@ def pull(call: Call, dy: Array, wanted: Wanted) -> Gradients:
         pulled = _blocks(partial(_pulled, wanted), job, call, dy, *given)
         dx = _picked(pulled, "dx", wanted.dtype)
     else:
-        merged = _merged(call.x, job)
-        call = call._replace(x=again(call.x, merged))
+        merged = _merged(call, job)
+        call = _again(call, merged)
         if merged.name not in dy.dask.layers:  # else it waits for them as it is
             dy = again(dy, merged)
         pulled = _blocks(partial(_leaning, wanted), job, call, dy, merged)
         leaning = _joined(_picked(pulled, "portion", call.plan.dtype, job.axes), job, _lean_together)
-        call = call._replace(x=again(call.x, leaning))
+        call = _again(call, leaning)
         dx = _blocks(partial(_upright, wanted.dtype), job, call, again(dy, leaning), merged, leaning)
     parameters = [
         None if shape is None else _summed(_picked(pulled, name, call.plan.dtype, _ones(shape)), _ones(shape))
         for name, shape in zip(("dgamma", "dbeta"), wanted.parameters, strict=False)
     ]
     return dx, *parameters
+
+
+def _again(call: Call, after: Array, *, weights: bool = True) -> Call:
+    """The call on x, and on `weights`, that are made a second time."""
+    given = call.weights
+    if given is not None:
+        given = given._replace(each=again(given.each, after)) if weights else None
+    return call._replace(x=again(call.x, after), weights=given)
 
 
 def _within_chunks(call: Call) -> bool:
@@ -102,7 +112,7 @@ def _blocks(work: Callable[..., Any], job: Job, call: Call, *others: Array) -> A
     x = call.x
     inds = tuple(range(x.ndim))
     pairs: list[Any] = []
-    for each in (x, call.gamma, call.beta, *others):
+    for each in (x, call.gamma, call.beta, None if call.weights is None else call.weights.each, *others):
         pairs += (None, None) if each is None else (_beside(x, each), inds)
     return _dask().blockwise(partial(work, job), inds, *pairs, align_arrays=False, meta=x._meta, token="anynorm")
 
@@ -140,10 +150,13 @@ def _picked(found: Array, name: str, dtype: Any, axes: tuple[int, ...] = ()) -> 
     return _dask().blockwise(_pick, inds, found, inds, of=name, adjust_chunks=ones, meta=meta, token=f"anynorm-{name}")
 
 
-def _merged(x: Array, job: Job) -> Array:
+def _merged(call: Call, job: Job) -> Array:
     """The statistics of all groups, of length 1 along the axes that they are taken over."""
+    x = call.x
     da, inds, ones = _dask(), tuple(range(x.ndim)), dict.fromkeys(job.axes, 1)
-    parts = da.blockwise(partial(_survey, job), inds, x, inds, adjust_chunks=ones, meta=x._meta, token="anynorm-part")
+    pairs = [x, inds] if call.weights is None else [x, inds, _beside(x, call.weights.each), inds]
+    options = {"adjust_chunks": ones, "align_arrays": False, "meta": x._meta, "token": "anynorm-part"}
+    parts = da.blockwise(partial(_survey, job), inds, *pairs, **options)
     joint = _joined(parts, job, _merge)
     return da.blockwise(partial(_settle, job), inds, joint, inds, meta=x._meta, token=STATISTICS)
 
@@ -184,12 +197,21 @@ class Part(NamedTuple):
     top: Array
     spread: Spread
     """Their statistics, times the power of two that their scale takes out."""
-    number: int
-    """How many there are in each group."""
+    number: Any
+    """How many there are in each group; or the sum of their weights, divided by the unit of these."""
+    unit: Array | None = None
 
     def scale(self, job: Job) -> Scale:
         """The power of two that makes these values safe to square, and what goes with it."""
-        return kernels.scale_of(library_of("top", self.top).xp, self.bottom, self.top, eps=job.eps)
+        xp, bottom, top = library_of("top", self.top).xp, self.bottom, self.top
+        if self.unit is not None:
+            bottom, top = weights.found(xp, bottom, top, self.number > 0)
+        return kernels.scale_of(xp, bottom, top, eps=job.eps)
+
+    @property
+    def vacant(self) -> bool:
+        """Whether there are no values."""
+        return self.unit is None and self.number == 0
 
 
 class Merged(NamedTuple):
@@ -205,6 +227,8 @@ class Merged(NamedTuple):
     """The statistics of what that leaves; the variance with eps added."""
     rstd: Array
     """1 / sqrt(var + eps)."""
+    weights: Weights | None
+    """But for each of them."""
 
 
 class Pulled(NamedTuple):
@@ -224,26 +248,27 @@ def _itself(part: Part, axis: Any, keepdims: bool) -> Part:  # noqa: ARG001
     return part
 
 
-def _with_given(job: Job, x: Array, gamma: Array | None, beta: Array | None, mean: Array, var: Array) -> Array:
+def _with_given(job: Job, x: Array, gamma: Array | None, beta: Array | None, _: None, mean: Array, var: Array) -> Array:
     return _applied(job, x, gamma, beta, Spread(mean, None, var))
 
 
-def _whole(job: Job, x: Array, gamma: Array | None, beta: Array | None) -> Whole:
-    call = _eager(job, x, gamma, beta)
+def _whole(job: Job, x: Array, gamma: Array | None, beta: Array | None, given: Array | None) -> Whole:
+    call = _eager(job, x, gamma, beta, given)
     with options(threads=1):  # Dask has threads of its own
         y, spread = schedules.normalize(call)
     return Whole(y, *_beside_chunk(job, x, spread))
 
 
-def _with_merged(job: Job, x: Array, gamma: Array | None, beta: Array | None, merged: Merged) -> Array:
+def _with_merged(job: Job, x: Array, gamma: Array | None, beta: Array | None, _: None, merged: Merged) -> Array:
     library, dtype = library_of("x", x), x.dtype
     with library.quiet():
         x = _scaled(library.xp, x, merged.unit)
+        x = x if merged.weights is None else _present(library.xp, x, merged.weights)
     y = _applied(job._replace(eps=0.0), x, gamma, beta, merged.scaled)
     return y if y.dtype == dtype else library.xp.astype(y, dtype)
 
 
-def _survey(job: Job, x: Array) -> Part:
+def _survey(job: Job, x: Array, given: Array | None = None) -> Part:
     """The statistics of a chunk."""
     library = library_of("x", x)
     xp, dtype = library.xp, compute_dtype(library, "x", x)
@@ -253,19 +278,33 @@ def _survey(job: Job, x: Array) -> Part:
         spread = Spread(nothing, nothing, nothing) if job.centred else Spread(None, None, nothing)
         return Part(nothing, nothing, spread, 0)
     with library.quiet():
-        ends = kernels.extremes(xp, x, groups=Groups(job.axes, 1.0, None))
-        bottom, top = (xp.astype(end, dtype, copy=False) for end in ends)
-        part = Part(bottom, top, Spread(None, None, top), number)
-        call = _eager(job._replace(eps=1.0), _scaled(xp, x, part.scale(job).unit), None, None)
+        call = _eager(job._replace(eps=1.0), x, None, None, given)
+        part = _extremes(job, x, given, call)
+        scaled = xp.reshape(_scaled(xp, x, part.scale(job).unit), call.plan.view.shape)
         with options(threads=1):
+            call = call._replace(x=scaled)
             spread = schedules.survey(call)
         return _exact(job, part._replace(spread=_beside_chunk(job, x, spread)))
+
+
+def _extremes(job: Job, x: Array, given: Array | None, call: Call) -> Part:
+    """A chunk, but for its statistics."""
+    xp, dtype, groups = call.plan.library.xp, call.plan.dtype, Groups(job.axes, 1.0, None)
+    if given is None or call.weights is None:
+        bottom, top = (xp.astype(end, dtype, copy=False) for end in kernels.extremes(xp, x, groups=groups))
+        return Part(bottom, top, Spread(None, None, top), _number(job, x))
+    found, shape = call.weights, call.plan.spread.shape
+    one = xp.ones_like(found.sums) if found.unit is None else found.unit
+    sums, unit = (xp.reshape(xp.broadcast_to(each, shape), _kept(job, x)) for each in (found.sums, one))
+    beside = Weights(xp.astype(given, dtype, copy=False), sums)
+    bottom, top = weights.extremes(xp, xp.astype(x, dtype, copy=False), beside, groups=groups)
+    return Part(bottom, top, Spread(None, None, top), sums, unit)
 
 
 def _merge(job: Job, parts: Any, axis: Any, keepdims: bool) -> Part:  # noqa: ARG001
     """Chan's merging, of as many parts as there are, each brought to the scale of all of them."""
     flat: list[Part] = list(_flattened(parts))
-    flat = [part for part in flat if part.number] or flat[:1]
+    flat = [part for part in flat if not part.vacant] or flat[:1]
     if len(flat) == 1:
         return flat[0]
     library = library_of("top", flat[0].top)
@@ -273,17 +312,21 @@ def _merge(job: Job, parts: Any, axis: Any, keepdims: bool) -> Part:  # noqa: AR
     with library.quiet():
         bottom = reduce(xp.minimum, [part.bottom for part in flat])
         top = reduce(xp.maximum, [part.top for part in flat])
-        number = sum(part.number for part in flat)
-        joint = Part(bottom, top, flat[0].spread, number)
+        numbers, most = [part.number for part in flat], None
+        if flat[0].unit is not None:
+            most = reduce(xp.maximum, [part.unit for part in flat])
+            numbers = [part.number * (part.unit / weights.positive(xp, most)) for part in flat]
+        number = sum(numbers)
+        joint = Part(bottom, top, flat[0].spread, number, most)
         unit = joint.scale(job).unit
         portions = []
-        for part in flat:
+        for part, own in zip(flat, numbers, strict=True):
             ratio = unit / part.scale(job).unit
             mean, rest, var = part.spread
             if job.centred:
                 mean, rest = mean * ratio, rest * ratio
-            portions.append(Portion(Spread(mean, rest, var * ratio * ratio), 1.0 if job.sums else part.number))
-        pooled = passes.pool(xp, portions, 1.0 if job.sums else float(number))
+            portions.append(Portion(Spread(mean, rest, var * ratio * ratio), 1.0 if job.sums else own))
+        pooled = passes.pool(xp, portions, 1.0 if job.sums else math.nan)
         return _exact(job, joint._replace(spread=pooled.spread))
 
 
@@ -294,9 +337,14 @@ def _settle(job: Job, part: Part) -> Merged:
     with library.quiet():
         scale = part.scale(job)
         scaled = part.spread._replace(var=part.spread.var + scale.eps)
-        number = xp.full(part.top.shape, part.number, dtype=xp.int64, device=library.device(part.top))
+        if part.unit is None:
+            number = xp.full(part.top.shape, part.number, dtype=xp.int64, device=library.device(part.top))
+            given = None
+        else:
+            given = Weights(None, part.number, part.unit)
+            number = given.count
         rstd = scale.restore_rstd(xp, kernels.inverse_root(xp, scaled.var, flat=scale.flat))
-        return Merged(*scale.restore(part.spread), number, scale.unit, scaled, rstd)
+        return Merged(*scale.restore(part.spread), number, scale.unit, scaled, rstd, given)
 
 
 def _pulled(
@@ -305,6 +353,7 @@ def _pulled(
     x: Array,
     gamma: Array | None,
     beta: Array | None,
+    weights: Array | None,
     dy: Array,
     *given: Array,
 ) -> Pulled:
@@ -312,7 +361,7 @@ def _pulled(
     library, shapes = library_of("x", x), _narrowed(wanted, x, dy)
     # says, by its shape alone, which axes may be computed as one
     beta = None if shapes[1] is None else library.xp.ones(shapes[1], dtype=dy.dtype, device=library.device(x))
-    call = _eager(job, x, gamma, beta)._replace(beta=None)
+    call = _eager(job, x, gamma, beta, weights)._replace(beta=None)
     plan = call.plan
     if given:
         call = _with_spread(call, Spread(given[0], None, given[1]))
@@ -335,17 +384,23 @@ def _leaning(
     x: Array,
     gamma: Array | None,
     beta: None,  # noqa: ARG001
+    given: Array | None,
     dy: Array,
     merged: Merged,
 ) -> Pulled:
     """What a chunk has to say of the gradients of its groups."""
-    library, xhat = library_of("x", x), _xhat(job, x, merged)
+    library, dy, xhat, _ = _standardized(job, x, given, dy, merged)
     xp, number = library.xp, _number(job, x)
     groups = Groups(job.axes, 1.0 if job.sums else float(max(number, 1)), library.block)
     with library.quiet():
         g = kernels.affine(dy, gamma, None)
-        level = groups.mean(xp, xhat) if job.centred else None
-        leaning = kernels.lean(xp, g, xhat, groups=groups, centred=job.centred)[1]
+        if merged.weights is None:
+            level = groups.mean(xp, xhat) if job.centred else None
+            leaning = kernels.lean(xp, g, xhat, groups=groups, centred=job.centred)[1]
+        else:
+            g = _present(xp, g, merged.weights)
+            leaning = weights.lean(xp, g, xhat, groups=groups, centred=job.centred)
+            level = xp.zeros_like(leaning.var)
         parameters = [
             None if shape is None else kernels.parameter_gradient(xp, dy, factor, shape, block=library.block)
             for shape, factor in zip(_narrowed(wanted, x, dy), (xhat, None), strict=True)
@@ -371,23 +426,46 @@ def _upright(
     x: Array,
     gamma: Array | None,
     beta: None,  # noqa: ARG001
+    given: Array | None,
     dy: Array,
     merged: Merged,
     leaning: Portion,
 ) -> Array:
     """The gradient of a chunk of x."""
-    library, xhat = library_of("x", x), _xhat(job, x, merged)
+    library, dy, xhat, own = _standardized(job, x, given, dy, merged)
+    xp, of = library.xp, Standardized(xhat, merged.rstd, leaning.spread)
     with library.quiet():
-        g = kernels.less(kernels.affine(dy, gamma, None), leaning.spread)
-        dx = kernels.upright(g, leaning.spread, Standardized(xhat, merged.rstd, leaning.spread))
-        return library.xp.astype(dx, dtype, copy=False)
+        g = kernels.affine(dy, gamma, None)
+        if own is None:
+            dx = kernels.upright(kernels.less(g, leaning.spread), leaning.spread, of)
+        else:
+            share = own.each * (leaning.number / weights.positive(xp, own.sums))
+            dx = weights.upright(_present(xp, g, own), leaning.spread, of, share)
+        return xp.astype(dx, dtype, copy=False)
 
 
-def _xhat(job: Job, x: Array, merged: Merged) -> Array:
-    """A chunk, standardized."""
+def _standardized(
+    job: Job, x: Array, given: Array | None, dy: Array, merged: Merged
+) -> tuple[Any, Array, Array, Weights | None]:
+    """The library of a chunk, dy, xhat and the weights; both 0 where x weighs nothing and xhat is not finite."""
     library = library_of("x", x)
-    x = library.xp.astype(x, compute_dtype(library, "x", x), copy=False)
-    return _with_merged(job, x, None, None, merged)
+    xp, dtype = library.xp, compute_dtype(library, "x", x)
+    xhat = _with_merged(job, xp.astype(x, dtype, copy=False), None, None, None, merged)
+    if given is None or merged.weights is None:
+        return library, dy, xhat, None
+    with library.quiet():
+        own = weights.ready(xp, merged.weights._replace(each=given), dtype)
+        if bool(xp.all(xp.isfinite(xhat))):
+            return library, dy, xhat, own
+        bare = Standardized(weights.shielded(xp, xhat, own), merged.rstd, merged.scaled)
+        of = weights.strayed(xp, xhat, bare, own)
+        return library, xp.where(of.stray != 0, xp.zeros_like(dy), dy), of.xhat, own
+
+
+def _present(xp: Any, x: Array, given: Weights) -> Array:
+    """x with 0 in a group without weight."""
+    some = given.sums > 0
+    return x if bool(xp.all(some)) else xp.where(some, x, xp.zeros_like(x))
 
 
 def _narrowed(wanted: Wanted, x: Array, dy: Array) -> list[tuple[int, ...] | None]:
@@ -437,9 +515,9 @@ def _with_spread(call: Call, spread: Spread) -> Call:
     return call._replace(spread=Spread(*(None if each is None else xp.reshape(each, shape) for each in spread)))
 
 
-def _eager(job: Job, x: Array, gamma: Array | None, beta: Array | None) -> Call:
+def _eager(job: Job, x: Array, gamma: Array | None, beta: Array | None, given: Array | None = None) -> Call:
     """The call on a chunk."""
-    call = calls.over(x, gamma, beta, axis=job.axes, eps=job.eps, centred=job.centred)
+    call = calls.over(x, gamma, beta, axis=job.axes, eps=job.eps, weights=given, centred=job.centred)
     if not job.sums:
         return call
     return call._replace(plan=call.plan._replace(groups=call.plan.groups._replace(divisor=1.0)))

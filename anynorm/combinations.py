@@ -167,6 +167,8 @@ def runs(call: Call, wanted: Wanted, rstd: Array) -> tuple[int, ...] | None:
     None where it is not so simple.
     """
     plan, gamma = call.plan, call.gamma
+    if call.weights is not None:
+        return None
     view, beside = plan.view, [shape for shape in wanted.parameters if shape is not None]
     if gamma is not None:
         beside.append(gamma.shape)

@@ -76,6 +76,9 @@ def vjp(norm: Callable[..., Any], x: Array, /, *params: Array | None, **options:
         kept, gamma = None, None if call.gamma is None else call.gamma * 1.0
         if call.spread is not None:
             call = call._replace(spread=Spread(*(None if each is None else each * 1.0 for each in call.spread)))
+        if call.weights is not None and not plan.library.chunked:
+            each = plan.library.xp.asarray(call.weights.each, copy=True)
+            call = call._replace(weights=call.weights._replace(each=each))
         arrays = schedules.arrays(call)
         if chunks.takes(call):  # an array of Dask cannot be written to
             kept, (y, of) = call.x, chunks.normalize(call)

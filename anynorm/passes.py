@@ -1,7 +1,8 @@
 """Block by block: how a large array is normalized in little memory, each block straight into its place in the result.
 
 A block of whole groups is normalized while it is in the cache. Where a group is larger than a block, its parts are
-surveyed, their statistics pooled, and then applied to each part.
+surveyed, their statistics pooled, and then applied to each part; and so are all groups with weights, as a number that
+weighs nothing is normalized all the same.
 """
 
 import math
@@ -10,12 +11,13 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
-from anynorm import kernels
-from anynorm.arrays import assign, empty
+from anynorm import kernels, weights
+from anynorm.arrays import assign, empty, zeros
 from anynorm.blocks import STRETCH, Block, blocks, both, share, within
 from anynorm.calls import Call, Plan
 from anynorm.kernels import PURE, Arithmetic, Array, Groups, Scale, Spread
 from anynorm.settings import current, default_threads
+from anynorm.weights import Weighted, Weights
 
 T = TypeVar("T")
 SHARED = 2**22
@@ -39,19 +41,38 @@ class _Part(NamedTuple):
     """None where the statistics are all that is asked for."""
     ops: Arithmetic
     squares: Arithmetic
+    weighted: Weighted | None = None
+    """The groups of a survey, where there are weights."""
+    kept: Array | None = None
+    """Where x is taken for what it is, and not for 0; None for everywhere."""
 
     def enter(self, scale: Scale | None = None) -> Array:
         """x, times the unit of the scale."""
-        return self.x if scale is None else self.ops.multiply(self.x, scale.unit)
+        x = self.x if scale is None else self.ops.multiply(self.x, scale.unit)
+        return only(self.plan, x, self.kept)
+
+    def extremes(self) -> tuple[Array, Array]:
+        if self.weighted is None:
+            return kernels.extremes(self.plan.library.xp, self.x, groups=self.groups)
+        return weights.extremes(self.plan.library.xp, self.x, self.weighted.weights, groups=self.groups)
+
+    def portion(self, scale: Scale | None) -> "Portion":
+        number = self.groups.divisor if self.weighted is None else self.weighted.weights.sums
+        return Portion(self.measure(scale)[1], number)
 
     def measure(self, scale: Scale | None) -> tuple[Array, Spread, Array | None]:
         """The array less a pivot; the statistics; and what else of the mean is to be taken from that array."""
         plan, xp = self.plan, self.plan.library.xp
         centred, groups, ops, squares = plan.centred, self.groups, self.ops, self.squares
-        if scale is not None:
-            alike = scale.alike if centred else None
+        if scale is not None or self.weighted is not None:
             d, spread = kernels.deviations(
-                xp, self.enter(scale), groups=groups, centred=centred, alike=alike, ops=ops, squares=squares
+                xp,
+                self.enter(scale),
+                groups=self.weighted or groups,
+                centred=centred,
+                alike=scale.alike if scale is not None and centred else None,
+                ops=ops,
+                squares=squares,
             )
             return d, spread, None
         d, mean, var = kernels.shifted(xp, self.x, None, groups=groups, centred=centred, squares=squares)
@@ -104,8 +125,11 @@ class _Run(NamedTuple):
     """How many numbers a part has."""
 
     @contextmanager
-    def part(self, block: Block, *, survey: bool = False) -> Iterator[_Part]:
-        """A block of the call; only its statistics are asked for, if it is a survey."""
+    def part(self, block: Block, *, survey: bool = False, shield: bool = False) -> Iterator[_Part]:
+        """A block of the call; only its statistics are asked for, if it is a survey.
+
+        A `shield` keeps from these what weighs nothing, which no arithmetic does where it is not finite.
+        """
         call, plan = self.call, self.call.plan
         library = plan.library
         x, y = call.x[block], None if self.y is None else self.y[block]
@@ -122,20 +146,39 @@ class _Run(NamedTuple):
             x = place
         number = math.prod([shape[axis] for axis in plan.view.axes])
         groups = plan.groups._replace(divisor=min(plan.groups.divisor, float(number)), block=library.plain_block)
-        squares = PURE if groups.dots(x) else library.into(room())
+        dots = groups.dots(x) and (call.weights is None or not survey)
+        squares = PURE if dots else library.into(room())
+        weighted = kept = None
+        if call.weights is not None and survey:
+            weighted = Weighted(groups._replace(divisor=1.0), self._weights(block, number, shape), product=squares)
+            kept = weighted.weights.each > 0 if shield else None
+        elif call.weights is not None:
+            kept = present(plan, call.weights, block)
+        parameters = cut(call.gamma, block), cut(call.beta, block)
         try:
-            yield _Part(plan, groups, x, cut(call.gamma, block), cut(call.beta, block), y, library.into(place), squares)
+            yield _Part(plan, groups, x, *parameters, y, library.into(place), squares, weighted, kept)
         finally:
             self.rooms.extend(taken)
 
-    def each(self, work: Callable[[_Part], T], parts: list[Block], *, survey: bool = False) -> list[T]:
+    def each(
+        self, work: Callable[[_Part], T], parts: list[Block], *, survey: bool = False, shield: bool = False
+    ) -> list[T]:
         """The results of `work` on each part."""
 
         def busy(block: Block) -> T:
-            with self.call.plan.library.busy(), self.part(block, survey=survey) as part:
+            with self.call.plan.library.busy(), self.part(block, survey=survey, shield=shield) as part:
                 return work(part)
 
         return share(busy, parts, self.threads)
+
+    def _weights(self, block: Block, number: float, shape: tuple[int, ...]) -> Weights:
+        """Those of a part, and their own sums."""
+        plan, given = self.call.plan, self.call.weights
+        assert given is not None
+        found = weights_within(plan, given, block)
+        if number == plan.groups.divisor:
+            return found
+        return found._replace(sums=weights.summed(plan.library.xp, found.each, shape, groups=plan.groups))
 
 
 def run(call: Call, y: Array | None, in_place: bool, keep: bool) -> Spread:
@@ -151,8 +194,11 @@ def run(call: Call, y: Array | None, in_place: bool, keep: bool) -> Spread:
     short = plan.view.shape[-1] < SHORT  # and so do sums over the last axis alone
     arrays = 2 if split or not in_place else 1
     made = (split or narrow or short) + (not in_place)
+    if call.weights is not None:  # and what is surveyed, its products with the weights, and these
+        arrays, made = 3, 4
     grid = blocks(plan.view.shape, axes, *numbers(plan, arrays, made=made))
-    if len(grid.parts) > 1 and axes and in_place:  # a part of a group is surveyed in a place of its own
+    if len(grid.parts) > 1 and axes and in_place and call.weights is None:
+        # a part of a group is surveyed in a place of its own
         grid = blocks(plan.view.shape, axes, *numbers(plan, arrays, made=made + 1))
     threads = shared(plan)
     many = len(grid.groups) >= threads
@@ -194,40 +240,41 @@ def shared(plan: Plan) -> int:
     return max(1, min(current().threads, int(plan.nbytes // SHARED))) if plan.library.products else 1
 
 
-def _groups(run: _Run, parts: list[Block], scale: Scale | None) -> Spread:
+def _groups(run: _Run, parts: list[Block], scale: Scale | None, *, shield: bool = False) -> Spread:
     """Normalize the groups that these parts hold together; their statistics."""
-    plan = run.call.plan
+    plan, given = run.call.plan, run.call.weights
     xp = plan.library.xp
-    if len(parts) == 1:
+    if len(parts) == 1 and given is None:
         with run.part(parts[0]) as part:
             d, spread, left = part.measure(scale)
             done = scale is not None or ordinary(plan, spread.var)
             if done:
                 part.finish(d, root(plan, spread, scale), left)
     else:
-        spread = pooled(plan, partial(run.each, partial(_portion, scale), survey=True), parts)
+        survey = partial(run.each, lambda part: part.portion(scale), survey=True, shield=shield)
+        spread = pooled(plan, survey, parts)
         done = scale is not None or ordinary(plan, spread.var)
         if done and run.y is not None:
             _apply(run, parts, spread, scale)
     if done:
         return spread if scale is None else scale.restore(spread)
-    bounds = run.each(lambda part: kernels.extremes(xp, part.enter(), groups=part.groups), parts, survey=True)
+    if given is not None and not shield:
+        return _groups(run, parts, None, shield=True)
+    bounds = run.each(lambda part: part.extremes(), parts, survey=True)
     bottom, top = bounds[0]
     for low, high in bounds[1:]:
         bottom, top = xp.minimum(bottom, low), xp.maximum(top, high)
-    return _groups(run, parts, kernels.scale_of(xp, bottom, top, eps=plan.eps))
-
-
-def _portion(scale: Scale | None, part: _Part) -> "Portion":
-    return Portion(part.measure(scale)[1], part.groups.divisor)
+    if given is not None:
+        bottom, top = weights.found(xp, bottom, top, given.sums[within(given.sums, parts[0])] > 0)
+    return _groups(run, parts, kernels.scale_of(xp, bottom, top, eps=plan.eps), shield=shield)
 
 
 class Portion(NamedTuple):
     """The statistics of a part of some groups."""
 
     spread: Spread
-    number: float
-    """The number of values behind them."""
+    number: Any
+    """The number of values behind them, or in each group the sum of their weights."""
     level: Array | None = None
     """For `kernels.pool`."""
 
@@ -236,7 +283,9 @@ def folded(join: Callable[[list[T]], T], each: Callable[[list[Block]], list[T]],
     """What is found of all parts, joined; only some of it is pending at a time."""
     found: list[T] = []
     for i in range(0, len(parts), PENDING):
-        found = [join(found + each(parts[i : i + PENDING]))]
+        found += each(parts[i : i + PENDING])
+        if len(found) > 1:
+            found = [join(found)]
     return found[0]
 
 
@@ -247,9 +296,11 @@ def pooled(plan: Plan, each: Callable[[list[Block]], list[Portion]], parts: list
 
 def pool(xp: Any, found: list[Portion], divisor: float) -> Portion:
     """The statistics of portions together; a divisor of 1 says that they are sums."""
-    number = divisor if divisor == 1 else sum(portion.number for portion in found)
+    number = whole = divisor if divisor == 1 else sum(portion.number for portion in found)
+    if not isinstance(number, (int, float)):
+        whole = weights.positive(xp, number)
     like = found[0].spread.var
-    share = xp.stack([xp.ones_like(like) * (portion.number / number) for portion in found], axis=0)
+    share = xp.stack([xp.ones_like(like) * (portion.number / whole) for portion in found], axis=0)
 
     def stack(parts: Iterable[Array | None]) -> Array | None:
         some = [part for part in parts if part is not None]
@@ -304,6 +355,23 @@ def minor(plan: Plan, mean: Array, var: Array) -> bool:
 def cut(array: Array | None, block: Block) -> Array | None:
     """The part of an array that broadcasts to the whole which goes with a block."""
     return None if array is None else array[within(array, block)]
+
+
+def weights_within(plan: Plan, given: Weights, block: Block) -> Weights:
+    """The weights that go with a block, ready."""
+    each, sums, unit = (None if each is None else each[within(each, block)] for each in given[:3])
+    return weights.ready(plan.library.xp, Weights(each, sums, unit), plan.dtype)
+
+
+def only(plan: Plan, x: Array, kept: Array | None) -> Array:
+    """x, with 0 where it is not to be kept."""
+    return x if kept is None else plan.library.xp.where(kept, x, zeros((1,) * x.ndim, x, plan.dtype))
+
+
+def present(plan: Plan, given: Weights, block: Block) -> Array | None:
+    """Which groups of a block have a weight; None for all."""
+    some = given.sums[within(given.sums, block)] > 0
+    return None if bool(plan.library.xp.all(some)) else some
 
 
 def spread_within(spread: Spread, block: Block) -> Spread:

@@ -2,18 +2,36 @@
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from anynorm import combinations, compilers, kernels, weights
-from anynorm.arrays import assign, empty, zeros
+from anynorm.arrays import empty, zeros
 from anynorm.blocks import Block, blocks, both, share, within
 from anynorm.calls import Call, Plan
 from anynorm.combinations import ROOMS, Desk, Parameters, Pull, Wanted
-from anynorm.kernels import Array, Groups, Places, Spread, Standardized
-from anynorm.passes import Portion, cut, minor, numbers, ordinary, pooled, root, seen, shared, spread_within
-from anynorm.schedules import in_blocks, part_of, standardize, weighted_blocks
+from anynorm.kernels import Arithmetic, Array, Groups, Places, Spread, Standardized
+from anynorm.passes import (
+    Portion,
+    cut,
+    minor,
+    numbers,
+    only,
+    ordinary,
+    pooled,
+    present,
+    root,
+    seen,
+    shared,
+    spread_within,
+    weights_within,
+)
+from anynorm.schedules import in_blocks, standardize
+from anynorm.weights import Weights
 
 Gradients = tuple[Array | None, ...]
 """With respect to x, gamma and beta, beside the view; None where it is not wanted."""
+WEIGHTED = 3
+"""So many more arrays a block takes where there are weights."""
 
 
 def pull(call: Call, dy: Array, wanted: Wanted, of: Standardized | Spread | None) -> Gradients:
@@ -40,10 +58,7 @@ def _pull(call: Call, dy: Array, wanted: Wanted, of: Standardized | Spread | Non
             compiled = compilers.gradients(call, dy, wanted.dtype, wanted.parameters, of, compiler)
             if compiled is not None:
                 return compiled
-        if call.weights is not None:
-            if call.x is not None and in_blocks(call, arrays):
-                return _weighted(call, dy, wanted)
-        elif in_blocks(call, arrays) and ordinary(plan, of.var):
+        if in_blocks(call, arrays) and ordinary(plan, of.var):
             return _in_blocks(call, dy, wanted, of)
         of = None
     if of is None and call.x is None:  # nothing that is wanted depends on it
@@ -77,7 +92,8 @@ def _in_blocks(call: Call, dy: Array, wanted: Wanted, spread: Spread) -> Gradien
     dx = None if wanted.dtype is None else empty(plan.view.shape, dy, wanted.dtype)
     totals = [None if shape is None else zeros(shape, dy, plan.dtype) for shape in wanted.parameters]
     averaged = () if call.spread is not None else plan.view.axes
-    grid = blocks(plan.view.shape, averaged, *numbers(plan, ROOMS))
+    arrays, made = (ROOMS, 0) if call.weights is None else (ROOMS + WEIGHTED, ROOMS + WEIGHTED)
+    grid = blocks(plan.view.shape, averaged, *numbers(plan, arrays, made=made))
     largest = max(math.prod([each.stop - each.start for each in both(grid.groups[0], grid.parts[0])]), 1)
     run = Pull(call, dy, wanted, spread._replace(rest=rest), rstd, pivot, left, _ones(plan, dy), axes, dx, [], largest)
     threads = shared(plan)
@@ -99,63 +115,61 @@ def _in_blocks(call: Call, dy: Array, wanted: Wanted, spread: Spread) -> Gradien
     return dx, *totals
 
 
-def _weighted(call: Call, dy: Array, wanted: Wanted) -> Gradients:
-    """The gradients of a call with weights, block by block."""
-    plan = call.plan
-    dx = None if wanted.dtype is None else empty(plan.view.shape, dy, wanted.dtype)
-    totals = [None if shape is None else zeros(shape, dy, plan.dtype) for shape in wanted.parameters]
+class _Piece(NamedTuple):
+    """A block of a gradient that is computed of xhat."""
 
-    def work(block: Block) -> tuple[Block, list[Array | None]]:
-        shapes = tuple(wanted.within(block))
-        with plan.library.busy():
-            d, *parameters = _pull(part_of(call, block), dy[block], Wanted(wanted.dtype, shapes), None)
-            if dx is not None:
-                assign(plan.library, dx[block], d)
-        return block, parameters
+    desk: Desk
+    groups: Groups
+    dy: Array
+    gamma: Array | None
+    of: Standardized
+    weights: Weights | None
+    kept: Array | None
+    """The groups that have a weight; None for all."""
 
-    for block, parameters in share(work, weighted_blocks(plan), shared(plan)):
-        for total, each in zip(totals, parameters, strict=True):
-            if total is not None:
-                total[within(total, block)] += each
-    return dx, *totals
+    def gradient(self) -> Array:
+        """That of xhat; 0 in a group without weight."""
+        g = kernels.affine(self.dy, self.gamma, None, ops=self.desk.places.result)
+        return only(self.desk.plan, g, self.kept)
+
+    def parameters(self, wanted: Wanted) -> Parameters:
+        plan, shapes = self.desk.plan, wanted.within(self.desk.block)
+        block, places = plan.library.plain_block, self.desk.places
+        return _parameter_gradients(plan, self.dy, self.of.xhat, shapes, block=block, places=places)
+
+
+def _piece(run: Pull, desk: Desk) -> _Piece:
+    """What a block is, standardized."""
+    plan, block, given, places = desk.plan, desk.block, run.call.weights, desk.places
+    dy, xhat, kept, rstd = desk.dy, desk.x, None, cut(run.rstd, block)
+    number = math.prod([dy.shape[axis] for axis in plan.view.axes])
+    groups = plan.groups._replace(divisor=min(plan.groups.divisor, float(number)), block=plan.library.plain_block)
+    if xhat is not None:
+        spread = spread_within(run.spread, block)
+        xhat = places.xhat.multiply(kernels.less(xhat, spread, ops=places.xhat), rstd)
+    if given is not None:
+        kept, given = present(plan, given, block), weights_within(plan, given, block)
+        if xhat is not None:
+            dy, xhat = _without_strays(plan, dy, xhat, given, kept, groups=groups, ops=places.xhat)
+    return _Piece(desk, groups, dy, cut(run.call.gamma, block), Standardized(xhat, rstd, run.spread), given, kept)
 
 
 def _groups(run: Pull, parts: list[Block], threads: int) -> list[Parameters]:
     """The gradient of x in the groups that these parts hold together; those of the parameters, of each part."""
     call, plan = run.call, run.call.plan
     xp, centred = plan.library.xp, plan.centred
-
-    def entered(desk: Desk) -> tuple[Standardized, Groups]:
-        """What x was standardized to, and the groups of this part."""
-        rstd, places = cut(run.rstd, desk.block), desk.places
-        xhat = desk.x
-        if xhat is not None:
-            xhat = places.xhat.multiply(
-                kernels.less(xhat, spread_within(run.spread, desk.block), ops=places.xhat), rstd
-            )
-        number = math.prod([desk.dy.shape[axis] for axis in plan.view.axes])
-        groups = plan.groups._replace(divisor=min(plan.groups.divisor, float(number)), block=plan.library.plain_block)
-        return Standardized(xhat, rstd, run.spread), groups
-
-    def parameters_of(desk: Desk, of: Standardized) -> Parameters:
-        shapes = run.wanted.within(desk.block)
-        return _parameter_gradients(plan, desk.dy, of.xhat, shapes, block=plan.library.plain_block, places=desk.places)
-
-    if len(parts) == 1 or run.dx is None or call.spread is not None:
+    if (len(parts) == 1 and call.weights is None) or run.dx is None or call.spread is not None:
 
         def whole(block: Block) -> Parameters:
             with run.desk(block) as desk:
-                of, groups = entered(desk)
-                parameters = parameters_of(desk, of)
+                piece = _piece(run, desk)
+                parameters = piece.parameters(run.wanted)
                 if run.dx is not None:
-                    desk.finish(
-                        kernels.input_gradient(
-                            *(xp, desk.dy, cut(call.gamma, block), of),
-                            groups=None if call.spread is not None else groups,
-                            centred=centred,
-                            places=desk.places,
-                        )
+                    groups = None if call.spread is not None else piece.groups
+                    d = kernels.input_gradient(
+                        xp, piece.dy, piece.gamma, piece.of, groups=groups, centred=centred, places=desk.places
                     )
+                    desk.finish(d)
                 return parameters
 
         return share(whole, parts, threads)
@@ -164,12 +178,9 @@ def _groups(run: Pull, parts: list[Block], threads: int) -> list[Parameters]:
 
     def survey(block: Block) -> tuple[Portion, Parameters]:
         with run.desk(block) as desk:
-            of, groups = entered(desk)
-            found = parameters_of(desk, of)
-            g = kernels.affine(desk.dy, cut(call.gamma, block), None, ops=desk.places.result)
-            level = groups.mean(xp, of.xhat) if centred else None
-            _, leaning = kernels.lean(xp, g, of.xhat, groups=groups, centred=centred, places=desk.places)
-            return Portion(leaning, groups.divisor, level), found
+            piece = _piece(run, desk)
+            found = piece.parameters(run.wanted)
+            return _portion(plan, piece), found
 
     def surveys(some: list[Block]) -> list[Portion]:
         portions, found = zip(*share(survey, some, threads), strict=True)
@@ -180,13 +191,41 @@ def _groups(run: Pull, parts: list[Block], threads: int) -> list[Parameters]:
 
     def apply(block: Block) -> None:
         with run.desk(block) as desk:
-            of, _ = entered(desk)
-            g = kernels.affine(desk.dy, cut(call.gamma, block), None, ops=desk.places.result)
-            g = kernels.less(g, leaning, ops=desk.places.result)
-            desk.finish(kernels.upright(g, leaning, of, places=desk.places))
+            piece = _piece(run, desk)
+            g, places = piece.gradient(), desk.places
+            if piece.weights is not None:
+                each, sums, *_ = piece.weights
+                share = each * (plan.groups.divisor / weights.positive(xp, sums))
+                desk.finish(weights.upright(g, leaning, piece.of, share, places=places))
+                return
+            g = kernels.less(g, leaning, ops=places.result)
+            desk.finish(kernels.upright(g, leaning, piece.of, places=places))
 
     share(apply, parts, threads)
     return parameters
+
+
+def _portion(plan: Plan, piece: _Piece) -> Portion:
+    """What a part has to say of the gradients of its groups."""
+    xp, centred = plan.library.xp, plan.centred
+    g, xhat, groups, places = piece.gradient(), piece.of.xhat, piece.groups, piece.desk.places
+    if piece.weights is None:
+        level = groups.mean(xp, xhat) if centred else None
+        leaning = kernels.lean(xp, g, xhat, groups=groups, centred=centred, places=places)[1]
+        return Portion(leaning, groups.divisor, level)
+    leaning = weights.lean(xp, g, xhat, groups=groups, centred=centred, places=places)
+    return Portion(leaning, groups.divisor, xp.zeros_like(leaning.var))
+
+
+def _without_strays(
+    plan: Plan, dy: Array, xhat: Array, given: Weights, kept: Array | None, *, groups: Groups, ops: Arithmetic
+) -> tuple[Array, Array]:
+    """dy and xhat as nothing where xhat weighs nothing and is not finite; and xhat in a group that is not kept."""
+    xp = plan.library.xp
+    if not bool(xp.all(xp.isfinite(groups.mean(xp, xhat)))):
+        fine = (given.each > 0) | xp.isfinite(xhat)
+        dy, xhat = only(plan, dy, fine if kept is None else fine | ~kept), only(plan, xhat, fine)
+    return dy, xhat if kept is None else ops.multiply(xhat, xp.astype(kept, plan.dtype))
 
 
 def _parameter_gradients(

@@ -10,7 +10,7 @@ from typing import Any
 
 from anynorm import kernels
 from anynorm.kernels import Array, Groups, Namespace, Spread, Standardized
-from anynorm.weights import Common, Weighted, Weights, extremes, positive, shielded, strayed, summed
+from anynorm.weights import Common, Weighted, Weights, extremes, found, positive, shielded, strayed, summed
 
 Join = Callable[..., list[Array]]
 
@@ -38,17 +38,17 @@ def joining(xp: Namespace, all_reduce: Callable[[Array], Any]) -> Join:
 
 
 def weigh(xp: Namespace, x: Array, weights: Array, *, groups: Groups, eps: float, join: Join) -> Weights:
-    """`weights.weigh`, and what else the replicas must know before they begin."""
+    """The weights of all replicas, and what else these must know before they begin."""
     local = summed(xp, weights, x.shape, groups=groups)
     spread = tuple(1 if axis in groups.axes else n for axis, n in enumerate(x.shape))
     local = xp.broadcast_to(local, spread)
     present = local > 0
-    bottom, top = extremes(xp, x, weights > 0, present, groups=groups)
+    bottom, top = found(xp, *extremes(xp, x, Weights(weights, local), groups=groups), present)
     flags = [*kernels.reached(xp, bottom, top), present, top != bottom]
     count, *flags = join(local, *(xp.astype(each & present, x.dtype) for each in flags))
     *sizes, holders, unlike = flags
     scale = kernels.scale_for(xp, [each > 0 for each in sizes], xp.ones_like(count), eps=eps)
-    return Weights(weights / positive(xp, count), count, Common(scale, holders, unlike == 0))
+    return Weights(weights, xp.astype(count > 0, x.dtype), count, Common(scale, holders, unlike == 0))
 
 
 def standardize(
@@ -65,7 +65,7 @@ def standardize(
     its number with the common mean, and if these differences are equal, so that their squares are as large as they can
     be, the deviations are taken for 0.
     """
-    (share, _, common), join = groups.weights, groups.join
+    (each, _, _, common), join = groups.weights, groups.join
     assert common is not None
     assert join is not None
     scale = common.scale
@@ -73,10 +73,10 @@ def standardize(
     kept = shielded(xp, x, groups.weights)
     mean = groups.mean(xp, kept)
     d = kept - mean
-    present = xp.broadcast_to(summed(xp, share, x.shape, groups=groups.plain), mean.shape) > 0
-    _, top = extremes(xp, constant(kept), share > 0, present, groups=groups.plain)
+    present = xp.broadcast_to(summed(xp, each, x.shape, groups=groups.plain), mean.shape) > 0
+    _, top = extremes(xp, constant(kept), groups.weights, groups=groups.plain)
     apart = xp.where(present, top - constant(mean), xp.zeros_like(mean))
-    rest, sums, squares = join(groups.plain.mean(xp, d * share), apart, apart * apart)
+    rest, sums, squares = join(groups.plain.mean(xp, d * each), apart, apart * apart)
     d = d - rest
     alike = common.level & (common.holders * squares == sums * sums)
     d = xp.where(alike, d - constant(d), d)  # their derivative is not 0

@@ -3,18 +3,14 @@
 from typing import Any, NamedTuple
 
 from anynorm import compilers, kernels, passes, replicas, weights
-from anynorm.arrays import assign, empty
-from anynorm.blocks import Block, share, whole, within
+from anynorm.arrays import empty
 from anynorm.calls import Call, Plan
 from anynorm.kernels import Array, Spread, Standardized
-from anynorm.passes import cut, numbers, ordinary, shared
+from anynorm.passes import ordinary
 from anynorm.settings import current
-from anynorm.weights import Weights
 
 SMALL = 2**16
 """An array of fewer bytes is not worth the trouble of writing in place."""
-WEIGHTED = 8
-"""So many arrays of a block's size are made of a block where there are weights."""
 
 
 class Normalized(NamedTuple):
@@ -49,7 +45,7 @@ def normalize(call: Call, *, keep: bool = True) -> Normalized:
 def survey(call: Call) -> Spread:
     """The statistics of a call alone."""
     if in_blocks(call, arrays(call)):
-        return _run(call, None, False, True)
+        return passes.run(call, None, False, True)
     with call.plan.library.quiet():
         return standardize(call).spread
 
@@ -92,18 +88,14 @@ def standardize(call: Call) -> Standardized:
 
 def affine(call: Call, standardized: Standardized) -> Array:
     """The normalized array in the dtype and the shape of the caller's x."""
-    return restore(call.plan, _affine(call, standardized), call.x.dtype)
-
-
-def _affine(call: Call, standardized: Standardized) -> Array:
     y = compilers.affine(call, standardized.xhat)
-    if standardized.stray is None:
-        return y
-    constant = call.plan.library.constant
-    stray, *parameters = (
-        None if each is None else constant(each) for each in (standardized.stray, call.gamma, call.beta)
-    )
-    return call.plan.library.xp.where(stray != 0, kernels.affine(stray, *parameters), y)
+    if standardized.stray is not None:
+        constant = call.plan.library.constant
+        stray, *parameters = (
+            None if each is None else constant(each) for each in (standardized.stray, call.gamma, call.beta)
+        )
+        y = call.plan.library.xp.where(stray != 0, kernels.affine(stray, *parameters), y)
+    return restore(call.plan, y, call.x.dtype)
 
 
 def length(call: Call) -> Array:
@@ -146,51 +138,10 @@ def _in_blocks(call: Call, keep: bool) -> Normalized:
         target = empty(plan.layout.shape, call.x, call.x.dtype)
         y = xp.reshape(target, plan.view.shape)
     in_place = call.x.dtype == plan.dtype and (target is not out or not library.overlap(call.x, y))
-    spread = _run(call, y, in_place, keep)
+    spread = passes.run(call, y, in_place, keep)
     if out is not None and target is not out:
         out[...] = target
     return Normalized(target if out is None else out, spread)
-
-
-def _run(call: Call, y: Array | None, in_place: bool, keep: bool) -> Spread:
-    if call.weights is not None:
-        return _run_weighted(call, y, keep)
-    return passes.run(call, y, in_place, keep)
-
-
-def _run_weighted(call: Call, y: Array | None, keep: bool) -> Spread:
-    """`_run` with weights: each block whole, as if it were all."""
-    plan = call.plan
-    spread = Spread(None, None, None)
-    if keep:
-        spread = Spread(*(empty(plan.spread.shape, call.x, plan.dtype) for _ in Spread._fields))
-
-    def work(block: Block) -> None:
-        part = part_of(call, block)
-        with plan.library.busy():
-            done = standardize(part)
-            for every, each in zip(spread, done.spread, strict=True):
-                if each is not None and every is not None:
-                    every[within(every, block)] = each
-            if y is not None:
-                assign(plan.library, y[block], _affine(part, done))
-
-    share(work, weighted_blocks(plan), shared(plan))
-    return spread if plan.centred else Spread(None, None, spread.var)
-
-
-def weighted_blocks(plan: Plan) -> list[Block]:
-    """Blocks of an array with weights."""
-    most, _ = numbers(plan, 1, made=WEIGHTED)
-    return whole(plan.view.shape, plan.view.axes, most)
-
-
-def part_of(call: Call, block: Block) -> Call:
-    """The call of some of the groups."""
-    given = None if call.weights is None else Weights(*(cut(each, block) for each in call.weights))
-    return call._replace(
-        x=call.x[block], gamma=cut(call.gamma, block), beta=cut(call.beta, block), out=None, weights=given
-    )
 
 
 def _apart(call: Call, out: Array) -> Call:
@@ -200,7 +151,10 @@ def _apart(call: Call, out: Array) -> Call:
         return array * 1.0 if array is not None and call.plan.library.overlap(array, out) else array
 
     spread = None if call.spread is None else Spread(*map(copied, call.spread))
-    return call._replace(gamma=copied(call.gamma), beta=copied(call.beta), spread=spread)
+    given = call.weights
+    if given is not None and call.plan.library.overlap(given.each, out):
+        given = given._replace(each=call.plan.library.xp.asarray(given.each, copy=True))
+    return call._replace(gamma=copied(call.gamma), beta=copied(call.beta), spread=spread, weights=given)
 
 
 def arrays(call: Call) -> list[Array]:

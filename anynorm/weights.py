@@ -6,10 +6,10 @@ becomes of it, a gradient.
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from anynorm import kernels
-from anynorm.kernels import PURE, Arithmetic, Array, Groups, Namespace, Scale, Standardized
+from anynorm.kernels import NEW, PURE, Arithmetic, Array, Groups, Namespace, Places, Scale, Spread, Standardized
 
 
 class Common(NamedTuple):
@@ -25,11 +25,18 @@ class Common(NamedTuple):
 class Weights(NamedTuple):
     """The weights of a call."""
 
-    share: Array
-    """The part that a number has in the sum of the weights of its group; 0 where that is 0. It broadcasts to x."""
-    count: Array
-    """The sum of the weights of each group."""
+    each: Array
+    """As they were given, of any dtype; they broadcast to x."""
+    sums: Array
+    """Their sum over each group, divided by its unit."""
+    unit: Array | None = None
+    """What those of each group are divided by, where their own sums and products might overflow or underflow."""
     common: Common | None = None
+
+    @property
+    def count(self) -> Array:
+        """Their sum over each group."""
+        return self.sums if self.unit is None else self.sums * self.unit
 
 
 class Weighted(NamedTuple):
@@ -38,16 +45,27 @@ class Weighted(NamedTuple):
     plain: Groups
     """Whose means are sums: its divisor is 1."""
     weights: Weights
+    """That are `ready`."""
     join: Callable[..., list[Array]] | None = None
     """The sums over all replicas of some arrays."""
+    product: Arithmetic = PURE
+    """Where the numbers times their weights go."""
 
     def mean(self, xp: Namespace, x: Array) -> Array:
         """The mean of each group, beside x."""
-        return self.sum(xp, x * self.weights.share)
+        each = self.weights.each
+        if each.shape[-1] == x.shape[-1]:
+            return self._mean(xp, self.plain.mean_product(xp, x, each, ops=self.product))
+        return self._mean(xp, self.plain.mean(xp, self.product.multiply(x, each)))
 
     def mean_product(self, xp: Namespace, x: Array, other: Array, *, ops: Arithmetic = PURE) -> Array:
         """The mean of x * other."""
-        return self.sum_product(xp, x * self.weights.share, other, ops=ops)
+        # the weight comes first: 0 times a square that overflowed is no number
+        weighed = ops.multiply(x, self.weights.each)
+        return self._mean(xp, self.plain.mean_product(xp, weighed, other, ops=ops))
+
+    def _mean(self, xp: Namespace, sums: Array) -> Array:
+        return self._joined(sums) / positive(xp, self.weights.sums)
 
     def sum(self, xp: Namespace, x: Array) -> Array:
         """The sum of each group."""
@@ -61,14 +79,10 @@ class Weighted(NamedTuple):
         return sums if self.join is None else self.join(sums)[0]
 
 
-def weigh(xp: Namespace, weights: Array, shape: tuple[int, ...], *, groups: Groups) -> Weights:
-    """Weights of numbers of this shape, to which they broadcast."""
-    unit = None
-    if math.prod(weights.shape) > 0:  # the sum of weights near the largest number would overflow
-        _, unit = kernels.extremes(xp, weights, groups=groups)
-        weights = weights / positive(xp, unit)
-    sums = summed(xp, weights, shape, groups=groups)
-    return Weights(weights / positive(xp, sums), sums if unit is None else sums * unit)
+def ready(xp: Namespace, weights: Weights, dtype: Any) -> Weights:
+    """Each in the dtype of the computation, divided by the unit."""
+    each = xp.astype(weights.each, dtype, copy=False)
+    return weights._replace(each=each if weights.unit is None else each / positive(xp, weights.unit))
 
 
 def standardize(
@@ -91,8 +105,8 @@ def standardize_scaled(
     xp: Namespace, x: Array, *, groups: Weighted, eps: float, centred: bool, subnormal: Array | None = None
 ) -> Standardized:
     """`kernels.standardize_scaled`, where numbers that weigh nothing have no say in the power of two."""
-    share, count, _ = groups.weights
-    scale = kernels.scale_of(xp, *extremes(xp, x, share > 0, count > 0, groups=groups.plain), eps=eps)
+    _, sums, *_ = groups.weights
+    scale = kernels.scale_of(xp, *found(xp, *extremes(xp, x, groups.weights, groups=groups.plain), sums > 0), eps=eps)
     x = scale.enter(xp, x, subnormal)
     alike = scale.alike if centred else None
     return scale.leave(
@@ -103,48 +117,70 @@ def standardize_scaled(
 def input_gradient(
     xp: Namespace, dy: Array, gamma: Array | None, of: Standardized, *, groups: Weighted, centred: bool
 ) -> Array:
-    """The gradient of `affine(standardize(x))` with respect to x.
-
-    rstd * (g - p * sum(g) - p * xhat * sum(g * xhat)), where g = dy * gamma and p is the share; the sum of g stays
-    where x was not centred. Sums are over all numbers, also those that weigh nothing.
-    """
-    share, count, _ = groups.weights
+    """The gradient of `affine(standardize(x))` with respect to x; sums are over all numbers, also without weight."""
+    weights = groups.weights
+    share = weights.each / positive(xp, weights.sums)
     g = kernels.affine(dy, gamma, None)
-    g = xp.where(count > 0, g, xp.zeros_like(g))
+    g = xp.where(weights.sums > 0, g, xp.zeros_like(g))
+    sums = rest = None
+    if centred:  # as `kernels.centre`
+        sums = groups.sum(xp, g)
+        rest = groups.sum(xp, g - share * sums)
+    return upright(g, Spread(sums, rest, groups.sum_product(xp, g, of.xhat)), of, share)
+
+
+def lean(xp: Namespace, g: Array, xhat: Array, *, groups: Groups, centred: bool, places: Places = NEW) -> Spread:
+    """The mean of g, if x was centred, and that of g * xhat.
+
+    The mean is taken from no product: one with a number that weighs nothing would drown what the others add.
+    """
+    product, mean, rest = groups.mean_product(xp, g, xhat, ops=places.product), None, None
     if centred:
-        for _ in range(2):  # as `kernels.centre`
-            g = g - share * groups.sum(xp, g)
-    return (g - share * of.xhat * groups.sum_product(xp, g, of.xhat)) * of.rstd
+        _, mean, rest = kernels.centre(xp, g, groups=groups, ops=places.result)
+    return Spread(mean, rest, product)
+
+
+def upright(g: Array, leaning: Spread, of: Standardized, share: Array, *, places: Places = NEW) -> Array:
+    """rstd * (g - p * sum(g) - p * xhat * sum(g * xhat)), where p is the share of a number in the weight of its group.
+
+    In place of sums and shares, both may be means and shares times the number of values.
+    """
+    mean, rest = (None if each is None else share * each for each in (leaning.mean, leaning.rest))
+    g = kernels.less(g, Spread(mean, rest, leaning.var), ops=places.result)
+    return kernels.upright(g, leaning, of._replace(xhat=places.xhat.multiply(of.xhat, share)), places=places)
 
 
 def shielded(xp: Namespace, x: Array, weights: Weights) -> Array:
     """x with 0 for what weighs nothing and is not finite, and in a group without weight."""
-    share, count, _ = weights
-    return xp.where((count > 0) & ((share > 0) | xp.isfinite(x)), x, xp.zeros_like(x))
+    return xp.where((weights.sums > 0) & ((weights.each > 0) | xp.isfinite(x)), x, xp.zeros_like(x))
 
 
 def strayed(xp: Namespace, x: Array, done: Standardized, weights: Weights) -> Standardized:
     """What `shielded` became, with what x becomes where it weighs nothing and that is not finite."""
-    share, count, _ = weights
     raw, nothing = xp.where(xp.isfinite(x), done.xhat, x), xp.zeros_like(x)
-    lost = (count > 0) & (share == 0) & ~xp.isfinite(raw)
+    lost = (weights.sums > 0) & (weights.each == 0) & ~xp.isfinite(raw)
     return done._replace(xhat=xp.where(lost, nothing, done.xhat), stray=xp.where(lost, raw, nothing))
 
 
-def extremes(xp: Namespace, x: Array, counts: Array, some: Array, *, groups: Groups) -> tuple[Array, Array]:
-    """The smallest and the largest number of each group that `counts`; 0 and 0 unless there is `some`."""
-    nothing = xp.zeros_like(xp.astype(some, x.dtype))
+def extremes(xp: Namespace, x: Array, weights: Weights, *, groups: Groups) -> tuple[Array, Array]:
+    """The smallest and the largest number of each group that have a weight; infinite, if there is none."""
+    far = xp.zeros_like(weights.sums) + math.inf
     if math.prod(x.shape) == 0:
-        return nothing, nothing
-    bottom, _ = kernels.extremes(xp, xp.where(counts, x, nothing + math.inf), groups=groups)
-    _, top = kernels.extremes(xp, xp.where(counts, x, nothing - math.inf), groups=groups)
+        return far, -far
+    bottom, _ = kernels.extremes(xp, xp.where(weights.each > 0, x, far), groups=groups)
+    _, top = kernels.extremes(xp, xp.where(weights.each > 0, x, -far), groups=groups)
+    return bottom, top
+
+
+def found(xp: Namespace, bottom: Array, top: Array, some: Array) -> tuple[Array, Array]:
+    """These `extremes`; 0 and 0 unless there is `some`."""
     return xp.where(some, bottom, xp.zeros_like(bottom)), xp.where(some, top, xp.zeros_like(top))
 
 
 def summed(xp: Namespace, weights: Array, shape: tuple[int, ...], *, groups: Groups) -> Array:
     """The sum over each group of weights that broadcast to this shape."""
     times = math.prod([shape[axis] for axis in groups.axes if weights.shape[axis] == 1])
-    return kernels.total(xp, weights, axes=groups.axes, block=groups.block) * times
+    return groups._replace(divisor=1.0).mean(xp, weights) * times
 
 
 def positive(xp: Namespace, divisor: Array) -> Array:

@@ -1,11 +1,13 @@
 """What the norms must give, from the papers' formulas: a sum over the set of each element, one element at a time."""
 
 import math
+import tracemalloc
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+import pytest
 
 import anynorm
 
@@ -130,3 +132,19 @@ def _at(case: Case, parameter: Any, index: tuple[int, ...], default: float) -> f
     if parameter.shape == case.parameter_shape:
         return parameter[case.parameter_of(index)]
     return parameter[tuple(0 if n == 1 else i for i, n in zip(index, parameter.shape, strict=True))]
+
+
+measured = pytest.mark.skipif(
+    not hasattr(np, "vecdot"), reason="before NumPy 2 the products of array-api-compat take memory of their own"
+)
+
+
+def peak(call):
+    """The memory that a call takes at its peak, but for what it leaves behind in this library."""
+    anynorm.layer_norm(np.ones((1024, 1024), np.float32))
+    tracemalloc.start()
+    try:
+        call()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()

@@ -13,10 +13,10 @@ import anynorm
 pytestmark = pytest.mark.cells("numpy")
 
 PACKAGE = Path(anynorm.__file__).parent
-FLOORS = ["kernels", "weights", "replicas", "arrays", "settings", "layouts", "files", "statistics", "calls"]
+FLOORS = ["kernels", "weights", "replicas", "arrays", "settings", "layouts", "files", "statistics", "blocks"]
 FLOORS += [
+    "calls",
     "compilers",
-    "blocks",
     "passes",
     "schedules",
     "combinations",

@@ -142,6 +142,67 @@ def test_gradients_do_not_depend_on_chunks(chunks):
                 np.testing.assert_allclose(found.compute(), want, atol=1e-12)
 
 
+@pytest.mark.parametrize("padding", [None, np.nan, 1e30])
+@pytest.mark.parametrize("size", [1.0, 1e308, 1e-305])
+@pytest.mark.parametrize("chunks", [(4, 6, 5), (3, 2, 2), ((0, 3, 1), (2, 4), (5,))])
+def test_weights_are_divided_with_the_array(chunks, size, padding):
+    import dask.array
+
+    rng = np.random.default_rng(5)
+    x, dy = rng.standard_normal((2, 4, 6, 5))
+    for norm, options, shapes, narrow in (
+        (anynorm.layer_norm, {}, [(5,), (4, 1, 5)], (5,)),
+        (anynorm.rms_norm, {"axis": None}, [(4, 6, 5), None], (4, 1, 5)),
+        (anynorm.batch_norm, {}, [(6,), (1, 6, 5)], (4, 6, 5)),
+        (anynorm.batch_norm, {}, [None, (4, 6, 5)], (4, 1, 5)),
+        (anynorm.group_norm, {"groups": 2}, [(6,), (4, 6, 1)], (4, 6, 1)),
+        (anynorm.instance_norm, {}, [None, (6,)], (1, 6, 1)),
+    ):
+        weights = rng.random(narrow) * (rng.random(narrow) > 0.4) * size
+        weights = weights > 0 if size == 1 and padding is None else weights
+        given = x if padding is None else np.where(weights > 0, x, padding)
+        cotangent = np.where(weights > 0, dy, 0)
+        parameters = [None if shape is None else rng.standard_normal(shape) for shape in shapes]
+        lazy = [None if each is None else dask.array.from_array(each, chunks=2) for each in parameters]
+        chunked = dask.array.from_array(weights, chunks=2)
+        y, pullback = anynorm.vjp(norm, dask.array.from_array(given, chunks=chunks), *lazy, weights=chunked, **options)
+        expected, exact = anynorm.vjp(norm, given, *parameters, weights=weights, **options)
+        with np.errstate(all="ignore"):
+            np.testing.assert_allclose(y.compute(), expected, rtol=1e-10, atol=1e-11)
+            for found, want in zip(pullback(dask.array.from_array(cotangent, 3)), exact(cotangent), strict=True):
+                if want is not None:
+                    np.testing.assert_allclose(found.compute(), want, rtol=1e-10, atol=1e-11)
+
+
+def test_moments_with_weights_are_merged_over_chunks():
+    import dask.array
+
+    rng = np.random.default_rng(6)
+    x = (rng.standard_normal((6000, 3)) + 1e4).astype(np.float32)
+    for weights in (rng.random((6000, 3)) > 0.5, rng.random((6000, 1), dtype=np.float32), np.arange(6000)[:, None] < 9):
+        every = np.broadcast_to(weights, x.shape).astype(np.longdouble)
+        mean = np.average(x.astype(np.longdouble), axis=0, weights=every)
+        var = np.average((x - mean) ** 2, axis=0, weights=every)
+        lazy = dask.array.from_array(weights, chunks=(500, 1))
+        moments = anynorm.moments(dask.array.from_array(x, chunks=(1000, 2)), axis=0, weights=lazy)
+        assert moments.mean.dtype == moments.count.dtype == moments.count.compute().dtype == np.float32
+        np.testing.assert_allclose(moments.mean.compute(), mean.astype(float), rtol=1e-7)
+        np.testing.assert_allclose(moments.var.compute(), var.astype(float), rtol=1e-5)
+        np.testing.assert_allclose(moments.count.compute(), every.sum(axis=0).astype(float), rtol=1e-6)
+        running = anynorm.RunningStats.init(3, like=lazy.astype("f4"), momentum=None).update(moments)
+        np.testing.assert_allclose(running.var.compute(), var.astype(float), rtol=1e-5)
+
+
+def test_weights_that_are_no_numbers_are_an_error_once_they_are_computed():
+    import dask.array
+
+    x = dask.array.ones((6, 4), chunks=(3, 4))
+    for axis in (0, 1):
+        y = anynorm.layer_norm(x, weights=dask.array.from_array(np.full((6, 1), -1.0), chunks=3), axis=axis)
+        with pytest.raises(ValueError, match="weights must be finite and at least 0 everywhere"):
+            y.compute()
+
+
 @pytest.mark.parametrize("eps", [0, 1e-5])
 @pytest.mark.parametrize("sizes", [(1e30, 1.0), (1e-30, 1e-36), (1.0, 1e-30), (3e37, 1e-38)])
 def test_chunks_may_differ_in_size_by_any_power(sizes, eps):

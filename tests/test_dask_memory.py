@@ -45,6 +45,17 @@ JOBS = {
         "dask.compute(y.sum(), *(each.sum() for each in pullback(y * y)))",
         24,
     ),
+    "batch, of a mask": (
+        "y, m = anynorm.batch_norm(da.where(x > 0.5, x, np.nan), weights=x > 0.5, return_moments=True); "
+        "dask.compute(da.nansum(y), m.mean, m.count)",
+        16,
+    ),
+    "layer, with weights": ("dask.compute(anynorm.layer_norm(x, weights=x + 1).sum())", 16),
+    "gradients, with weights": (
+        "y, pullback = anynorm.vjp(anynorm.batch_norm, x, da.ones(256), da.ones(256), weights=x > 0.5); "
+        "dask.compute(y.sum(), *(each.sum() for each in pullback(y * y)))",
+        36,
+    ),
 }
 
 

@@ -11,14 +11,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from oracles import CASES, Case, standardized, standardized_gradient, values
+from oracles import CASES, Case, measured, peak, standardized, standardized_gradient, values
 
 import anynorm
 from anynorm import calls, passes
-
-measured = pytest.mark.skipif(
-    not hasattr(np, "vecdot"), reason="before NumPy 2 the products of array-api-compat take memory of their own"
-)
 
 
 @pytest.fixture
@@ -114,17 +110,6 @@ LAYOUTS = [
     (anynorm.group_norm, (16, 128, 128, 64), {"channel_axis": -1, "groups": 32}),
     (anynorm.rms_norm, (2**16, 256), {}),
 ]
-
-
-def peak(call):
-    """The memory that a call takes at its peak, but for what it leaves behind in this library."""
-    anynorm.layer_norm(np.ones((1024, 1024), np.float32))
-    tracemalloc.start()
-    try:
-        call()
-        return tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
 
 
 @pytest.mark.cells("numpy")
