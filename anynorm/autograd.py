@@ -44,8 +44,11 @@ def _forward(ctx: Any, x: Array, gamma: Array | None, beta: Array | None, bare: 
     y, spread = schedules.normalize(call)
     given, (of_x, of_gamma, of_beta, _) = bare.spread is not None, ctx.needs_input_grad
     keeps_x = of_gamma or (of_x and not given)
-    ctx.save_for_backward(x if keeps_x else None, gamma if of_x else None, *spread)
-    ctx.call, ctx.given = bare._replace(spread=None), given
+    weights = bare.weights
+    each = None if weights is None else weights.each
+    ctx.save_for_backward(x if keeps_x else None, gamma if of_x else None, each, *spread)
+    bare = bare._replace(spread=None, weights=None if weights is None else weights._replace(each=None))
+    ctx.call, ctx.given = bare, given
     parameters = ((gamma, of_gamma), (beta, of_beta))
     shapes = tuple(tuple(each.shape) if each is not None and of else None for each, of in parameters)
     ctx.wanted = Wanted(x.dtype if of_x else None, shapes)
@@ -61,8 +64,9 @@ def _backward(ctx: Any, dy: Array | None, *_: None) -> tuple[Array | None, ...]:
     """The gradients with respect to x, gamma and beta as they stand in the call."""
     if dy is None:
         return (None,) * 4
-    x, gamma, *spread = ctx.saved_tensors
-    call = ctx.call._replace(x=x, gamma=gamma, spread=Spread(*spread) if ctx.given else None)
+    x, gamma, each, *spread = ctx.saved_tensors
+    weights = None if each is None else ctx.call.weights._replace(each=each)
+    call = ctx.call._replace(x=x, gamma=gamma, spread=Spread(*spread) if ctx.given else None, weights=weights)
     recorded = sys.modules["torch"].is_grad_enabled()
     dy = schedules.enter(call.plan, dy, dtype=dy.dtype)
     return *pull(call, dy, ctx.wanted, None if recorded else Spread(*spread)), None

@@ -246,7 +246,7 @@ def _look_at_rows(run: Pull, desk: Desk) -> Look:
 def _squares(plan: Plan, groups: Groups, g: Array) -> Array:
     """The sum of squares of an eighth of the values: it is no more than that of all."""
     axis = groups.axes[-1]
-    few = g[(slice(None),) * axis + (slice(0, -(-g.shape[axis] // 8)),)]
+    few = g[(*(slice(None),) * axis, slice(0, -(-g.shape[axis] // 8)), ...)]
     return groups.mean_product(plan.library.xp, few, few)
 
 
