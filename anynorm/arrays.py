@@ -5,6 +5,7 @@ Everything that must know one array library from another is here, and array-api-
 
 import math
 import operator
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -582,17 +583,26 @@ def _quiet() -> AbstractContextManager[Any]:
 def _numpy_overlap(x: Array, out: Array) -> bool:
     if np.may_share_memory(x, out):
         return True
-    one, other = _file(x), _file(out)
-    return (
-        one is not None and other is not None and bool(one.filename == other.filename and one._mmap is not other._mmap)
-    )
+    one, other = _map(x), _map(out)
+    if one is None or other is None or one._mmap is other._mmap:
+        return False
+    return None in (files := (_file(one), _file(other))) or files[0] == files[1]
 
 
-def _file(x: Any) -> Any:
+def _map(x: Any) -> Any:
     """The memory-mapped file that an array is a view of, if it is."""
-    while isinstance(x, np.ndarray) and getattr(x, "filename", None) is None:
+    while isinstance(x, np.ndarray) and getattr(x, "_mmap", None) is None:
         x = x.base
     return x if isinstance(x, np.memmap) else None
+
+
+def _file(mapped: Any) -> tuple[int, int] | None:
+    """Which file that is, whatever its name; None where it has none."""
+    try:
+        found = os.stat(mapped.filename)
+    except (OSError, TypeError):
+        return None
+    return found.st_dev, found.st_ino
 
 
 @contextmanager
