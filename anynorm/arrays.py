@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import fields
-from functools import cache, partial
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import array_api_compat
@@ -439,11 +439,11 @@ def _torch_nodes() -> dict[str, Any]:
         whole = all_reduce(place)
         return place if whole is None else whole
 
-    def same(x: Array, all_reduce: Callable[[Array], Any]) -> Any:
+    def same(x: Array, _: Callable[[Array], Any]) -> Any:
         return x.view_as(x)
 
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        _, ctx.all_reduce = inputs
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], _: Any) -> None:
+        ctx.all_reduce = inputs[1]
 
     def of_both(ctx: Any, dy: Array) -> tuple[Any, None]:
         return total.apply(dy.reshape(-1), ctx.all_reduce).reshape(dy.shape), None
@@ -451,14 +451,14 @@ def _torch_nodes() -> dict[str, Any]:
     def sum_of_tangent(ctx: Any, dx: Array, _: None) -> Any:
         return total.apply(dx, ctx.all_reduce)
 
-    def same_tangent(ctx: Any, dx: Array, _: None) -> Any:
+    def same_tangent(_: Any, dx: Array, __: None) -> Any:
         return dx.view_as(dx)
 
-    def summed_vmap(info: Any, dims: tuple[int, None], x: Array, all_reduce: Callable[[Array], Any]) -> Any:
+    def summed_vmap(_: Any, dims: tuple[int, None], x: Array, all_reduce: Callable[[Array], Any]) -> Any:
         x = x.movedim(dims[0], 0)
         return total.apply(x.reshape(-1), all_reduce).reshape(x.shape), 0
 
-    def same_vmap(info: Any, dims: tuple[int, None], x: Array, all_reduce: Callable[[Array], Any]) -> Any:
+    def same_vmap(_: Any, dims: tuple[int, None], x: Array, all_reduce: Callable[[Array], Any]) -> Any:
         return shared.apply(x, all_reduce), dims[0]
 
     def node(name: str, forward: Any, jvp: Any, vmap: Any) -> Any:
