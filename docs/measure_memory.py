@@ -22,7 +22,7 @@ import anynorm
 GIB = 4
 CHUNK = (2**16, 256)
 """64 MiB of float32."""
-IMAGES = (GIB * 256, 64, 64, 64)
+IMAGES = (GIB * 1024, 64, 64, 64)
 ROWS = (GIB * 2**18, 1024)
 
 
@@ -118,8 +118,8 @@ def over(folder: Path) -> None:
     parts = (x[start : start + CHUNK[0]] for start in range(0, len(x), CHUNK[0]))
     found = anynorm.Moments.over(parts, axis=0, progress=True)
     sums = [np.zeros(256), np.zeros(256)]
-    for start in range(0, len(x), 2**14):
-        part = x[start : start + 2**14].astype(np.float64)
+    for start in range(0, len(x), 2**11):
+        part = x[start : start + 2**11].astype(np.float64)
         sums[0] += part.sum(axis=0)
         sums[1] += (part * part).sum(axis=0)
     mean, square = sums[0] / len(x), sums[1] / len(x)
