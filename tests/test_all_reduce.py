@@ -298,4 +298,4 @@ def test_processes_of_mpi_find_what_one_process_finds(sizes):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.split() == ["done"] * len(sizes)
+    assert done.stdout.count("done") == len(sizes)  # mpiexec mixes their lines
