@@ -19,6 +19,7 @@ nox.options.sessions = [
     "typecheck",
     "docs",
     "minimums",
+    "mpi",
     "demo",
 ]
 
@@ -41,6 +42,24 @@ def minimums(session):
     # the test tools ask for a newer array-api-compat than the library does
     session.install("--no-deps", ".", *(each.replace(">=", "==") for each in PROJECT["project"]["dependencies"]))
     pytest(session, "--cell=numpy-cpu", "tests", "--ignore=tests/test_onnx.py")
+
+
+@nox.session
+def mpi(session):
+    """Batch norm over two and three processes of MPI."""
+    install(session, "test", "mpi")
+    pytest(session, "--cell=numpy-cpu", "tests/test_all_reduce.py")
+
+
+@nox.session(python="3.13t")
+def freethreaded(session):
+    """Without the interpreter's lock: `nox -s freethreaded`, where there is a python3.13t, which has no safetensors."""
+    groups = [each for each in PROJECT["dependency-groups"]["test"] if "safetensors" not in each]
+    session.install("--only-binary=:all:", *groups, *PROJECT["project"]["dependencies"])  # the newest may have no wheel
+    session.install("-e", ".")
+    without = "not safetensors and not pickles_and_packed and not saved_loaded_and_moved"
+    session.env["PYTHON_GIL"] = "0"
+    pytest(session, "--cell=numpy-cpu", "tests", "--ignore=tests/test_onnx.py", "-k", without)
 
 
 @nox.session

@@ -5,12 +5,13 @@ Everything that must know one array library from another is here, and array-api-
 
 import math
 import operator
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import fields
-from functools import cache, partial
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import array_api_compat
@@ -75,6 +76,8 @@ class Library(NamedTuple):
     """As `quiet`, where block after block is worked on."""
     summing: Callable[[Callable[[Array], Any]], Callable[[Array], Any]] = lambda all_reduce: all_reduce
     """The function that sums over replicas, with its derivative: the same of the cotangents."""
+    shared: Callable[[Array, Callable[[Array], Any]], Any] = lambda x, all_reduce: x
+    """The array as one that all replicas have, to which the cotangents of all of them flow, where autograd records."""
     host: Callable[[Array], Any] = np.asarray
     """The array in NumPy, where bfloat16 may be any dtype of two bytes."""
 
@@ -261,7 +264,8 @@ def check_count(name: str, count: Any, mean: Array) -> Any:
     """Numbers of values: a Python number, or an array beside `mean`."""
     if isinstance(count, (np.integer, np.floating)):
         count = count.item()
-    if isinstance(count, (int, float)) or not array_api_compat.is_array_api_obj(count):
+    known = known_library(count) is not None  # array-api-compat asks a cache, which torch.compile warns of
+    if isinstance(count, (int, float)) or not (known or array_api_compat.is_array_api_obj(count)):
         check_real(name, count, least=0)
         return count
     library = one_library(mean=mean, **{name: count})
@@ -384,6 +388,8 @@ def _torch_library() -> Library:
     from array_api_compat import torch as xp
 
     torch = sys.modules["torch"]
+    if not torch.compiler.is_compiling():
+        _torch_nodes()
     return Library(
         name="torch",
         xp=xp,
@@ -407,29 +413,65 @@ def _torch_library() -> Library:
         into=_into(torch),
         busy=torch.no_grad,
         summing=_torch_summing,
+        shared=_torch_shared,
         host=_torch_host,
     )
 
 
 def _torch_summing(all_reduce: Callable[[Array], Any]) -> Callable[[Array], Any]:
-    node = _torch_sum()
+    node = _torch_nodes()["sum"]
     return lambda x: node.apply(x, all_reduce)
 
 
-@cache
-def _torch_sum() -> Any:
-    def forward(ctx: Any, x: Array, all_reduce: Callable[[Array], Any]) -> Any:
-        ctx.all_reduce = all_reduce
+def _torch_shared(x: Array, all_reduce: Callable[[Array], Any]) -> Any:
+    return _torch_nodes()["shared"].apply(x, all_reduce)
+
+
+_nodes: dict[str, Any] = {}
+"""Made once, and not in a cache of functools, which torch.compile looks through."""
+
+
+def _torch_nodes() -> dict[str, Any]:
+    """A sum over replicas, and what they share: the derivative of the one is the same sum, of the other that sum."""
+    if _nodes:
+        return _nodes
+
+    def summed(x: Array, all_reduce: Callable[[Array], Any]) -> Any:
         place = x.clone()
         whole = all_reduce(place)
         return place if whole is None else whole
 
-    def backward(ctx: Any, dy: Array) -> tuple[Any, None]:
-        return node.apply(dy, ctx.all_reduce), None
+    def same(x: Array, _: Callable[[Array], Any]) -> Any:
+        return x.view_as(x)
 
-    methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
-    node: Any = type("AllReduce", (sys.modules["torch"].autograd.Function,), methods)
-    return node
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], _: Any) -> None:
+        ctx.all_reduce = inputs[1]
+
+    def of_both(ctx: Any, dy: Array) -> tuple[Any, None]:
+        return total.apply(dy.reshape(-1), ctx.all_reduce).reshape(dy.shape), None
+
+    def sum_of_tangent(ctx: Any, dx: Array, _: None) -> Any:
+        return total.apply(dx, ctx.all_reduce)
+
+    def same_tangent(_: Any, dx: Array, __: None) -> Any:
+        return dx.view_as(dx)
+
+    def summed_vmap(_: Any, dims: tuple[int, None], x: Array, all_reduce: Callable[[Array], Any]) -> Any:
+        x = x.movedim(dims[0], 0)
+        return total.apply(x.reshape(-1), all_reduce).reshape(x.shape), 0
+
+    def same_vmap(_: Any, dims: tuple[int, None], x: Array, all_reduce: Callable[[Array], Any]) -> Any:
+        return shared.apply(x, all_reduce), dims[0]
+
+    def node(name: str, forward: Any, jvp: Any, vmap: Any) -> Any:
+        methods = {"forward": forward, "setup_context": setup_context, "backward": of_both, "jvp": jvp, "vmap": vmap}
+        base = sys.modules["torch"].autograd.Function
+        return type(name, (base,), {each: staticmethod(method) for each, method in methods.items()})
+
+    total = node("AllReduce", summed, sum_of_tangent, summed_vmap)
+    shared = node("Shared", same, same_tangent, same_vmap)
+    _nodes.update(sum=total, shared=shared)
+    return _nodes
 
 
 def _torch_host(x: Array) -> Any:
@@ -584,17 +626,26 @@ def _quiet() -> AbstractContextManager[Any]:
 def _numpy_overlap(x: Array, out: Array) -> bool:
     if np.may_share_memory(x, out):
         return True
-    one, other = _file(x), _file(out)
-    return (
-        one is not None and other is not None and bool(one.filename == other.filename and one._mmap is not other._mmap)
-    )
+    one, other = _map(x), _map(out)
+    if one is None or other is None or one._mmap is other._mmap:
+        return False
+    return None in (files := (_file(one), _file(other))) or files[0] == files[1]
 
 
-def _file(x: Any) -> Any:
+def _map(x: Any) -> Any:
     """The memory-mapped file that an array is a view of, if it is."""
-    while isinstance(x, np.ndarray) and getattr(x, "filename", None) is None:
+    while isinstance(x, np.ndarray) and getattr(x, "_mmap", None) is None:
         x = x.base
     return x if isinstance(x, np.memmap) else None
+
+
+def _file(mapped: Any) -> tuple[int, int] | None:
+    """Which file that is, whatever its name; None where it has none."""
+    try:
+        found = os.stat(mapped.filename)
+    except (OSError, TypeError):
+        return None
+    return found.st_dev, found.st_ino
 
 
 @contextmanager

@@ -26,9 +26,21 @@ def normalize(call: Call, *, keep: bool) -> Normalized:
     given = [each for each in call.spread or () if each is not None]
     arrays = [each for each in (call.x, call.gamma, call.beta) if each is not None]
     if not records(arrays + given) or any(each.requires_grad for each in given):
-        return schedules.normalize(call, keep=keep)
+        return schedules.normalize(_shared(call), keep=keep)
     y, *spread = _node().apply(call.x, call.gamma, call.beta, call._replace(x=None, gamma=None, beta=None))
     return Normalized(y, call.spread or Spread(*spread))
+
+
+def _shared(call: Call) -> Call:
+    """The call with gamma and beta as what all replicas share, where they do: as `pull` adds up their gradients."""
+    if call.all_reduce is None:
+        return call
+    library, short = call.plan.library, call.plan.short
+    gamma, beta = (
+        library.shared(each, call.all_reduce) if each is not None and one_for_all else each
+        for each, one_for_all in zip((call.gamma, call.beta), short, strict=True)
+    )
+    return call._replace(gamma=gamma, beta=beta)
 
 
 @cache

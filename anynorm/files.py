@@ -8,11 +8,14 @@ import errno
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import secrets
+import stat
 import zipfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, Self, TypeVar
@@ -178,6 +181,7 @@ def read(path: StrPath, kinds: Mapping[str, type[Value[Any]]], like: Any, *, sin
     made = _format(path)
     if like is not None:
         library_of("like", like)
+    _check_regular(path, Path(path))  # a pipe, or a device, may never end
     whole = Path(path).read_bytes()
     at = made.seal(whole)
     if at < 0 or _sealed(whole, at) != whole:
@@ -267,11 +271,22 @@ def _decoded(
     return made
 
 
+def _check_regular(path: StrPath, target: Path) -> None:
+    """An error if what is there is no file."""
+    mode = target.stat().st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode):
+        raise ValueError(f"{path} must be a regular file, got a pipe, a socket or a device")
+
+
 def _replace(path: Path, whole: bytes) -> None:
     """Put a file in the place of another, or of none, in one step that, once done, no power cut undoes."""
     target = Path(os.path.realpath(path))  # a link stays one, and what it leads to is replaced
     if not target.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "the folder of a file to be saved must exist", str(path))
+    with suppress(FileNotFoundError):
+        _check_regular(path, target)
     temporary = target.parent / f".anynorm-{secrets.token_hex(8)}.tmp"
     try:
         # opened as a new file of the user's is, so that it has the permissions of one
@@ -316,13 +331,24 @@ def _npz(arrays: dict[str, Any], text: str) -> bytes:
 def _from_npz(whole: bytes) -> tuple[str, dict[str, Any]]:
     with zipfile.ZipFile(io.BytesIO(whole)) as archive:
         members = archive.infolist()
-    if len({each.filename for each in members}) < len(members):
-        raise ValueError("two arrays of one name")
-    if any(each.compress_type != zipfile.ZIP_STORED or each.file_size > len(whole) for each in members):
-        raise ValueError("an array that is packed")
-    with np.load(io.BytesIO(whole), allow_pickle=False) as archive:
-        arrays = {name: archive[name] for name in archive.files}
+        if len({each.filename for each in members}) < len(members):
+            raise ValueError("two arrays of one name")
+        packed = any(each.compress_type != zipfile.ZIP_STORED for each in members)
+        if packed or sum(each.file_size for each in members) > len(whole):
+            raise ValueError("an array that is packed")
+        arrays = {each.filename.removesuffix(".npy"): _from_npy(archive.read(each)) for each in members}
     return arrays.pop(_TEXT).tobytes().decode(), arrays
+
+
+def _from_npy(whole: bytes) -> Any:
+    """What `numpy.load` gives, if there are as many bytes as the header says; it would make room for them first."""
+    file = io.BytesIO(whole)
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError("an array of another format")
+    shape, columns_first, dtype = np.lib.format.read_array_header_1_0(file)
+    if dtype.hasobject or math.prod(shape) * dtype.itemsize != len(whole) - file.tell():
+        raise ValueError(f"an array of {shape} {dtype} in {len(whole) - file.tell()} bytes")
+    return np.ndarray(shape, dtype, whole[file.tell() :], order="F" if columns_first else "C")
 
 
 def _safetensors(arrays: dict[str, Any], text: str) -> bytes:

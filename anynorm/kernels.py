@@ -349,15 +349,16 @@ def parameter_gradient(
     return groups.mean(xp, dy) if factor is None else groups.mean_product(xp, dy, factor, ops=ops)
 
 
-def merge(xp: Namespace, first: Spread, second: Spread, share: Any) -> Spread:
-    """Two sets of values together; `share` is the second's part of the joint count.
+def merge(xp: Namespace, first: Spread, second: Spread, shares: tuple[Any, Any]) -> Spread:
+    """Two sets of values together; `shares` are their parts of the joint count, as 1 - share would lose a small one.
 
     Chan, Golub & LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979, eq. 2.1.
     """
+    one, other = shares
     delta = (second.mean - first.mean) + (second.rest - first.rest)
-    between = delta * (share * (1 - share)) * delta  # in this order: nothing, where one of the two is empty
-    var = first.var * (1 - share) + second.var * share + between
-    return Spread(*renormalized(xp, first.mean, first.rest + delta * share), var)
+    between = delta * (one * other) * delta  # in this order: nothing, where one of the two is empty
+    var = first.var * one + second.var * other + between
+    return Spread(*renormalized(xp, first.mean, first.rest + delta * other), var)
 
 
 def renormalized(xp: Namespace, mean: Array, rest: Array) -> tuple[Array, Array]:

@@ -137,7 +137,10 @@ class _Run(NamedTuple):
         taken: list[Array] = []
 
         def room() -> Array:
-            taken.append(self.rooms.pop() if self.rooms else empty((self.largest,), x, plan.dtype))
+            try:
+                taken.append(self.rooms.pop())
+            except IndexError:  # and no look beforehand: another thread may be faster
+                taken.append(empty((self.largest,), x, plan.dtype))
             return library.xp.reshape(taken[-1][: math.prod(shape)], shape)
 
         place = room() if survey or y is None or not self.in_place else y

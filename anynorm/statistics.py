@@ -77,10 +77,11 @@ def pooled(these: Statistics[ArrayT], others: Statistics[ArrayT]) -> tuple[Sprea
     if is_number(count):
         if these.count == 0 or others.count == 0:
             return (first if others.count == 0 else second), count
-        return merge(xp, first, second, others.count / count), count
+        return merge(xp, first, second, (these.count / count, others.count / count)), count
     one, other = _counts(xp, these.count, others.count, first.mean.dtype)
     both = one + other
-    joint = merge(xp, first, second, other / xp.where(both > 0, both, xp.ones_like(both)))
+    some = xp.where(both > 0, both, xp.ones_like(both))
+    joint = merge(xp, first, second, (one / some, other / some))
 
     def chosen(first: Array, second: Array, joint: Array) -> Array:
         return xp.where(other == 0, first, xp.where(one == 0, second, joint))

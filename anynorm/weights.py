@@ -95,8 +95,16 @@ def standardize(
     flat: float | Array | None = 1.0,
     alike: tuple[Array, Array] | None = None,
 ) -> Standardized:
-    """`kernels.standardize`; 0 in a group without weight."""
+    """`kernels.standardize`; 0 in a group without weight.
+
+    Shares add up to 1 but for rounding, which would leave equal numbers a spread: where no eps hides it, they are
+    looked for.
+    """
     kept = shielded(xp, x, groups.weights)
+    if centred and flat is not None and alike is None:
+        share, count, _ = groups.weights
+        bottom, top = extremes(xp, kept, share > 0, count > 0, groups=groups.plain)
+        alike = (bottom == top, top)
     done = kernels.standardize(xp, kept, groups=groups, eps=eps, centred=centred, flat=flat, alike=alike)
     return strayed(xp, x, done, groups.weights)
 

@@ -9,7 +9,7 @@ settings.register_profile("eager", deadline=None, derandomize=True, max_examples
 # each new shape is compiled, or a graph of its own
 settings.register_profile("lazy", settings.get_profile("eager"), max_examples=3)
 
-collect_ignore = ["jax_replicas.py", "torch_replica.py"]  # which tests run in processes of their own
+collect_ignore = ["jax_replicas.py", "mpi_replica.py", "torch_replica.py"]  # which tests run in processes of their own
 
 
 def pytest_addoption(parser):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -285,3 +286,16 @@ def test_devices_of_jax_find_what_one_finds(backend):
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=3", "JAX_PLATFORMS": "cpu", "JAX_ENABLE_X64": "1"}
     ((output, code),) = outputs([run("jax_replicas.py", **flags)], timeout=300)
     assert code == 0, output
+
+
+@pytest.mark.cells("numpy")
+@pytest.mark.parametrize("sizes", [(3, 2), (4, 0, 2)], ids=str)
+def test_processes_of_mpi_find_what_one_process_finds(sizes):
+    pytest.importorskip("mpi4py", reason="mpi4py is not installed: `nox -s mpi` installs it")
+    mpiexec = shutil.which("mpiexec", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    assert mpiexec, "mpi4py is there, and no mpiexec"
+    command = [mpiexec, "-n", str(len(sizes)), sys.executable, str(HERE / "mpi_replica.py"), json.dumps(sizes)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("done") == len(sizes)  # mpiexec mixes their lines

@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import threading
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -268,6 +269,112 @@ def test_pickles_and_packed_arrays_are_refused(tmp_path):
                 anynorm.Moments.load(other)
 
 
+def npy(shape, dtype="<f8", data=b"\0" * 24):
+    """An array whose header may say what it likes."""
+    header = f"{{'descr': {dtype!r}, 'fortran_order': False, 'shape': {shape}, }}".encode()
+    header += b" " * (-(len(header) + 11) % 64) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + data
+
+
+HEADERS = {
+    "terabytes": npy(f"({10**12},)"),
+    "gigabytes": npy("(1250000000,)"),
+    "more than can be counted": npy(f"({2**32}, {2**32}, 4)"),
+    "a length that is no number": npy("(" + "9" * 5000 + ",)"),
+    "less than nothing": npy("(-3, -1)"),
+    "nothing, of any length": npy(f"(0, {2**62}, {2**62})", data=b""),
+    "numbers of no size": npy(f"({2**40},)", "|V0", b""),
+    "objects": npy("(3,)", "|O"),
+    "too few": npy("(2,)"),
+    "too many brackets": npy("(" * 3000 + ")" * 3000),
+    "a formula": npy("9**9**9"),
+    "a long header": b"\x93NUMPY\x02\x00" + b"\xff" * 4 + b"{}",
+    "another file": b"hello",
+    "no byte": b"",
+    "a pickle": b"\x80\x04K\x01.",
+}
+
+
+@pytest.mark.cells("numpy")
+@pytest.mark.parametrize("header", HEADERS)
+def test_no_array_takes_more_room_than_its_file(header, tmp_path):
+    path = tmp_path / "state.npz"
+    anynorm.Moments(np.zeros(3), np.ones(3), 1).save(path)
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, data in (members | {"mean.npy": HEADERS[header]}).items():
+            archive.writestr(name, data)
+        archive.comment = files._ZEROS
+    whole = buffer.getvalue()
+    path.write_bytes(files._sealed(whole, len(whole) - 64))
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=f"^{path} must hold what anynorm saves, got"):
+            anynorm.Moments.load(path)
+        assert tracemalloc.get_traced_memory()[1] < 1e7
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.cells("numpy")
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"version": ' + "9" * 5000 + "}", "NaN", "[]", "3", "", "\\"])
+def test_a_text_that_no_parser_takes_is_refused(text, tmp_path):
+    path = tmp_path / "state.npz"
+    whole = files._npz({"mean": np.zeros(3)}, text)
+    path.write_bytes(files._sealed(whole, len(whole) - 64))
+    for load in (anynorm.Moments.load, anynorm.load):
+        with pytest.raises(ValueError, match=f"^{path} must hold what anynorm saves, got: "):
+            load(path)
+
+
+@pytest.mark.cells("numpy")
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_whole_file_of_any_bytes_is_read_or_refused(suffix, tmp_path):
+    path, made = tmp_path / f"state{suffix}", files._FORMATS[suffix]
+    anynorm.Moments(np.zeros(3), np.ones(3), 1).save(path)
+    whole, rng = path.read_bytes(), random.Random(1)
+    refusals = set()
+    for at in range(len(whole)):
+        changed = bytearray(whole)
+        changed[at] ^= rng.randrange(1, 256)
+        if (place := made.seal(bytes(changed))) < 0:
+            continue
+        path.write_bytes(files._sealed(bytes(changed), place))
+        try:
+            anynorm.Moments.load(path)
+        except ValueError as error:
+            refusals.add(str(error).startswith(f"{path} must "))
+    assert refusals == {True}
+
+
+@pytest.mark.cells("numpy")
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_names_may_have_any_characters_that_can_be_printed(suffix, tmp_path):
+    names = [
+        "/",
+        "..",
+        "../../etc/passwd",
+        "a/b.c",
+        "a.b",
+        "C:\\x",
+        "'\"",
+        '"sha256":"' + "0" * 64 + '"',
+        "é",
+        "e\u0301",
+        "日本",
+    ]
+    names += ["a" * 5000, "anynorm", "file", "mean", "a.mean", "__metadata__", "x.npy", "😀", "-", "%s{}"]
+    kept = {name: anynorm.Moments(np.full(2, float(i)), np.ones(2), i) for i, name in enumerate(names)}
+    path = tmp_path / f"states{suffix}"
+    anynorm.save(kept, path)
+    found = anynorm.load(path)
+    assert list(found) == names
+    assert all(found[name].count == i and found[name].mean[0] == i for i, name in enumerate(names))
+    assert os.listdir(tmp_path) == [path.name]
+
+
 @pytest.mark.cells("numpy")
 def test_a_path_says_what_is_wrong_with_it(tmp_path):
     state = anynorm.Moments(np.zeros(3), np.ones(3), 1)
@@ -332,6 +439,29 @@ def test_a_file_is_as_any_new_file_and_a_link_stays_a_link(tmp_path):
     anynorm.Moments(np.zeros(3), np.ones(3), 2).save(link)
     assert link.is_symlink()
     assert anynorm.Moments.load(path).count == 2
+
+
+@pytest.mark.cells("numpy")
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes elsewhere")
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_what_is_no_regular_file_is_neither_waited_for_nor_replaced(suffix, tmp_path):
+    state, pipe, endless, loop = (
+        anynorm.Moments(np.zeros(3), np.ones(3), 1),
+        *(tmp_path / f"{name}{suffix}" for name in ("pipe", "endless", "loop")),
+    )
+    os.mkfifo(pipe)
+    endless.symlink_to("/dev/zero")
+    loop.symlink_to(loop)
+    for use in (state.save, anynorm.Moments.load):
+        # of the device only reading is tried: a save that went wrong would take its place
+        for path in (pipe,) if use == state.save else (pipe, endless):
+            with pytest.raises(ValueError, match=f"^{path} must be a regular file, got a pipe, a socket or a device$"):
+                use(path)
+        with pytest.raises(OSError, match=loop.name):
+            use(loop)
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    assert loop.is_symlink()
+    assert len(os.listdir(tmp_path)) == 3
 
 
 @pytest.mark.cells("numpy")
@@ -402,6 +532,26 @@ def test_those_who_save_at_once_leave_the_file_of_one_of_them(tmp_path):
         thread.join()
     assert not wrong
     assert os.listdir(tmp_path) == ["state.npz"]
+
+
+@pytest.mark.cells("numpy")
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_processes_that_save_at_once_leave_the_file_of_one_of_them(suffix, tmp_path):
+    path = tmp_path / f"state{suffix}"
+    savers = [
+        subprocess.Popen([sys.executable, "-c", SAVER, path, str(count)], stdout=subprocess.PIPE, text=True)
+        for count in (0, 10**6)
+    ]
+    try:
+        for saver in savers:
+            saver.stdout.readline()
+        for _ in range(60):
+            found = anynorm.Moments.load(path)
+            assert np.all(found.mean == found.count)
+    finally:
+        for saver in savers:
+            saver.kill()
+            saver.communicate()
 
 
 def test_a_state_moves_to_another_library_and_back(backend):

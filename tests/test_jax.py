@@ -233,3 +233,28 @@ def test_a_variance_under_jit_takes_its_power_of_two_back_in_two_steps(backend, 
 
     var = jax.jit(lambda x: anynorm.layer_norm(x, eps=0, return_moments=True)[1].var)(backend.array(x, "float32"))
     np.testing.assert_allclose(np.asarray(var), x.var(axis=1, dtype=np.float64), rtol=2e-6)
+
+
+@pytest.mark.parametrize("kind", ["mask", "reals", "integers"])
+def test_vmap_grad_and_second_derivatives_take_weights(backend, kind):
+    import jax
+
+    rng = np.random.default_rng(10)
+    xs, weights = (backend.array(each) for each in (rng.standard_normal((3, 4, 5, 2)), rng.random((3, 4, 1, 2))))
+    weights = {"mask": weights > 0.3, "reals": weights, "integers": (3 * weights).astype("int32")}[kind]
+
+    def function(x, weights):
+        return anynorm.batch_norm(x, weights=weights)
+
+    def cubed(x, weights):
+        return (function(x, weights) ** 3).sum()
+
+    for mapped, single in ((function, function), (jax.grad(cubed), jax.grad(cubed))):
+        found = jax.jit(jax.vmap(mapped))(xs, weights)
+        np.testing.assert_allclose(found, np.stack(list(map(single, xs, weights))), rtol=1e-9, atol=1e-9)
+        found = jax.vmap(mapped, (None, 0))(xs[0], weights)
+        np.testing.assert_allclose(found, np.stack([single(xs[0], each) for each in weights]), rtol=1e-9, atol=1e-9)
+    x, along = xs[0], backend.array(rng.standard_normal((4, 5, 2)))
+    _, second = jax.jvp(lambda x: jax.grad(cubed)(x, weights[0]), (x,), (along,))
+    moved = [jax.grad(cubed)(x + step * along, weights[0]) for step in (1e-6, -1e-6)]
+    np.testing.assert_allclose(second, (moved[0] - moved[1]) / 2e-6, rtol=1e-4, atol=1e-4)

@@ -4,6 +4,8 @@ import dataclasses
 import io
 import itertools
 import sys
+from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -258,3 +260,93 @@ def test_parts_of_an_array_with_an_offset_merge_to_the_moments_of_the_whole(back
     exact = x.astype(np.float64)
     assert np.max(np.abs(both(backend, merged) - exact.mean(axis=0))) < 1e-5
     assert np.max(np.abs(backend.numpy(merged.var) / exact.var(axis=0) - 1)) < 1e-5
+
+
+def exactly(backend, *values):
+    """Moments of one channel of these means, variances and counts, and their exact values."""
+    made = [anynorm.Moments(*(backend.array([v], "float32") for v in (mean, var)), n) for mean, var, n in values]
+    return made, [tuple(map(Fraction, (float(np.float32(mean)), float(np.float32(var)), n))) for mean, var, n in values]
+
+
+half = st.floats(-6e4, 6e4, width=16), st.floats(0, 1e4, width=16), st.integers(0, 2**60) | st.floats(1e-3, 1e18)
+
+
+@given(parts=st.lists(st.tuples(*half), min_size=2, max_size=3), per_channel=st.booleans())
+def test_counts_of_any_size_merge_to_the_exact_sums_in_any_order(backend, parts, per_channel):
+    if per_channel:  # in the dtype of the mean
+        parts = [(mean, var, float(np.float32(n))) for mean, var, n in parts]
+    made, exact = exactly(backend, *parts)
+    if per_channel:
+        made = [
+            anynorm.Moments(m.mean, m.var, counts(backend, [n], whole=False))
+            for m, (*_, n) in zip(made, parts, strict=True)
+        ]
+    n = sum(count for *_, count in exact)
+    if not n:
+        return
+    mean = sum(count * each for each, _, count in exact) / n
+    var = sum(count * (spread + (each - mean) ** 2) for each, spread, count in exact) / n
+    reach = float(max(abs(each - mean) for each, _, count in exact if count))
+    for first, *others in itertools.permutations(made):
+        merged = first.merge(*others)
+        np.testing.assert_allclose(both(backend, merged), [float(mean)], rtol=1e-12, atol=3e-6 * reach + 1e-44)
+        np.testing.assert_allclose(backend.numpy(merged.var), [float(var)], rtol=1e-5, atol=1e-37)
+
+
+def test_a_part_of_almost_no_share_keeps_its_part_of_the_variance(backend):
+    for n in (10**8, 10**12, 10**18):
+        (small, large), _ = exactly(backend, (1e6, 0.0, 1), (0.0, 0.0, n))
+        for merged in (small.merge(large), large.merge(small)):
+            np.testing.assert_allclose(backend.numpy(merged.var), [1e12 / n], rtol=1e-5)
+
+
+@given(
+    parts=st.lists(
+        arrays(np.float32, st.tuples(st.integers(0, 6), st.just(3)), elements=numbers), min_size=1, max_size=5
+    ),
+    offset=st.sampled_from([0.0, 1e3, -1e6]),
+    data=st.data(),
+)
+def test_weighted_parts_merge_in_any_order_to_the_moments_of_the_whole(backend, parts, offset, data):
+    weight = st.just(0.0) | st.floats(0.125, 100, width=16)
+    weights = [data.draw(arrays(np.float32, part.shape, elements=weight)) for part in parts]
+    parts = [part + np.float32(offset) for part in parts]
+    own = replace(backend, tracked=False)
+    if backend.library == "dask":  # it takes no chunk of size 0
+        weights = [w for w, part in zip(weights, parts, strict=True) if part.size] or [np.ones((1, 3), np.float32)]
+        parts = [part for part in parts if part.size] or [np.ones((1, 3), np.float32)]
+    x, w = np.concatenate(parts).astype(np.longdouble), np.concatenate(weights).astype(np.longdouble)
+    made = [
+        anynorm.moments(own.array(part, "float32"), axis=0, weights=own.array(weight, "float32"))
+        for part, weight in zip(parts, weights, strict=True)
+    ]
+    first, *others = data.draw(st.permutations(made))
+    merged = first.merge(*others)
+    np.testing.assert_allclose(own.numpy(merged.count), w.sum(axis=0).astype(float), rtol=1e-6)
+    for i in range(3):
+        if not w[:, i].any():
+            continue
+        mean = np.average(x[:, i], weights=w[:, i])
+        var = np.average((x[:, i] - mean) ** 2, weights=w[:, i])
+        reach = float(np.abs(x[w[:, i] > 0, i] - mean).max())
+        np.testing.assert_allclose(both(own, merged)[i], float(mean), rtol=1e-13, atol=5e-6 * reach + 1e-37)
+        np.testing.assert_allclose(own.numpy(merged.var)[i], float(var), rtol=1e-5, atol=2e-5 * reach**2 + 1e-30)
+
+
+@given(seed=st.integers(0, 2**32 - 1), data=st.data(), correction=st.sampled_from([0, 1]))
+def test_states_that_saw_batches_of_unequal_numbers_pool_to_the_whole(backend, seed, data, correction):
+    rng, seen, workers = np.random.default_rng(seed), [], []
+    for _ in range(data.draw(st.integers(1, 4))):
+        worker = anynorm.RunningStats.init(2, like=backend.array(0.0, "float32"), momentum=None, correction=correction)
+        for n in data.draw(st.lists(st.integers(2, 9), max_size=4)):
+            seen.append((rng.standard_normal((n, 2)) + 1e6).astype(np.float32))
+            worker = worker.update(anynorm.moments(replace(backend, tracked=False).array(seen[-1], "float32"), axis=0))
+        workers.append(worker)
+    first, *others = data.draw(st.permutations(workers))
+    for other in others:
+        first = first.merge(other)
+    whole = np.concatenate([np.empty((0, 2)), *seen])
+    assert first.count == len(whole)
+    expected = (whole.mean(axis=0), whole.var(axis=0, ddof=correction)) if len(whole) else (np.zeros(2), np.ones(2))
+    np.testing.assert_allclose(both(backend, first), expected[0], rtol=1e-13, atol=3e-5)
+    np.testing.assert_allclose(backend.numpy(first.var), expected[1], rtol=1e-4)

@@ -1,5 +1,7 @@
 """`out=`: whatever array it is, it gets the result, or an error before anything is written."""
 
+import os
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -140,6 +142,29 @@ def test_out_may_be_the_same_file_mapped_again(tmp_path, schedule, axis):
         anynorm.normalize(np.asarray(x), axis=axis, out=out)
         want = standardized(values, axis if axis is not None else (0, 1))
         np.testing.assert_allclose(np.fromfile(tmp_path / "x", np.float32).reshape(40, 50), want, atol=1e-5)
+
+
+@pytest.mark.cells("numpy")
+@pytest.mark.parametrize("mode", ["r", "c"])
+@pytest.mark.parametrize("name", ["str", "path", "symbolic link", "hard link", "none"])
+def test_out_may_be_another_part_of_the_same_file_by_any_name(tmp_path, schedule, name, mode):
+    values = np.random.default_rng(5).standard_normal(40 * 50 + 7).astype(np.float32)
+    want = standardized(values[:2000].reshape(40, 50), 1)
+    path, other = tmp_path / "x", tmp_path / "other"
+    for first, second in ((0, 7), (7, 0)):
+        np.roll(values, first).tofile(path)
+        other.unlink(missing_ok=True)
+        if "link" in name:
+            other.symlink_to(path) if name == "symbolic link" else other.hardlink_to(path)
+        with path.open("r+b", buffering=0) as unnamed, os.fdopen(os.dup(unnamed.fileno()), "r+b") as file:
+            one, again = {"str": (str(path), str(path)), "path": (path, str(path)), "none": (file, path)}.get(
+                name, (str(path), str(other))
+            )
+            x = np.memmap(one, np.float32, mode, offset=4 * first, shape=(40, 50))
+            out = np.memmap(again, np.float32, "r+", offset=4 * second, shape=(40, 50))
+            anynorm.layer_norm(x, out=out)
+            np.testing.assert_allclose(out, want, atol=1e-5)
+            del x, out
 
 
 @pytest.mark.cells("torch")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import anynorm
-from anynorm import calls, settings
+from anynorm import calls, passes, settings
 from anynorm.blocks import share
 
 pytestmark = pytest.mark.cells("numpy")
@@ -90,6 +90,21 @@ def test_the_number_of_threads_does_not_show_in_a_bit(much_to_share):
             for others in found[1:]:
                 for one, other in zip(found[0], others, strict=True):
                     np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("norm", [anynorm.batch_norm, anynorm.layer_norm])
+def test_another_thread_may_take_the_room_that_this_one_saw(norm, monkeypatch):
+    class Taken(list):
+        """Which has something until it is asked for it, as between two threads that no lock holds apart."""
+
+        def __len__(self):
+            return 1
+
+    made = passes._Run
+    monkeypatch.setattr("anynorm.passes._Run", lambda *parts: made(*parts)._replace(rooms=Taken()))
+    x = np.random.default_rng(0).standard_normal((40, 6, 30)).astype(np.float16)
+    with anynorm.options(block_bytes=256):
+        np.testing.assert_allclose(norm(x), norm(x.astype(np.float64)), atol=5e-3)
 
 
 def test_options_are_those_of_a_task_alone():

@@ -237,3 +237,123 @@ def test_moments_carry_no_graph(backend):
     for moments in (batch, other, anynorm.moments(x, axis=0)):
         assert moments.mean.grad_fn is None
         assert moments.var.grad_fn is None
+
+
+def weighted(torch, device, n, kind):
+    """x, gamma, beta and weights."""
+    generator = torch.Generator().manual_seed(n)
+    x, gamma, beta = (
+        torch.randn(*shape, generator=generator, dtype=torch.float64).to(device) for shape in ((n, 6, 4), (6,), (6,))
+    )
+    weights = torch.rand(n, 1, 4, generator=generator, dtype=torch.float64).to(device)
+    weights = {"mask": weights > 0.3, "reals": weights, "integers": (3 * weights).to(torch.int64) + 1}[kind]
+    return x, gamma, beta, weights
+
+
+def derivatives(torch, function, arrays, dy, weights):
+    """y and the gradients, by autograd."""
+    arrays = [each.clone().requires_grad_() for each in arrays]
+    y = function(*arrays, weights)
+    return y.detach(), *torch.autograd.grad(y, arrays, dy)
+
+
+@pytest.mark.parametrize("kind", ["mask", "reals", "integers"])
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize(("norm", "options"), [(anynorm.batch_norm, {}), (anynorm.layer_norm, {"axis": 1})])
+def test_weights_are_an_argument_of_one_graph(backend, norm, options, dynamic, kind):
+    torch = backend.xp
+    if backend.tracked:
+        pytest.skip(reason="compiled once, as compiling takes a while")
+
+    def function(x, gamma, beta, weights):
+        return norm(x, gamma, beta, weights=weights, **options)
+
+    compiled = torch.compile(function, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for n in (3, 5):
+        *arrays, weights = weighted(torch, backend.device, n, kind)
+        found, expected = (
+            derivatives(torch, each, arrays, arrays[0] * 2 - 1, weights) for each in (compiled, function)
+        )
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other)
+    torch._dynamo.reset()
+
+
+def test_a_training_step_with_weights_compiles_without_a_warning(backend):
+    torch = backend.xp
+    x, gamma, _, mask = weighted(torch, backend.device, 3, "mask")
+
+    def step(x, mask, running):
+        y, batch = anynorm.batch_norm(x, gamma, weights=mask, return_moments=True)
+        running = running.update(batch)
+        return y, running.mean, running.var, running.count
+
+    running = anynorm.RunningStats.init(6, like=x)
+    compiled = torch.compile(step, fullgraph=True, backend="eager")
+    for one, other in zip(compiled(x, mask, running), step(x, mask, running), strict=True):
+        torch.testing.assert_close(one, other)
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("kind", ["mask", "reals", "integers"])
+@pytest.mark.parametrize(("norm", "options"), [(anynorm.batch_norm, {}), (anynorm.layer_norm, {"axis": 1})])
+def test_function_transforms_take_weights(backend, norm, options, kind):
+    torch = backend.xp
+    x, gamma, beta, weights = weighted(torch, backend.device, 3, kind)
+    xs, every = x + torch.arange(4.0, device=x.device)[:, None, None, None], torch.stack([weights] * 4)
+    every[1:3, 1] = 0
+
+    def function(x, weights):
+        return norm(x, gamma, beta, weights=weights, **options)
+
+    def cubed(x, weights):
+        return function(x, weights).pow(3).sum()
+
+    for values, masks, dims in ((xs, every, (0, 0)), (xs, weights, (0, None)), (x, every, (None, 0))):
+        cases = [(values if dims[0] is None else values[i], masks if dims[1] is None else masks[i]) for i in range(4)]
+        looped = torch.stack([function(*each) for each in cases])
+        torch.testing.assert_close(torch.func.vmap(function, dims)(values, masks), looped)
+        looped = torch.stack([derivatives(torch, cubed, each[:1], None, each[1])[1] for each in cases])
+        torch.testing.assert_close(torch.func.vmap(torch.func.grad(cubed), dims)(values, masks), looped)
+    direction, step = torch.linspace(-1, 1, x.numel(), dtype=x.dtype, device=x.device).reshape(x.shape), 1e-6
+    _, tangent = torch.func.jvp(lambda x: function(x, weights), (x,), (direction,))
+    moved = [function(x + sign * step * direction, weights) for sign in (1, -1)]
+    torch.testing.assert_close(tangent, (moved[0] - moved[1]) / (2 * step), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own compiler does
+@pytest.mark.parametrize("in_place", [False, True])
+def test_sums_over_replicas_are_transformed_and_break_the_graph_of_a_compiler(backend, in_place):
+    torch = backend.xp
+    x, gamma, beta, mask = weighted(torch, backend.device, 3, "mask")
+
+    def all_reduce(array):  # the other replica has the same numbers
+        if not in_place:
+            return array * 2
+        array *= 2
+        return None
+
+    def function(x, gamma, beta, mask=mask):
+        return anynorm.batch_norm(x, gamma, beta, weights=mask, all_reduce=all_reduce)
+
+    def cubed(x, gamma, beta):
+        return function(x, gamma, beta).pow(3).sum()
+
+    torch.testing.assert_close(function(x, gamma, beta), anynorm.batch_norm(x, gamma, beta, weights=mask))
+    expected = derivatives(torch, lambda *arrays: cubed(*arrays[:3]), (x, gamma, beta), None, None)[1:]
+    for found, each in zip(torch.func.grad(cubed, (0, 1, 2))(x, gamma, beta), expected, strict=True):
+        torch.testing.assert_close(found, each)
+    xs = torch.stack([x, x * 2 + 1])
+    mapped = torch.func.vmap(torch.func.grad(cubed, (0, 1, 2)), (0, None, None))(xs, gamma, beta)
+    for i in range(2):
+        for found, each in zip(mapped, torch.func.grad(cubed, (0, 1, 2))(xs[i], gamma, beta), strict=True):
+            torch.testing.assert_close(found[i], each)
+    _, tangent = torch.func.jvp(lambda x: function(x, gamma, beta), (x,), (x,))
+    moved = [function(x + step * x, gamma, beta) for step in (1e-6, -1e-6)]
+    torch.testing.assert_close(tangent, (moved[0] - moved[1]) / 2e-6, atol=1e-6, rtol=1e-6)
+    if not backend.tracked:
+        compiled = torch.compile(function, backend="eager")
+        found, expected = (derivatives(torch, each, (x, gamma, beta), x * 2 - 1, mask) for each in (compiled, function))
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other)
+        torch._dynamo.reset()

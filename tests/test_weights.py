@@ -301,6 +301,23 @@ def test_numbers_and_weights_of_any_size(backend, size, weight):
         assert np.all(backend.numpy(y)[mask] == 0)
 
 
+@pytest.mark.parametrize("value", [1001.0, 0.1, 1e6 / 3])
+def test_equal_numbers_of_unequal_weights_have_no_spread(backend, value):
+    only_if(value == 0.1, backend)
+    rng = np.random.default_rng(17)
+    weights = (rng.random((40, 3)) ** 8 * 10.0 ** rng.integers(-6, 6, (40, 3))).astype(np.float32)
+    weights[rng.random((40, 3)) > 0.8] = 0
+    weights[0] = 1
+    beta = np.asarray([1.0, 2.0, 3.0])
+    for padding in (value, 0.0, np.nan):
+        x = np.where(weights > 0, value, padding)
+        arrays = backend.array(x, "float32"), None, backend.array(beta, "float32")
+        given = constant(backend, weights, "float32")
+        y = backend.numpy(anynorm.batch_norm(*arrays, weights=given, eps=0))
+        assert np.all((y == beta)[weights > 0])
+        assert not np.any(backend.numpy(anynorm.moments(arrays[0], axis=0, weights=given).var))
+
+
 def test_a_weight_that_is_negative_or_not_finite_is_an_error(backend):
     x = backend.array(np.ones((2, 3)))
     for bad in (-1.0, np.nan, np.inf):
