@@ -256,12 +256,14 @@ def _of_groups(
 ) -> Array:
     """Something of the weights of each group, in the dtype of the computation; of those that are plain, in parts."""
     xp, groups, shape = plan.library.xp, plan.groups._replace(divisor=1.0), tuple(weights.shape)
-    room = current().block_bytes * 8 // xp.finfo(plan.dtype).bits // 4
 
     def taken(weights: Array, unit: Array | None) -> Array:
         return take(groups, xp, ready(xp, Weights(weights, None, unit), plan.dtype).each)
 
-    if not plan.library.plain(weights) or math.prod(shape) <= room:
+    if not plan.library.plain(weights):
+        return taken(weights, unit)
+    room = current().block_bytes * 8 // xp.finfo(plan.dtype).bits // 4
+    if math.prod(shape) <= room:
         return taken(weights, unit)
     grid = blocks(shape, groups.axes, max(1, room), max(1, room))
     every = empty(tuple(1 if axis in groups.axes else n for axis, n in enumerate(shape)), weights, plan.dtype)

@@ -256,7 +256,9 @@ def _groups(run: _Run, parts: list[Block], scale: Scale | None, *, shield: bool 
     else:
         survey = partial(run.each, lambda part: part.portion(scale), survey=True, shield=shield)
         spread = pooled(plan, survey, parts)
-        done = scale is not None or ordinary(plan, spread.var)
+        # shares add up to 1 but for rounding: where no eps hides it, equal numbers are looked for
+        sure = given is None or not (plan.tiny and plan.centred)
+        done = scale is not None or (sure and ordinary(plan, spread.var))
         if done and run.y is not None:
             _apply(run, parts, spread, scale)
     if done:

@@ -102,8 +102,8 @@ def standardize(
     """
     kept = shielded(xp, x, groups.weights)
     if centred and flat is not None and alike is None:
-        share, count, _ = groups.weights
-        bottom, top = extremes(xp, kept, share > 0, count > 0, groups=groups.plain)
+        ends = extremes(xp, kept, groups.weights, groups=groups.plain)
+        bottom, top = found(xp, *ends, groups.weights.sums > 0)
         alike = (bottom == top, top)
     done = kernels.standardize(xp, kept, groups=groups, eps=eps, centred=centred, flat=flat, alike=alike)
     return strayed(xp, x, done, groups.weights)

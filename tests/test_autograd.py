@@ -266,6 +266,15 @@ def test_moments_that_were_written_to_after_the_forward_are_an_error(backend, to
         y.sum().backward()
 
 
+def test_weights_that_were_written_to_after_the_forward_are_an_error(backend, torch):
+    x = backend.array(np.random.default_rng(3).standard_normal((3, 4))).requires_grad_()
+    mask = x.detach() > 0
+    y = anynorm.layer_norm(x, weights=mask)
+    mask.logical_not_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_result_may_be_written_to(backend, torch, composed, case):
     arrays, dy = arguments(backend, case)

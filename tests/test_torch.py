@@ -322,6 +322,7 @@ def test_function_transforms_take_weights(backend, norm, options, kind):
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own compiler does
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # and this
 @pytest.mark.parametrize("in_place", [False, True])
 def test_sums_over_replicas_are_transformed_and_break_the_graph_of_a_compiler(backend, in_place):
     torch = backend.xp
