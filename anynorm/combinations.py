@@ -17,6 +17,8 @@ from anynorm.passes import SHORT, cut, folded, sound
 
 ROOMS = 4
 """The arrays of a block's size that a block takes."""
+ENOUGH = 512
+"""The squares of so many values tell that their mean is small."""
 Parameters = list[Array | None]
 """The gradients of gamma and beta, as far as they are wanted, from some of the values."""
 
@@ -47,6 +49,10 @@ class Pull(NamedTuple):
     wanted: Wanted
     spread: Spread
     rstd: Array
+    scale: Array
+    """What the gradient of xhat is multiplied by: rstd, or rstd * gamma where gamma is one number for each group."""
+    gamma: Array | None
+    """None where it is in the scale, too."""
     pivot: Array | None
     """What is taken from x first: its mean, unless that is small."""
     left: Array | None
@@ -244,9 +250,9 @@ def _look_at_rows(run: Pull, desk: Desk) -> Look:
 
 
 def _squares(plan: Plan, groups: Groups, g: Array) -> Array:
-    """The sum of squares of an eighth of the values: it is no more than that of all."""
+    """The sum of squares of some of the values: it is no more than that of all."""
     axis = groups.axes[-1]
-    few = g[(*(slice(None),) * axis, slice(0, -(-g.shape[axis] // 8)), ...)]
+    few = g[(*(slice(None),) * axis, slice(0, max(ENOUGH, g.shape[axis] // 8)), ...)]
     return groups.mean_product(plan.library.xp, few, few)
 
 

@@ -142,10 +142,12 @@ def gradients(
         found = []
         if outer is not None:
             if pivoted:
-                g = kernels.affine(dy, gamma, None)
+                alone = kernels.alone(gamma, form.axes)
+                g = dy if alone else kernels.affine(dy, gamma, None)
                 g, left, _ = kernels.shifted(xp, g, sums.pivot(xp, g), groups=sums)
                 leaning = Spread(None, None, sums.mean_product(xp, g, of.xhat))
                 dx = kernels.upright(g - sums.kept(xp, left), leaning, of)
+                dx = kernels.affine(dx, gamma if alone else None, None)
             else:
                 groups = None if given else sums
                 dx = kernels.input_gradient(xp, dy, gamma, of, groups=groups, centred=plan.centred)

@@ -247,11 +247,19 @@ def input_gradient(
 
     rstd * (g - mean(g) - xhat * mean(g * xhat)), where g = dy * gamma; the mean of g stays where x was not centred.
     """
+    if groups is not None and alone(gamma, groups.axes):
+        dx = input_gradient(xp, dy, None, of, groups=groups, centred=centred, places=places)
+        return places.result.multiply(dx, gamma)
     g = affine(dy, gamma, None, ops=places.result)
     if groups is None:
         return places.result.multiply(g, of.rstd)
     g, leaning = lean(xp, g, of.xhat, groups=groups, centred=centred, places=places)
     return upright(g, leaning, of, places=places)
+
+
+def alone(gamma: Array | None, axes: tuple[int, ...]) -> bool:
+    """Whether gamma is one number for each group: a dy that is nearly all mean loses that before gamma rounds it."""
+    return gamma is not None and all([gamma.shape[axis] == 1 for axis in axes])  # noqa: C419 - Dynamo takes no generator
 
 
 def lean(

@@ -22,6 +22,7 @@ from anynorm.passes import (
     root,
     seen,
     shared,
+    sound,
     spread_within,
     weights_within,
 )
@@ -85,7 +86,9 @@ def _in_blocks(call: Call, dy: Array, wanted: Wanted, spread: Spread) -> Gradien
     plan = call.plan
     library = plan.library
     with library.quiet():
-        rstd = root(plan, spread)
+        rstd, gamma = root(plan, spread), call.gamma
+        alone = plan.folds and kernels.alone(gamma, plan.view.axes)
+        scale, gamma = (rstd * gamma, None) if alone and sound(library.xp, rstd * gamma, gamma) else (rstd, gamma)
         mean, rest = spread.mean, seen(plan, spread.rest, spread.var)
         axes = combinations.runs(call, wanted, rstd)
         pivot, left = (None, mean) if mean is not None and minor(plan, mean, spread.var) else (mean, rest)
@@ -95,7 +98,10 @@ def _in_blocks(call: Call, dy: Array, wanted: Wanted, spread: Spread) -> Gradien
     arrays, made = (ROOMS, 0) if call.weights is None else (ROOMS + WEIGHTED, ROOMS + WEIGHTED)
     grid = blocks(plan.view.shape, averaged, *numbers(plan, arrays, made=made))
     largest = max(math.prod([each.stop - each.start for each in both(grid.groups[0], grid.parts[0])]), 1)
-    run = Pull(call, dy, wanted, spread._replace(rest=rest), rstd, pivot, left, _ones(plan, dy), axes, dx, [], largest)
+    run = Pull(
+        *(call, dy, wanted, spread._replace(rest=rest), rstd, scale, gamma, pivot, left),
+        *(_ones(plan, dy), axes, dx, [], largest),
+    )
     threads = shared(plan)
     many = len(grid.groups) >= threads
 
@@ -151,7 +157,8 @@ def _piece(run: Pull, desk: Desk) -> _Piece:
         kept, given = present(plan, given, block), weights_within(plan, given, block)
         if xhat is not None:
             dy, xhat = _without_strays(plan, dy, xhat, given, kept, groups=groups, ops=places.xhat)
-    return _Piece(desk, groups, dy, cut(run.call.gamma, block), Standardized(xhat, rstd, run.spread), given, kept)
+    of = Standardized(xhat, cut(run.scale, block), run.spread)
+    return _Piece(desk, groups, dy, cut(run.gamma, block), of, given, kept)
 
 
 def _groups(run: Pull, parts: list[Block], threads: int) -> list[Parameters]:

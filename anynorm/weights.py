@@ -127,6 +127,8 @@ def input_gradient(
 ) -> Array:
     """The gradient of `affine(standardize(x))` with respect to x; sums are over all numbers, also without weight."""
     weights = groups.weights
+    if kernels.alone(gamma, groups.plain.axes):
+        return input_gradient(xp, dy, None, of, groups=groups, centred=centred) * gamma
     share = weights.each / positive(xp, weights.sums)
     g = kernels.affine(dy, gamma, None)
     g = xp.where(weights.sums > 0, g, xp.zeros_like(g))

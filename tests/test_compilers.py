@@ -286,3 +286,25 @@ def test_double_precision_needs_no_setting_of_jax(compiler):
         y = anynorm.layer_norm(x)
     assert y.dtype == np.float64
     np.testing.assert_allclose(y, standardized(x, 1).astype(np.float64), atol=1e-12)
+
+
+def test_a_pivot_that_tells_nothing_is_seen_through(compiler):
+    plain, odd = float32((64, 2**14)), float32((64, 2**14), offset=1e3)
+    odd[:, :: 2**14 // compilers.FEW] = 0
+    for x, dy in ((odd, plain), (plain, odd)):
+        y, pullback = anynorm.vjp(anynorm.layer_norm, x)
+        found = [y, *pullback(dy)]
+        with anynorm.options(compiler="none"):
+            y, pullback = anynorm.vjp(anynorm.layer_norm, x.astype(np.float64))
+            exact = [y, *pullback(dy.astype(np.float64))]
+        for ours, each in zip(found, exact, strict=True):
+            np.testing.assert_allclose(ours, each, rtol=0, atol=2e-6 * np.max(np.abs(each)))
+
+
+def test_a_result_in_place_of_its_argument_is_right_where_the_compiled_one_is_not(compiler):
+    for size in (1e30, 1e-30):
+        x = float32((64, 256), scale=size)
+        expected = anynorm.layer_norm(x.copy(), eps=0)
+        assert anynorm.layer_norm(x, eps=0, out=x) is x
+        np.testing.assert_allclose(x, expected, rtol=1e-6, atol=1e-6)
+        assert np.max(np.abs(expected)) > 1

@@ -1,0 +1,112 @@
+"""A quick way is taken only where it is as exact: however large the means of x and of dy beside their spreads."""
+
+import numpy as np
+import pytest
+
+import anynorm
+from anynorm import combinations
+
+WORKS = [
+    (anynorm.layer_norm, (512, 96), (96,), {}),
+    (anynorm.layer_norm, (128, 12, 32), None, {"axis": (1, 2)}),
+    (anynorm.rms_norm, (512, 96), (96,), {}),
+    (anynorm.batch_norm, (16, 12, 20, 20), (12,), {}),
+    (anynorm.batch_norm, (2000, 24), (24,), {"channel_axis": -1}),
+    (anynorm.group_norm, (8, 12, 20, 20), (12,), {"groups": 3}),
+    (anynorm.group_norm, (8, 20, 20, 12), (12,), {"groups": 3, "channel_axis": -1}),
+    (anynorm.instance_norm, (16, 12, 20, 20), (12,), {}),
+]
+MEANS = [0, 0.2, 0.6, 0.9, 1.1, 30, 1e4]
+
+
+def error(found, exact):
+    """The largest, beside the root of the mean square."""
+    exact = np.asarray(exact)
+    return np.max(np.abs(found - exact)) / np.sqrt(np.mean(exact**2))
+
+
+@pytest.fixture
+def taken(monkeypatch):
+    """For each group of blocks, whether its gradient was combined of dy and x."""
+    found, pull = [], combinations.pull
+
+    def watched(*args):
+        result = pull(*args)
+        found.append(result is not None)
+        return result
+
+    monkeypatch.setattr(combinations, "pull", watched)
+    return found
+
+
+@pytest.mark.cells("numpy", "torch")
+@pytest.mark.parametrize("block_bytes", [2**12, 2**22])
+@pytest.mark.parametrize("mean", MEANS)
+@pytest.mark.parametrize(("norm", "shape", "of", "options"), WORKS, ids=lambda each: getattr(each, "__name__", None))
+def test_means_of_any_size_beside_the_spread(backend, taken, norm, shape, of, options, mean, block_bytes):
+    rng = np.random.default_rng(7)
+    x, dy = (rng.standard_normal(shape).astype(np.float32) for _ in range(2))
+    params = [] if of is None else [rng.standard_normal(of).astype(np.float32)]
+    for values, cotangent in ((x + np.float32(mean), dy), (x, dy + np.float32(mean))):
+        wide = [each.astype(np.float64) for each in (values, *params)]
+        y, pullback = anynorm.vjp(norm, *wide, **options)
+        exact = [y, *pullback(cotangent.astype(np.float64))]
+        taken.clear()
+        with anynorm.options(block_bytes=block_bytes):
+            y, pullback = anynorm.vjp(norm, *(backend.array(each, "float32") for each in (values, *params)), **options)
+            found = [y, *pullback(backend.array(cotangent, "float32"))]
+        assert all(taken) or mean > 0
+        for ours, each in zip(found[:2], exact[:2], strict=True):
+            # a sum of gradients that are nearly all mean has as many digits less
+            assert error(backend.numpy(ours), each) < 4e-6 * max(1, 1e-4 * mean)
+        for ours, each in zip(found[2:], exact[2:], strict=True):
+            assert error(backend.numpy(ours), each) < 4e-6 * max(1, mean)
+
+
+@pytest.mark.cells("numpy", "torch")
+def test_the_quick_way_is_left_where_the_gradient_has_a_mean(backend, taken):
+    if backend.tracked:
+        pytest.skip(reason="what autograd records is run whole")
+    x, dy = (np.random.default_rng(i).standard_normal((512, 96)).astype(np.float32) for i in range(2))
+    for mean, quick in ((0, True), (2, False)):
+        taken.clear()
+        with anynorm.options(block_bytes=2**14):
+            anynorm.vjp(anynorm.layer_norm, backend.array(x, "float32"))[1](backend.array(dy + mean, "float32"))
+        assert taken
+        assert all(each is quick for each in taken)
+
+
+@pytest.mark.cells("numpy", "torch")
+@pytest.mark.parametrize("size", [0, 1e-25, 1e-12, 1e25])
+def test_a_gradient_of_any_size(backend, size):
+    rng = np.random.default_rng(3)
+    x, gamma = (rng.standard_normal(shape).astype(np.float32) for shape in ((512, 96), 96))
+    for offset in (0, 5):
+        dy = ((rng.standard_normal((512, 96)) + offset) * size).astype(np.float32)
+        dy[::7] = 0  # padding
+        wide = [each.astype(np.float64) for each in (x, gamma)]
+        exact = anynorm.vjp(anynorm.layer_norm, *wide)[1](dy.astype(np.float64))
+        with anynorm.options(block_bytes=2**14):
+            found = anynorm.vjp(anynorm.layer_norm, *(backend.array(each, "float32") for each in (x, gamma)))[1](
+                backend.array(dy, "float32")
+            )
+        for ours, each in zip(found, exact, strict=True):
+            np.testing.assert_allclose(backend.numpy(ours), each, rtol=0, atol=6e-6 * size * np.sqrt(512))
+
+
+@pytest.mark.cells("numpy", "torch")
+def test_a_gamma_of_zeros_and_of_extremes(backend):
+    rng = np.random.default_rng(5)
+    x, dy = (rng.standard_normal((16, 6, 20, 20)).astype(np.float32) for _ in range(2))
+    gamma = np.asarray([0, 1, -0.0, 1e-39, 1e30, -2], np.float32)
+    wide = [each.astype(np.float64) for each in (x, gamma)]
+    y, pullback = anynorm.vjp(anynorm.batch_norm, *wide)
+    exact = [y, *pullback(dy.astype(np.float64))]
+    with anynorm.options(block_bytes=2**14):
+        y, pullback = anynorm.vjp(anynorm.batch_norm, *(backend.array(each, "float32") for each in (x, gamma)))
+        found = [y, *pullback(backend.array(dy, "float32"))]
+    for ours, each in zip(found[:2], exact[:2], strict=True):
+        for channel in range(6):
+            unit = max(abs(float(gamma[channel])), 1e-38)
+            atol = 6e-6 * unit
+            np.testing.assert_allclose(backend.numpy(ours)[:, channel], each[:, channel], rtol=0, atol=atol)
