@@ -154,7 +154,6 @@ def pull(run: Pull, parts: list[Block], threads: int) -> list[Parameters] | None
         return Sums(*(xp.sum(xp.stack(each, axis=0), axis=0) for each in zip(*found, strict=True)))
 
     of = _settled(run, parts[0], folded(join, surveys, parts))
-
     if of is None:
         return None
 
@@ -252,7 +251,8 @@ def _look_at_rows(run: Pull, desk: Desk) -> Look:
 def _squares(plan: Plan, groups: Groups, g: Array) -> Array:
     """The sum of squares of some of the values: it is no more than that of all."""
     axis = groups.axes[-1]
-    few = g[(*(slice(None),) * axis, slice(0, max(ENOUGH, g.shape[axis] // 8)), ...)]
+    n = g.shape[axis]
+    few = g[(*(slice(None),) * axis, slice(0, min(n, max(ENOUGH, n // 8))), ...)]
     return groups.mean_product(plan.library.xp, few, few)
 
 
