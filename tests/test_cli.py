@@ -117,13 +117,17 @@ def test_a_figure_that_is_interrupted_leaves_the_old_one(tmp_path, monkeypatch):
     assert figure.read_text() == "old"
 
 
+HEARS = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+"""A process that was started in the background is deaf to Ctrl-C, and so are those that it starts."""
+
+
 @once
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminal to show the bar on")
 @pytest.mark.usefixtures("extra")
 def test_ctrl_c_ends_the_bar_and_says_one_line(tmp_path):
     ours, theirs = os.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-c", "import sys; from anynorm.cli import main; sys.exit(main(['demo']))"],
+        [sys.executable, "-c", HEARS + "import sys; from anynorm.cli import main; sys.exit(main(['demo']))"],
         cwd=tmp_path,
         stdout=theirs,
         stderr=subprocess.PIPE,
