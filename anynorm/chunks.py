@@ -33,6 +33,8 @@ class Job(NamedTuple):
     centred: bool
     sums: bool
     """Whether the norm of a group is a sum, not a mean."""
+    last: bool
+    """Whether gamma is one number for each group, which then comes last in a gradient."""
 
 
 def takes(call: Call) -> bool:
@@ -103,8 +105,10 @@ def _within_chunks(call: Call) -> bool:
 
 
 def _job(call: Call) -> Job:
-    plan = call.plan
-    return Job(plan.view.axes, plan.eps, plan.centred, not plan.centred and plan.groups.divisor == 1)
+    plan, axes = call.plan, call.plan.view.axes
+    return Job(
+        axes, plan.eps, plan.centred, not plan.centred and plan.groups.divisor == 1, kernels.alone(call.gamma, axes)
+    )
 
 
 def _blocks(work: Callable[..., Any], job: Job, call: Call, *others: Array) -> Array:
@@ -393,7 +397,7 @@ def _leaning(
     xp, number = library.xp, _number(job, x)
     groups = Groups(job.axes, 1.0 if job.sums else float(max(number, 1)), library.block)
     with library.quiet():
-        g = kernels.affine(dy, gamma, None)
+        g = dy if job.last else kernels.affine(dy, gamma, None)
         if merged.weights is None:
             level = groups.mean(xp, xhat) if job.centred else None
             leaning = kernels.lean(xp, g, xhat, groups=groups, centred=job.centred)[1]
@@ -435,12 +439,13 @@ def _upright(
     library, dy, xhat, own = _standardized(job, x, given, dy, merged)
     xp, of = library.xp, Standardized(xhat, merged.rstd, leaning.spread)
     with library.quiet():
-        g = kernels.affine(dy, gamma, None)
+        g = dy if job.last else kernels.affine(dy, gamma, None)
         if own is None:
             dx = kernels.upright(kernels.less(g, leaning.spread), leaning.spread, of)
         else:
             share = own.each * (leaning.number / weights.positive(xp, own.sums))
             dx = weights.upright(_present(xp, g, own), leaning.spread, of, share)
+        dx = kernels.affine(dx, gamma if job.last else None, None)
         return xp.astype(dx, dtype, copy=False)
 
 

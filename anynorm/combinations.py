@@ -1,4 +1,4 @@
-"""The gradient of x as a combination of dy and x, with three numbers for each group: half the passes of the formula.
+"""The gradient of x as a combination of dy and x, with three numbers for each group: fewer passes than the formula.
 
 It is taken where it is as exact: where, in each group, the mean of the gradient is smaller than its spread.
 """

@@ -304,7 +304,7 @@ def combination(
 ) -> tuple[Combination, Array]:
     """`input_gradient` for sums over whole groups, where xhat is (u - left) * rstd; and where it is as exact.
 
-    It takes half the passes. It is as exact where the mean of g is no larger than its spread, as far as squares tell.
+    It takes fewer passes. It is as exact where the mean of g is no larger than its spread, as far as squares tell.
     """
     mean, product, square = (each / divisor for each in sums)
     slope = product if left is None else product - left * mean

@@ -71,7 +71,8 @@ def _pull(call: Call, dy: Array, wanted: Wanted, of: Standardized | Spread | Non
     dy = xp.astype(dy, plan.dtype, copy=False)
     if of.stray is not None:
         dy = xp.where(of.stray != 0, xp.zeros_like(dy), dy)
-    parameters = _parameter_gradients(plan, dy, of.xhat, wanted.parameters, block=plan.groups.block)
+    block, ones = plan.groups.block, _ones(plan, dy)
+    parameters = _parameter_gradients(plan, dy, of.xhat, wanted.parameters, block=block, ones=ones)
     if wanted.dtype is None:
         return None, *parameters
     if (weighted := call.weighted) is not None:
@@ -138,10 +139,10 @@ class _Piece(NamedTuple):
         g = kernels.affine(self.dy, self.gamma, None, ops=self.desk.places.result)
         return only(self.desk.plan, g, self.kept)
 
-    def parameters(self, wanted: Wanted) -> Parameters:
-        plan, shapes = self.desk.plan, wanted.within(self.desk.block)
+    def parameters(self, run: Pull) -> Parameters:
+        plan, shapes = self.desk.plan, run.wanted.within(self.desk.block)
         block, places = plan.library.plain_block, self.desk.places
-        return _parameter_gradients(plan, self.dy, self.of.xhat, shapes, block=block, places=places)
+        return _parameter_gradients(plan, self.dy, self.of.xhat, shapes, block=block, ones=run.ones, places=places)
 
 
 def _piece(run: Pull, desk: Desk) -> _Piece:
@@ -170,7 +171,7 @@ def _groups(run: Pull, parts: list[Block], threads: int) -> list[Parameters]:
         def whole(block: Block) -> Parameters:
             with run.desk(block) as desk:
                 piece = _piece(run, desk)
-                parameters = piece.parameters(run.wanted)
+                parameters = piece.parameters(run)
                 if run.dx is not None:
                     groups = None if call.spread is not None else piece.groups
                     d = kernels.input_gradient(
@@ -186,7 +187,7 @@ def _groups(run: Pull, parts: list[Block], threads: int) -> list[Parameters]:
     def survey(block: Block) -> tuple[Portion, Parameters]:
         with run.desk(block) as desk:
             piece = _piece(run, desk)
-            found = piece.parameters(run.wanted)
+            found = piece.parameters(run)
             return _portion(plan, piece), found
 
     def surveys(some: list[Block]) -> list[Portion]:
@@ -242,10 +243,10 @@ def _parameter_gradients(
     shapes: Sequence[tuple[int, ...] | None],
     *,
     block: int | None,
+    ones: Array | None,
     places: Places = kernels.NEW,
 ) -> list[Array | None]:
     """Of a gamma, or of a gamma and a beta, of these shapes; None for None."""
-    ones = _ones(plan, dy)
     return [
         None
         if shape is None

@@ -102,8 +102,7 @@ def standardize(
     """
     kept = shielded(xp, x, groups.weights)
     if centred and flat is not None and alike is None:
-        ends = extremes(xp, kept, groups.weights, groups=groups.plain)
-        bottom, top = found(xp, *ends, groups.weights.sums > 0)
+        bottom, top = bounds(xp, kept, groups)
         alike = (bottom == top, top)
     done = kernels.standardize(xp, kept, groups=groups, eps=eps, centred=centred, flat=flat, alike=alike)
     return strayed(xp, x, done, groups.weights)
@@ -113,8 +112,7 @@ def standardize_scaled(
     xp: Namespace, x: Array, *, groups: Weighted, eps: float, centred: bool, subnormal: Array | None = None
 ) -> Standardized:
     """`kernels.standardize_scaled`, where numbers that weigh nothing have no say in the power of two."""
-    _, sums, *_ = groups.weights
-    scale = kernels.scale_of(xp, *found(xp, *extremes(xp, x, groups.weights, groups=groups.plain), sums > 0), eps=eps)
+    scale = kernels.scale_of(xp, *bounds(xp, x, groups), eps=eps)
     x = scale.enter(xp, x, subnormal)
     alike = scale.alike if centred else None
     return scale.leave(
@@ -185,6 +183,11 @@ def extremes(xp: Namespace, x: Array, weights: Weights, *, groups: Groups) -> tu
 def found(xp: Namespace, bottom: Array, top: Array, some: Array) -> tuple[Array, Array]:
     """These `extremes`; 0 and 0 unless there is `some`."""
     return xp.where(some, bottom, xp.zeros_like(bottom)), xp.where(some, top, xp.zeros_like(top))
+
+
+def bounds(xp: Namespace, x: Array, groups: Weighted) -> tuple[Array, Array]:
+    """The `extremes` of each group; 0 and 0 in one without weight."""
+    return found(xp, *extremes(xp, x, groups.weights, groups=groups.plain), groups.weights.sums > 0)
 
 
 def summed(xp: Namespace, weights: Array, shape: tuple[int, ...], *, groups: Groups) -> Array:

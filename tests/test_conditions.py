@@ -110,3 +110,16 @@ def test_a_gamma_of_zeros_and_of_extremes(backend):
             unit = max(abs(float(gamma[channel])), 1e-38)
             atol = 6e-6 * unit
             np.testing.assert_allclose(backend.numpy(ours)[:, channel], each[:, channel], rtol=0, atol=atol)
+
+
+@pytest.mark.cells("dask")
+@pytest.mark.parametrize(
+    ("norm", "shape"), [(anynorm.batch_norm, (16, 12, 20, 20)), (anynorm.instance_norm, (4, 12, 40, 40))]
+)
+def test_a_gradient_that_is_nearly_all_mean_in_chunks(backend, norm, shape):
+    rng = np.random.default_rng(7)
+    x, dy = (rng.standard_normal(shape).astype(np.float32) for _ in range(2))
+    gamma, dy = rng.standard_normal(12).astype(np.float32), dy + np.float32(1e4)
+    exact = anynorm.vjp(norm, x.astype(np.float64), gamma.astype(np.float64))[1](dy.astype(np.float64))[0]
+    pullback = anynorm.vjp(norm, *(backend.array(each, "float32") for each in (x, gamma)))[1]
+    assert error(backend.numpy(pullback(backend.array(dy, "float32"))[0]), exact) < 4e-6
