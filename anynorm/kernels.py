@@ -312,7 +312,8 @@ def combination(
     fair = xp.isfinite(slope)
     if not centred:
         return Combination(slope, None), fair
-    told = (mean == 0) | (square >= float(xp.finfo(square.dtype).smallest_normal) / float(xp.finfo(square.dtype).eps))
+    least = float(xp.finfo(square.dtype).smallest_normal) / float(xp.finfo(square.dtype).eps)
+    told = (mean == 0) | ((square >= least) & xp.isfinite(square))
     shift = mean * rstd if left is None else mean * rstd - left * slope
     return Combination(slope, shift), fair & told & (2 * mean * mean <= square)
 

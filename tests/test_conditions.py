@@ -80,8 +80,8 @@ def test_the_quick_way_is_left_where_the_gradient_has_a_mean(backend, taken):
 @pytest.mark.parametrize("size", [0, 1e-25, 1e-12, 1e25])
 def test_a_gradient_of_any_size(backend, size):
     rng = np.random.default_rng(3)
-    x, gamma = (rng.standard_normal(shape).astype(np.float32) for shape in ((512, 96), 96))
-    for offset in (0, 5):
+    x, gamma = rng.standard_normal((512, 96)).astype(np.float32), np.ones(96, np.float32)
+    for offset in (0, 5, 1e4):
         dy = ((rng.standard_normal((512, 96)) + offset) * size).astype(np.float32)
         dy[::7] = 0  # padding
         wide = [each.astype(np.float64) for each in (x, gamma)]
@@ -90,8 +90,8 @@ def test_a_gradient_of_any_size(backend, size):
             found = anynorm.vjp(anynorm.layer_norm, *(backend.array(each, "float32") for each in (x, gamma)))[1](
                 backend.array(dy, "float32")
             )
-        for ours, each in zip(found, exact, strict=True):
-            np.testing.assert_allclose(backend.numpy(ours), each, rtol=0, atol=6e-6 * size * np.sqrt(512))
+        for ours, each, scale in zip(found, exact, (1, max(offset, 1) * np.sqrt(512)), strict=True):
+            np.testing.assert_allclose(backend.numpy(ours), each, rtol=0, atol=1e-5 * size * scale)
 
 
 @pytest.mark.cells("numpy", "torch")
@@ -110,6 +110,46 @@ def test_a_gamma_of_zeros_and_of_extremes(backend):
             unit = max(abs(float(gamma[channel])), 1e-38)
             atol = 6e-6 * unit
             np.testing.assert_allclose(backend.numpy(ours)[:, channel], each[:, channel], rtol=0, atol=atol)
+
+
+@pytest.mark.cells("numpy", "torch")
+@pytest.mark.parametrize(
+    ("size", "gamma", "quick"), [(1, [1, 0], True), (1e-12, [1, 1e30], False), (1e15, [1, 1e-30], False)]
+)
+def test_a_gamma_that_makes_too_much_or_too_little_of_the_scale(backend, taken, size, gamma, quick):
+    if backend.tracked:
+        pytest.skip(reason="what autograd records is run whole")
+    rng, gamma = np.random.default_rng(5), np.asarray(gamma, np.float32)
+    x, dy = ((size * rng.standard_normal((16, 2, 30, 30))).astype(np.float32) for size in (size, 1))
+    beta, wide = np.zeros(2, np.float32), [each.astype(np.float64) for each in (x, gamma)]
+    y, pullback = anynorm.vjp(anynorm.batch_norm, *wide, eps=0.0)
+    exact = [y, pullback(dy.astype(np.float64))[0]]
+    taken.clear()
+    with anynorm.options(block_bytes=2**14):
+        arrays = [backend.array(each, "float32") for each in (x, gamma, beta)]
+        y, pullback = anynorm.vjp(anynorm.batch_norm, *arrays, eps=0.0)
+        found = [y, pullback(backend.array(dy, "float32"))[0]]
+    assert taken
+    assert all(each is quick for each in taken)
+    for ours, each in zip(found, exact, strict=True):
+        for channel in range(2):
+            most = np.max(np.abs(each[:, channel]))
+            if most < np.finfo(np.float32).max:
+                np.testing.assert_allclose(
+                    backend.numpy(ours)[:, channel], each[:, channel], rtol=0, atol=max(4e-6 * most, 2e-45)
+                )
+
+
+@pytest.mark.cells("numpy", "torch")
+@pytest.mark.parametrize("other", [0, 1])
+def test_rows_of_one_number_and_but_one_other(backend, other):
+    value = np.random.default_rng(5).uniform(1, 2, (200, 1)).astype(np.float32)
+    x = np.repeat(value, 1001, axis=1)
+    x[:, 7] += np.float32(other * 2.0**-23)
+    exact = anynorm.layer_norm(x.astype(np.float64), eps=0.0)
+    with anynorm.options(block_bytes=2**16):
+        found = anynorm.layer_norm(backend.array(x, "float32"), eps=0.0)
+    np.testing.assert_allclose(backend.numpy(found), exact, rtol=2e-6, atol=2e-6)
 
 
 @pytest.mark.cells("dask")
