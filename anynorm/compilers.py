@@ -55,10 +55,11 @@ def affine(call: Call, xhat: Array) -> Array:
     return _functions["cupy"](xhat, call.gamma, call.beta)
 
 
-def normalize(call: Call, name: str) -> tuple[Array, Spread]:
+def normalize(call: Call, name: str, *, keep: bool) -> tuple[Array, Spread]:
     """The result of a call, of the caller's shape, in `out` if it may lie there; and its statistics.
 
-    These are not finite where numbers must be looked at more closely than what is compiled does.
+    The mean is missing where they are not to be kept. The variance is not finite where numbers must be looked at more
+    closely than what is compiled does.
     """
     plan, compiler = call.plan, _compiler(name)
     scaled = call.spread is None and safe(call, name, call.x)
@@ -100,10 +101,12 @@ def normalize(call: Call, name: str) -> tuple[Array, Spread]:
         return y, Spread(*found) if plan.centred else Spread(None, None, *found)
     if not plan.centred:
         return y, Spread(None, None, found[0] / plan.groups.divisor)
+    left, var = _shifted(xp, found[1], found[2], plan.groups.divisor)
+    if not keep:
+        return y, Spread(None, None, var)
     few = math.prod(
         [len(range(form.view.shape[axis])[part]) for axis, part in zip(form.axes, form.sample, strict=True)]
     )
-    left, var = _shifted(xp, found[1], found[2], plan.groups.divisor)
     return y, Spread(*kernels.renormalized(xp, found[0] / few, left), var)
 
 
@@ -190,6 +193,10 @@ class _Form(NamedTuple):
     """The lengths that the first axis is divided by, one after the other, before its sum is taken."""
     whole: bool
     """Whether nothing is left then."""
+    sample: tuple[slice, ...]
+    """Where along each axis of a group some of its values are found."""
+    kind: Hashable
+    """The class, said in full."""
 
     @property
     def axes(self) -> tuple[int, ...]:
@@ -201,23 +208,6 @@ class _Form(NamedTuple):
         last = len(self.view.shape)
         whole = self.axes == tuple(range(last - len(self.axes), last))
         return self.axes if whole and 1 < len(self.axes) < last else ()
-
-    @property
-    def large(self) -> bool:
-        """Whether threads are worth their while."""
-        return math.prod(self.view.shape) >= _LARGE
-
-    @property
-    def sample(self) -> tuple[slice, ...]:
-        """Where along each axis of a group some of its values are found."""
-        found, left = [], FEW
-        for axis in reversed(self.axes):
-            n = self.view.shape[axis]
-            step = 1 if axis == 0 else max(1, n // left)  # the first may have any length, of which the start is sure
-            cut = left < n and (axis or self.large)
-            found.append(slice(0, left * step, step) if cut else slice(None))
-            left = max(1, left // n)
-        return tuple(found[::-1])
 
     def of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """What becomes of a shape beside the plan's view."""
@@ -242,7 +232,25 @@ def _joined(shape: tuple[int, ...], axes: tuple[int, ...], beside: tuple[tuple[i
     levels = 0
     while n >= 4096 * radix**levels:
         levels += 1
-    return _Form(view, (radix,) * levels, n % radix**levels == 0)
+    splits, whole = (radix,) * levels, n % radix**levels == 0
+    large = math.prod(view.shape) >= _LARGE
+    sample = _sample(view, large)
+    return _Form(view, splits, whole, sample, (view.axes, view.shape[1:], splits, whole, *map(str, sample), large))
+
+
+def _sample(view: layouts.View, large: bool) -> tuple[slice, ...]:
+    found, left = [], FEW
+    for axis in reversed(view.axes):
+        n = view.shape[axis]
+        if axis == 0:  # it may have any length, of which the start is sure
+            start, step = 0, 1
+        elif axis == len(view.shape) - 1:  # side by side in memory
+            start, step = max(0, n - left) // 2, 1
+        else:
+            start, step = 0, max(1, n // left)
+        found.append(slice(start, start + left * step, step) if left < n and (axis or large) else slice(None))
+        left = max(1, left // n)
+    return tuple(found[::-1])
 
 
 class _Sums:
@@ -330,8 +338,7 @@ def _run(
         arrays = [None if each is None else compiler.enter(library, each, form.of(each.shape)) for each in given]
         # all that a version is good for, so that the compiler never makes a second one of its own accord
         key = (
-            *(compiler.name, inner, key, form.axes, shape[1:], form.splits, form.whole, *map(str, form.sample)),
-            form.large,
+            *(compiler.name, inner, key, form.kind),
             *(None if each is None else (_name(each.dtype), *(n == 1 for n in each.shape)) for each in arrays),
             compiler.state(arrays[0]),
         )
@@ -547,4 +554,4 @@ _LANES = 16
 """A row of fewer numbers is added number by number, and short parts only cost."""
 _LONG = 4096
 _LARGE = 2**15
-"""From here on a compiler should make use of threads; it decides once."""
+"""From so many numbers on a compiler should make use of threads; it decides once."""

@@ -27,7 +27,7 @@ def normalize(call: Call, *, keep: bool = True) -> Normalized:
     compiler = compilers.chosen(call, given)
     if compiler != "none":
         with plan.library.quiet():
-            compiled = Normalized(*compilers.normalize(call, compiler))
+            compiled = Normalized(*compilers.normalize(call, compiler, keep=keep))
             if compilers.safe(call, compiler, call.x) or ordinary(plan, compiled.spread.var):
                 if out is not None and compiled.y is not out:
                     out[...] = compiled.y
