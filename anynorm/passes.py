@@ -85,29 +85,44 @@ class _Part(NamedTuple):
             if not minor(plan, rest, var):
                 d, left = ops.subtract(d, rest), None
                 var = groups.mean_product(xp, d, d, ops=squares)
-        return d, Spread(mean, rest, var), seen(plan, left, var)
+            left = seen(plan, left, var)
+        return d, Spread(mean, rest, var), left
 
-    def finish(self, x: Array, rstd: Array, *means: Array | None) -> None:
-        """Write the result: x less these means, times rstd; times gamma, plus beta.
-
-        The means are small beside the spread: beta loses nothing if they are taken from it.
-        """
+    def finish(self, x: Array, tail: "_Tail") -> None:
+        """Write the result."""
         if self.y is None:
             return
-        xp, gamma, beta, ops = self.plan.library.xp, self.gamma, self.beta, self.ops
-        folds = self.plan.folds and (gamma is None or sound(xp, rstd * gamma, gamma))
-        if folds and gamma is not None:
-            rstd, gamma = rstd * gamma, None
-        for mean in means:
-            if mean is None:
-                continue
-            if folds:
-                beta = -(mean * rstd) if beta is None else beta - mean * rstd
-            else:
-                x = ops.subtract(x, mean)
-        y = kernels.affine(ops.multiply(x, rstd), gamma, beta, ops=ops)
+        for mean in tail.means:
+            x = self.ops.subtract(x, mean)
+        y = kernels.affine(self.ops.multiply(x, tail.scale), tail.gamma, tail.beta, ops=self.ops)
         if y is not self.y:
             assign(self.plan.library, self.y, y)
+
+
+class _Tail(NamedTuple):
+    """What makes the result of x, once the statistics are known: less means, times a scale, times gamma, plus beta."""
+
+    means: list[Array]
+    scale: Array
+    gamma: Array | None
+    beta: Array | None
+
+    def within(self, block: Block) -> "_Tail":
+        """That of a block."""
+        means = [mean[within(mean, block)] for mean in self.means]
+        return _Tail(means, self.scale[within(self.scale, block)], cut(self.gamma, block), cut(self.beta, block))
+
+
+def _tail(
+    means: list[Array], rstd: Array, slight: list[Array], gamma: Array | None, beta: Array | None, *, folds: bool
+) -> _Tail:
+    """Of these means, and of slight ones: beside the spread they are so small that beta loses nothing by them."""
+    if not folds:
+        return _Tail(means + slight, rstd, gamma, beta)
+    scale = rstd if gamma is None else rstd * gamma
+    for mean in slight:
+        beta = -(mean * scale) if beta is None else beta - mean * scale
+    return _Tail(means, scale, None, beta)
 
 
 class _Run(NamedTuple):
@@ -123,6 +138,13 @@ class _Run(NamedTuple):
     """Places to work in that no part works in now."""
     largest: int
     """How many numbers a part has."""
+    extent: tuple[float, float] | None
+    """Of gamma, where it may be folded into rstd."""
+
+    def folds(self, rstd: Array) -> bool:
+        """Whether gamma and beta take in rstd and slight means."""
+        plan = self.call.plan
+        return plan.folds and (self.extent is None or sound(plan, rstd, self.extent))
 
     @contextmanager
     def part(self, block: Block, *, survey: bool = False, shield: bool = False) -> Iterator[_Part]:
@@ -206,13 +228,16 @@ def run(call: Call, y: Array | None, in_place: bool, keep: bool) -> Spread:
     threads = shared(plan)
     many = len(grid.groups) >= threads
     largest = math.prod([each.stop - each.start for each in both(grid.groups[0], grid.parts[0])])
-    these = _Run(call, y, in_place, 1 if many else threads, [], largest)
+    extent = extent_of(plan, call.gamma) if y is not None and plan.folds and call.gamma is not None else None
+    these = _Run(call, y, in_place, 1 if many else threads, [], largest, extent)
+    given = None if call.spread is None else _known(these, spread, call.gamma, call.beta)
 
     def work(block: Block) -> None:
         parts = [both(block, part) for part in grid.parts]
         with plan.library.busy():
-            if call.spread is not None:
-                _apply(these, parts, spread_within(spread, block), None)
+            if given is not None:
+                with these.part(block) as part:
+                    part.finish(part.x, given.within(block))
                 return
             for every, part in zip(spread, _groups(these, parts, None), strict=True):
                 if part is not None and every is not None:
@@ -252,7 +277,8 @@ def _groups(run: _Run, parts: list[Block], scale: Scale | None, *, shield: bool 
             d, spread, left = part.measure(scale)
             done = scale is not None or ordinary(plan, spread.var)
             if done:
-                part.finish(d, root(plan, spread, scale), left)
+                rstd, slight = root(plan, spread, scale), [] if left is None else [left]
+                part.finish(d, _tail([], rstd, slight, part.gamma, part.beta, folds=run.folds(rstd)))
     else:
         survey = partial(run.each, lambda part: part.portion(scale), survey=True, shield=shield)
         spread = pooled(plan, survey, parts)
@@ -321,19 +347,34 @@ def pool(xp: Any, found: list[Portion], divisor: float) -> Portion:
 
 def _apply(run: _Run, parts: list[Block], spread: Spread, scale: Scale | None) -> None:
     """Normalize parts by statistics that are known."""
-    plan = run.call.plan
-    rstd, mean, rest = root(plan, spread, scale), spread.mean, seen(plan, spread.rest, spread.var)
-    # a mean lies between two numbers of its group, and the nearer of these is no further from it than their spread is
-    small = scale is None and mean is not None and minor(plan, mean, spread.var)
+    means, slight = _means(run.call.plan, spread, scale)
+    rstd = root(run.call.plan, spread, scale)
+    folds = run.folds(rstd)
 
     def apply(part: _Part) -> None:
-        x = part.enter(scale)
-        if small:
-            part.finish(x, rstd, mean, rest)
-        else:
-            part.finish(x if mean is None else part.ops.subtract(x, mean), rstd, rest)
+        part.finish(part.enter(scale), _tail(means, rstd, slight, part.gamma, part.beta, folds=folds))
 
     run.each(apply, parts)
+
+
+def _known(run: _Run, spread: Spread, gamma: Array | None, beta: Array | None) -> _Tail:
+    """For statistics that were given."""
+    plan = run.call.plan
+    with plan.library.busy():
+        rstd, (means, slight) = root(plan, spread), _means(plan, spread)
+        return _tail(means, rstd, slight, gamma, beta, folds=run.folds(rstd))
+
+
+def _means(plan: Plan, spread: Spread, scale: Scale | None = None) -> tuple[list[Array], list[Array]]:
+    """The means that are to be taken from x, and those that are slight beside its spread."""
+    mean, rest = spread.mean, seen(plan, spread.rest, spread.var)
+    slight = [] if rest is None else [rest]
+    if mean is None:
+        return [], slight
+    # a mean lies between two numbers of its group, and the nearer of these is no further from it than their spread is
+    if scale is None and minor(plan, mean, spread.var):
+        return [], [mean, *slight]
+    return [mean], slight
 
 
 def root(plan: Plan, spread: Spread, scale: Scale | None = None) -> Array:
@@ -393,8 +434,19 @@ def ordinary(plan: Plan, var: Array) -> bool:
         return False
 
 
-def sound(xp: Any, scale: Array, gamma: Array) -> bool:
-    """Whether a scale of rstd * gamma has lost nothing: there is no overflow, no subnormal number."""
-    size = xp.abs(scale)
-    small = size < float(xp.finfo(scale.dtype).smallest_normal)
-    return float(xp.max(size)) < math.inf and not bool(xp.any(small & (gamma != 0)))
+def extent_of(plan: Plan, gamma: Array) -> tuple[float, float]:
+    """The magnitudes, but for 0, that a gamma lies between."""
+    xp = plan.library.xp
+    with plan.library.quiet():
+        size = xp.abs(plan.library.constant(gamma))
+        most = plan.library.most(size)
+        return float(plan.library.least(xp.where(size > 0, size, xp.ones_like(size) * most))), float(most)
+
+
+def sound(plan: Plan, rstd: Array, extent: tuple[float, float]) -> bool:
+    """Whether rstd * gamma loses nothing, for a gamma of this extent: there is no overflow, no subnormal number."""
+    library, (low, high), info = plan.library, extent, plan.library.xp.finfo(plan.dtype)
+    if high == 0:
+        return True
+    most, least = float(library.most(rstd)) * high, float(library.least(rstd)) * low
+    return most <= float(info.max) and least >= float(info.smallest_normal)

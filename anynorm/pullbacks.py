@@ -13,6 +13,7 @@ from anynorm.kernels import Arithmetic, Array, Groups, Places, Spread, Standardi
 from anynorm.passes import (
     Portion,
     cut,
+    extent_of,
     minor,
     numbers,
     only,
@@ -88,8 +89,9 @@ def _in_blocks(call: Call, dy: Array, wanted: Wanted, spread: Spread) -> Gradien
     library = plan.library
     with library.quiet():
         rstd, gamma = root(plan, spread), call.gamma
-        alone = plan.folds and kernels.alone(gamma, plan.view.axes)
-        scale, gamma = (rstd * gamma, None) if alone and sound(library.xp, rstd * gamma, gamma) else (rstd, gamma)
+        alone = gamma is not None and plan.folds and kernels.alone(gamma, plan.view.axes)
+        folds = alone and sound(plan, rstd, extent_of(plan, gamma))
+        scale, gamma = (rstd * gamma, None) if folds else (rstd, gamma)
         mean, rest = spread.mean, seen(plan, spread.rest, spread.var)
         axes = combinations.runs(call, wanted, rstd)
         pivot, left = (None, mean) if mean is not None and minor(plan, mean, spread.var) else (mean, rest)
