@@ -24,6 +24,8 @@ SHARED = 2**22
 """So many bytes are worth a thread."""
 SHORT = 16
 """The sums of runs of fewer numbers are not small beside them."""
+FEW = 2**16
+"""So many numbers take no room to speak of."""
 PENDING = 16
 """So many parts of a group are pooled at a time."""
 
@@ -230,14 +232,19 @@ def run(call: Call, y: Array | None, in_place: bool, keep: bool) -> Spread:
     largest = math.prod([each.stop - each.start for each in both(grid.groups[0], grid.parts[0])])
     extent = extent_of(plan, call.gamma) if y is not None and plan.folds and call.gamma is not None else None
     these = _Run(call, y, in_place, 1 if many else threads, [], largest, extent)
-    given = None if call.spread is None else _known(these, spread, call.gamma, call.beta)
+    beside = [each.shape for each in (*spread, call.gamma, call.beta) if each is not None]
+    few = math.prod(map(max, zip(*beside, strict=True))) <= FEW if beside else False
+    given = _known(these, spread, call.gamma, call.beta) if call.spread is not None and few else None
 
     def work(block: Block) -> None:
         parts = [both(block, part) for part in grid.parts]
         with plan.library.busy():
-            if given is not None:
+            if call.spread is not None:
                 with these.part(block) as part:
-                    part.finish(part.x, given.within(block))
+                    if given is not None:
+                        part.finish(part.x, given.within(block))
+                    else:
+                        part.finish(part.x, _known(these, spread_within(spread, block), part.gamma, part.beta))
                 return
             for every, part in zip(spread, _groups(these, parts, None), strict=True):
                 if part is not None and every is not None:
