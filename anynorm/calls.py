@@ -45,8 +45,10 @@ class Plan(NamedTuple):
     """Whether eps is so small that squares that underflow would be missed."""
     nbytes: float
     """The size of x in that dtype; NaN where Dask does not know it."""
+    affine: int
+    """How many numbers rstd * gamma + beta has."""
     folds: bool
-    """Whether gamma and beta vary so little that rstd * gamma + beta is a small array."""
+    """Whether gamma and beta vary so little that these are few beside x."""
     gamma: "Fit | None"
     beta: "Fit | None"
     spread: "Fit"
@@ -364,6 +366,7 @@ def _plan(
         ones = library.xp.ones(run, dtype=dtype, device=library.device(x))
     limits = kernels.limits(library.xp, dtype)
     beside = [fit.shape for fit in (gamma, fits.get("beta")) if fit is not None]
+    affine = math.prod([max(sizes) for sizes in zip(spread, *beside, strict=True)])
 
     def short(name: str) -> bool:
         return name in arrays and tuple(arrays[name].shape) == layout.parameter_shape
@@ -379,7 +382,8 @@ def _plan(
         limits=limits,
         tiny=eps < limits.eps,
         nbytes=size * library.xp.finfo(dtype).bits / 8,
-        folds=math.prod([max(sizes) for sizes in zip(spread, *beside, strict=True)]) * kernels.FOLD <= size,
+        affine=affine,
+        folds=affine * kernels.FOLD <= size,
         gamma=gamma,
         beta=fits.get("beta"),
         spread=fits.get("moments.mean", Fit(spread, None)),

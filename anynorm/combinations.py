@@ -13,7 +13,7 @@ from anynorm.arrays import assign, empty
 from anynorm.blocks import Block, share
 from anynorm.calls import Call, Plan
 from anynorm.kernels import Array, Combination, Groups, Places, Spread, Sums
-from anynorm.passes import SHORT, cut, extent_of, folded, sound
+from anynorm.passes import SHORT, cut, folded
 
 ROOMS = 4
 """The arrays of a block's size that a block takes."""
@@ -166,10 +166,10 @@ def pull(run: Pull, parts: list[Block], threads: int) -> list[Parameters] | None
     return parameters
 
 
-def runs(call: Call, wanted: Wanted, rstd: Array) -> tuple[int, ...] | None:
+def runs(call: Call, wanted: Wanted, *, folds: bool) -> tuple[int, ...] | None:
     """The axes, of a group, along which all but dy and x stay the same; () for rows that gamma varies along.
 
-    None where it is not so simple.
+    Along axes a gamma must fold into rstd. None where it is not so simple.
     """
     plan, gamma = call.plan, call.gamma
     if call.weights is not None:
@@ -179,7 +179,7 @@ def runs(call: Call, wanted: Wanted, rstd: Array) -> tuple[int, ...] | None:
         beside.append(gamma.shape)
     axes = tuple(axis for axis in view.axes if all(shape[axis] == 1 for shape in beside))
     if math.prod([view.shape[axis] for axis in axes]) >= SHORT:
-        return axes if gamma is None or (plan.folds and sound(plan, rstd, extent_of(plan, gamma))) else None
+        return axes if gamma is None or folds else None
     rows = view.axes == (1,) and len(view.shape) == 2 and call.spread is None
     return () if rows and all(shape[0] == 1 for shape in beside) else None
 

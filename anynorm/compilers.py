@@ -239,6 +239,7 @@ def _joined(shape: tuple[int, ...], axes: tuple[int, ...], beside: tuple[tuple[i
 
 
 def _sample(view: layouts.View, large: bool) -> tuple[slice, ...]:
+    """Where along each axis of a group `FEW` of its values are found, or a few more."""
     found, left = [], FEW
     for axis in reversed(view.axes):
         n = view.shape[axis]

@@ -141,12 +141,7 @@ class _Run(NamedTuple):
     largest: int
     """How many numbers a part has."""
     extent: tuple[float, float] | None
-    """Of gamma, where it may be folded into rstd."""
-
-    def folds(self, rstd: Array) -> bool:
-        """Whether gamma and beta take in rstd and slight means."""
-        plan = self.call.plan
-        return plan.folds and (self.extent is None or sound(plan, rstd, self.extent))
+    """Of gamma."""
 
     @contextmanager
     def part(self, block: Block, *, survey: bool = False, shield: bool = False) -> Iterator[_Part]:
@@ -230,21 +225,19 @@ def run(call: Call, y: Array | None, in_place: bool, keep: bool) -> Spread:
     threads = shared(plan)
     many = len(grid.groups) >= threads
     largest = math.prod([each.stop - each.start for each in both(grid.groups[0], grid.parts[0])])
-    extent = extent_of(plan, call.gamma) if y is not None and plan.folds and call.gamma is not None else None
+    extent = None if y is None else extent_of(plan, call.gamma)
     these = _Run(call, y, in_place, 1 if many else threads, [], largest, extent)
-    beside = [each.shape for each in (*spread, call.gamma, call.beta) if each is not None]
-    few = math.prod(map(max, zip(*beside, strict=True))) <= FEW if beside else False
-    given = _known(these, spread, call.gamma, call.beta) if call.spread is not None and few else None
+    ready = None
+    if call.spread is not None and plan.affine <= FEW:
+        ready = _tail_of(these, spread, call.gamma, call.beta)
 
     def work(block: Block) -> None:
         parts = [both(block, part) for part in grid.parts]
         with plan.library.busy():
             if call.spread is not None:
                 with these.part(block) as part:
-                    if given is not None:
-                        part.finish(part.x, given.within(block))
-                    else:
-                        part.finish(part.x, _known(these, spread_within(spread, block), part.gamma, part.beta))
+                    own = ready and ready.within(block)
+                    part.finish(part.x, own or _tail_of(these, spread_within(spread, block), part.gamma, part.beta))
                 return
             for every, part in zip(spread, _groups(these, parts, None), strict=True):
                 if part is not None and every is not None:
@@ -285,7 +278,7 @@ def _groups(run: _Run, parts: list[Block], scale: Scale | None, *, shield: bool 
             done = scale is not None or ordinary(plan, spread.var)
             if done:
                 rstd, slight = root(plan, spread, scale), [] if left is None else [left]
-                part.finish(d, _tail([], rstd, slight, part.gamma, part.beta, folds=run.folds(rstd)))
+                part.finish(d, _tail([], rstd, slight, part.gamma, part.beta, folds=folds(plan, rstd, run.extent)))
     else:
         survey = partial(run.each, lambda part: part.portion(scale), survey=True, shield=shield)
         spread = pooled(plan, survey, parts)
@@ -354,22 +347,22 @@ def pool(xp: Any, found: list[Portion], divisor: float) -> Portion:
 
 def _apply(run: _Run, parts: list[Block], spread: Spread, scale: Scale | None) -> None:
     """Normalize parts by statistics that are known."""
-    means, slight = _means(run.call.plan, spread, scale)
-    rstd = root(run.call.plan, spread, scale)
-    folds = run.folds(rstd)
+    plan = run.call.plan
+    rstd, (means, slight) = root(plan, spread, scale), _means(plan, spread, scale)
+    fold = folds(plan, rstd, run.extent)
 
     def apply(part: _Part) -> None:
-        part.finish(part.enter(scale), _tail(means, rstd, slight, part.gamma, part.beta, folds=folds))
+        part.finish(part.enter(scale), _tail(means, rstd, slight, part.gamma, part.beta, folds=fold))
 
     run.each(apply, parts)
 
 
-def _known(run: _Run, spread: Spread, gamma: Array | None, beta: Array | None) -> _Tail:
-    """For statistics that were given."""
+def _tail_of(run: _Run, spread: Spread, gamma: Array | None, beta: Array | None) -> _Tail:
+    """The tail of statistics that were given."""
     plan = run.call.plan
     with plan.library.busy():
         rstd, (means, slight) = root(plan, spread), _means(plan, spread)
-        return _tail(means, rstd, slight, gamma, beta, folds=run.folds(rstd))
+        return _tail(means, rstd, slight, gamma, beta, folds=folds(plan, rstd, run.extent))
 
 
 def _means(plan: Plan, spread: Spread, scale: Scale | None = None) -> tuple[list[Array], list[Array]]:
@@ -441,19 +434,21 @@ def ordinary(plan: Plan, var: Array) -> bool:
         return False
 
 
-def extent_of(plan: Plan, gamma: Array) -> tuple[float, float]:
-    """The magnitudes, but for 0, that a gamma lies between."""
-    xp = plan.library.xp
-    with plan.library.quiet():
-        size = xp.abs(plan.library.constant(gamma))
-        most = plan.library.most(size)
-        return float(plan.library.least(xp.where(size > 0, size, xp.ones_like(size) * most))), float(most)
+def extent_of(plan: Plan, gamma: Array | None) -> tuple[float, float] | None:
+    """The magnitudes, but for 0, that a gamma lies between, where that matters to `folds`."""
+    if gamma is None or not plan.folds:
+        return None
+    library, xp = plan.library, plan.library.xp
+    with library.quiet():
+        size = xp.abs(library.constant(gamma))
+        most = library.most(size)
+        return float(library.least(xp.where(size > 0, size, xp.ones_like(size) * most))), float(most)
 
 
-def sound(plan: Plan, rstd: Array, extent: tuple[float, float]) -> bool:
-    """Whether rstd * gamma loses nothing, for a gamma of this extent: there is no overflow, no subnormal number."""
+def folds(plan: Plan, rstd: Array, extent: tuple[float, float] | None) -> bool:
+    """Whether rstd * gamma is small, and loses nothing: there is no overflow, no subnormal number."""
+    if extent is None or extent[1] == 0:
+        return plan.folds
     library, (low, high), info = plan.library, extent, plan.library.xp.finfo(plan.dtype)
-    if high == 0:
-        return True
     most, least = float(library.most(rstd)) * high, float(library.least(rstd)) * low
     return most <= float(info.max) and least >= float(info.smallest_normal)

@@ -14,6 +14,7 @@ from anynorm.passes import (
     Portion,
     cut,
     extent_of,
+    folds,
     minor,
     numbers,
     only,
@@ -23,7 +24,6 @@ from anynorm.passes import (
     root,
     seen,
     shared,
-    sound,
     spread_within,
     weights_within,
 )
@@ -89,11 +89,11 @@ def _in_blocks(call: Call, dy: Array, wanted: Wanted, spread: Spread) -> Gradien
     library = plan.library
     with library.quiet():
         rstd, gamma = root(plan, spread), call.gamma
-        alone = gamma is not None and plan.folds and kernels.alone(gamma, plan.view.axes)
-        folds = alone and sound(plan, rstd, extent_of(plan, gamma))
-        scale, gamma = (rstd * gamma, None) if folds else (rstd, gamma)
+        fold = folds(plan, rstd, extent_of(plan, gamma))
+        alone = fold and kernels.alone(gamma, plan.view.axes)
+        scale, gamma = (rstd * gamma, None) if alone else (rstd, gamma)
         mean, rest = spread.mean, seen(plan, spread.rest, spread.var)
-        axes = combinations.runs(call, wanted, rstd)
+        axes = combinations.runs(call, wanted, folds=fold)
         pivot, left = (None, mean) if mean is not None and minor(plan, mean, spread.var) else (mean, rest)
     dx = None if wanted.dtype is None else empty(plan.view.shape, dy, wanted.dtype)
     totals = [None if shape is None else zeros(shape, dy, plan.dtype) for shape in wanted.parameters]

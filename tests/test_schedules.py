@@ -124,6 +124,24 @@ def test_a_call_takes_eight_megabytes_beside_its_output(norm, shape, options, dt
 
 
 @pytest.mark.cells("numpy")
+@pytest.mark.parametrize(
+    ("norm", "shape", "options"),
+    [
+        (anynorm.normalize, (2**21, 8), {"axis": -1}),
+        (anynorm.normalize, (2**20, 32), {"axis": -1}),
+        (anynorm.batch_norm, (16, 64, 128, 128), {}),
+    ],
+)
+@measured
+def test_so_does_a_call_by_moments_that_are_given(norm, shape, options):
+    x = np.ones(shape, np.float32)
+    x[..., ::2] = 2
+    moments = norm(x, return_moments=True, **options)[1]
+    found = peak(lambda: norm(x, moments=moments, out=x, **options))
+    assert found < 8e6, found
+
+
+@pytest.mark.cells("numpy")
 @measured
 def test_weight_norm_and_moments_take_little_memory_too():
     x = np.ones((4096, 4096), np.float32)
