@@ -79,8 +79,8 @@ def normalize(call: Call, name: str, *, keep: bool) -> tuple[Array, Spread]:
             pivot = sums.pivot(xp, x) if plan.centred else None
             d, left, var = kernels.shifted(xp, x, pivot, groups=sums, centred=plan.centred)
             rstd = kernels.inverse_root(xp, var + plan.eps, flat=1.0 if plan.tiny else None)
-            d = d if left is None else d - sums.kept(xp, left)
-            xhat = d * sums.kept(xp, rstd)
+            d = d if left is None else d - sums.kept(left)
+            xhat = d * sums.kept(rstd)
             # sums, not means: one more loop over the groups would keep those over x from becoming one
             found = tuple(sums.sums)
         return xp.astype(kernels.affine(xhat, gamma, beta), kind, copy=False), *found
@@ -140,16 +140,18 @@ def gradients(
         else:
             known = Spread(*parts)
             rstd = kernels.inverse_root(xp, known.var + plan.eps, flat=1.0 if plan.tiny or given else None)
-            rstd = compiler.stored(rstd)
-            of = Standardized(None if x is None else kernels.less(x, known) * rstd, rstd, known)
-        found = []
+            kept = sums.kept(rstd)
+            of = Standardized(None if x is None else kernels.less(x, known) * kept, kept, known)
+        xhat, found = of.xhat, []
+        if xhat is not None and not (scaled or sums.spread):  # sums over rows are another loop, with a root of its own
+            xhat = kernels.less(x, known) * compiler.stored(rstd * 1.0)
         if outer is not None:
             if pivoted:
                 alone = kernels.alone(gamma, form.axes)
                 g = dy if alone else kernels.affine(dy, gamma, None)
                 g, left, _ = kernels.shifted(xp, g, sums.pivot(xp, g), groups=sums)
                 leaning = Spread(None, None, sums.mean_product(xp, g, of.xhat))
-                dx = kernels.upright(g - sums.kept(xp, left), leaning, of)
+                dx = kernels.upright(g - sums.kept(left), leaning, of)
                 dx = kernels.affine(dx, gamma if alone else None, None)
             else:
                 groups = None if given else sums
@@ -157,7 +159,7 @@ def gradients(
             found.append(xp.astype(dx, getattr(xp, outer), copy=False))
             if pivoted:
                 found += sums.sums[1:3]
-        for axes, factor in zip(roles, (of.xhat, None), strict=False):
+        for axes, factor in zip(roles, (xhat, None), strict=False):
             if axes is not None:
                 found.append(sums.total(xp, kernels.affine(dy, factor, None) * 1.0, axes))
         return tuple(found)
@@ -266,8 +268,7 @@ class _Sums:
     def mean(self, xp: Namespace, x: Array) -> Array:
         total = self.total(xp, x, self.axes)
         self.sums.append(total)
-        mean = total / self.divisor
-        return self.compiler.stored(mean) if self.spread else mean
+        return self.kept(total / self.divisor)
 
     def mean_product(self, xp: Namespace, x: Array, other: Array, *, ops: Arithmetic = kernels.PURE) -> Array:
         return self.mean(xp, ops.multiply(x, other))
@@ -279,17 +280,14 @@ class _Sums:
             some[axis] = part
         values = x[tuple(some)]
         self.sums.append(xp.sum(values, axis=self.axes, keepdims=True))
-        pivot = self.sums[-1] / math.prod([values.shape[axis] for axis in self.axes])
-        return self.compiler.stored(pivot) if self.spread else pivot
+        return self.kept(self.sums[-1] / math.prod([values.shape[axis] for axis in self.axes]))
 
-    def kept(self, xp: Namespace, value: Array) -> Array:
-        """A value for each group that is computed once, and not again for each number that it is used with."""
-        if self.spread:
-            return self.compiler.stored(value)
-        if self.divisor < _LONG:  # once more for each number costs less than a loop over the groups
-            return value
-        # stored, it would keep the loop from running over groups in parallel, unless in the form of a sum
-        return xp.sum(xp.broadcast_to(value * (1 / _LANES), (*value.shape[:-1], _LANES)), axis=-1, keepdims=True)
+    def kept(self, value: Array) -> Array:
+        """A value for each group that numbers elsewhere in memory are used with.
+
+        Rows go without: what is stored would part the loop over them in two, and reading them again costs more.
+        """
+        return self.compiler.stored(value) if self.spread else value
 
     def total(self, xp: Namespace, x: Array, axes: tuple[int, ...]) -> Array:
         """The sum over these axes, the innermost first."""
@@ -553,6 +551,5 @@ FEW = 32
 """So many values of a group tell its mean well enough for a pivot."""
 _LANES = 16
 """A row of fewer numbers is added number by number, and short parts only cost."""
-_LONG = 4096
 _LARGE = 2**15
 """From so many numbers on a compiler should make use of threads; it decides once."""
