@@ -22,7 +22,7 @@ from anynorm.passes import Portion
 from anynorm.pullbacks import Gradients
 from anynorm.schedules import Normalized
 from anynorm.settings import options
-from anynorm.weights import Weights
+from anynorm.weights import Leaning, Weighted, Weights
 
 
 class Job(NamedTuple):
@@ -241,7 +241,7 @@ class Pulled(NamedTuple):
     dx: Array | None
     dgamma: Array | None
     dbeta: Array | None
-    portion: Portion | None = None
+    portion: Portion | Leaning | None = None
 
 
 def _pick(found: Any, *, of: str) -> Array:
@@ -393,31 +393,37 @@ def _leaning(
     merged: Merged,
 ) -> Pulled:
     """What a chunk has to say of the gradients of its groups."""
-    library, dy, xhat, _ = _standardized(job, x, given, dy, merged)
+    library, dy, xhat, own = _standardized(job, x, given, dy, merged)
     xp, number = library.xp, _number(job, x)
     groups = Groups(job.axes, 1.0 if job.sums else float(max(number, 1)), library.block)
     with library.quiet():
         g = dy if job.last else kernels.affine(dy, gamma, None)
-        if merged.weights is None:
+        found: Portion | Leaning
+        if own is None:
             level = groups.mean(xp, xhat) if job.centred else None
             leaning = kernels.lean(xp, g, xhat, groups=groups, centred=job.centred)[1]
+            found = Portion(leaning, float(number), level)
         else:
-            g = _present(xp, g, merged.weights)
-            leaning = weights.lean(xp, g, xhat, groups=groups, centred=job.centred)
-            level = xp.zeros_like(leaning.var)
+            g, part = _present(xp, g, own), _weighted(job, own, x)
+            found = weights.lean_in_part(xp, g, xhat, groups=part, centred=job.centred)
         parameters = [
             None if shape is None else kernels.parameter_gradient(xp, dy, factor, shape, block=library.block)
             for shape, factor in zip(_narrowed(wanted, x, dy), (xhat, None), strict=True)
         ]
-    return Pulled(None, parameters[0], parameters[1], Portion(leaning, float(number), level))
+    return Pulled(None, parameters[0], parameters[1], found)
 
 
-def _lean_together(job: Job, parts: Any, axis: Any, keepdims: bool) -> Portion:  # noqa: ARG001
-    found: list[Portion] = list(_flattened(parts))
+def _lean_together(job: Job, parts: Any, axis: Any, keepdims: bool) -> Portion | Leaning:  # noqa: ARG001
+    found: list[Any] = list(_flattened(parts))
+    if isinstance(found[0], Leaning):
+        library = library_of("dy", found[0].product)
+        with library.quiet():
+            return weights.pool(library.xp, found)
     found = [portion for portion in found if portion.number] or found[:1]
+    first: Portion = found[0]
     if len(found) == 1:
-        return found[0]
-    library, number = library_of("dy", found[0].spread.var), sum(portion.number for portion in found)
+        return first
+    library, number = library_of("dy", first.spread.var), sum(portion.number for portion in found)
     with library.quiet():
         if not job.sums:
             return passes.pool(library.xp, found, number)
@@ -433,18 +439,19 @@ def _upright(
     given: Array | None,
     dy: Array,
     merged: Merged,
-    leaning: Portion,
+    leaning: Portion | Leaning,
 ) -> Array:
     """The gradient of a chunk of x."""
     library, dy, xhat, own = _standardized(job, x, given, dy, merged)
-    xp, of = library.xp, Standardized(xhat, merged.rstd, leaning.spread)
+    xp, of = library.xp, Standardized(xhat, merged.rstd, merged.scaled)
     with library.quiet():
         g = dy if job.last else kernels.affine(dy, gamma, None)
-        if own is None:
-            dx = kernels.upright(kernels.less(g, leaning.spread), leaning.spread, of)
+        if isinstance(leaning, Leaning):
+            assert own is not None
+            g = weights.less(xp, _present(xp, g, own), leaning, own)
+            dx = weights.upright(xp, g, leaning, of, own)
         else:
-            share = own.each * (leaning.number / weights.positive(xp, own.sums))
-            dx = weights.upright(_present(xp, g, own), leaning.spread, of, share)
+            dx = kernels.upright(kernels.less(g, leaning.spread), leaning.spread, of)
         dx = kernels.affine(dx, gamma if job.last else None, None)
         return xp.astype(dx, dtype, copy=False)
 
@@ -465,6 +472,13 @@ def _standardized(
         bare = Standardized(weights.shielded(xp, xhat, own), merged.rstd, merged.scaled)
         of = weights.strayed(xp, xhat, bare, own)
         return library, xp.where(of.stray != 0, xp.zeros_like(dy), dy), of.xhat, own
+
+
+def _weighted(job: Job, own: Weights, x: Array) -> Weighted:
+    """The part of each group that a chunk holds."""
+    library = library_of("x", x)
+    groups = Groups(job.axes, 1.0, library.block)
+    return Weighted(groups, own._replace(sums=weights.summed(library.xp, own.each, x.shape, groups=groups)))
 
 
 def _present(xp: Any, x: Array, given: Weights) -> Array:

@@ -172,7 +172,8 @@ class _Run(NamedTuple):
         squares = PURE if dots else library.into(room())
         weighted = kept = None
         if call.weights is not None and survey:
-            weighted = Weighted(groups._replace(divisor=1.0), self._weights(block, number, shape), product=squares)
+            found = weights_within(plan, call.weights, block, shape)
+            weighted = Weighted(groups._replace(divisor=1.0), found, product=squares)
             kept = weighted.weights.each > 0 if shield else None
         elif call.weights is not None:
             kept = present(plan, call.weights, block)
@@ -192,15 +193,6 @@ class _Run(NamedTuple):
                 return work(part)
 
         return share(busy, parts, self.threads)
-
-    def _weights(self, block: Block, number: float, shape: tuple[int, ...]) -> Weights:
-        """Those of a part, and their own sums."""
-        plan, given = self.call.plan, self.call.weights
-        assert given is not None
-        found = weights_within(plan, given, block)
-        if number == plan.groups.divisor:
-            return found
-        return found._replace(sums=weights.summed(plan.library.xp, found.each, shape, groups=plan.groups))
 
 
 def run(call: Call, y: Array | None, in_place: bool, keep: bool) -> Spread:
@@ -403,10 +395,13 @@ def cut(array: Array | None, block: Block) -> Array | None:
     return None if array is None else array[within(array, block)]
 
 
-def weights_within(plan: Plan, given: Weights, block: Block) -> Weights:
-    """The weights that go with a block, ready."""
-    each, sums, unit = (None if each is None else each[within(each, block)] for each in given[:3])
-    return weights.ready(plan.library.xp, Weights(each, sums, unit), plan.dtype)
+def weights_within(plan: Plan, given: Weights, block: Block, shape: tuple[int, ...]) -> Weights:
+    """The weights that go with a block of this shape, ready, and their own sums."""
+    xp, groups = plan.library.xp, plan.groups
+    found = weights.ready(xp, Weights(*(cut(each, block) for each in given[:3])), plan.dtype)
+    if math.prod([shape[axis] for axis in groups.axes]) == groups.divisor:
+        return found
+    return found._replace(sums=weights.summed(xp, found.each, shape, groups=groups))
 
 
 def only(plan: Plan, x: Array, kept: Array | None) -> Array:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from anynorm import combinations, compilers, kernels, weights
 from anynorm.arrays import empty, zeros
@@ -14,12 +14,13 @@ from anynorm.passes import (
     Portion,
     cut,
     extent_of,
+    folded,
     folds,
     minor,
     numbers,
     only,
     ordinary,
-    pooled,
+    pool,
     present,
     root,
     seen,
@@ -28,7 +29,7 @@ from anynorm.passes import (
     weights_within,
 )
 from anynorm.schedules import in_blocks, standardize
-from anynorm.weights import Weights
+from anynorm.weights import Leaning, Weighted, Weights
 
 Gradients = tuple[Array | None, ...]
 """With respect to x, gamma and beta, beside the view; None where it is not wanted."""
@@ -77,6 +78,7 @@ def _pull(call: Call, dy: Array, wanted: Wanted, of: Standardized | Spread | Non
     if wanted.dtype is None:
         return None, *parameters
     if (weighted := call.weighted) is not None:
+        dy = xp.where(weighted.weights.sums > 0, dy, xp.zeros_like(dy))
         dx = weights.input_gradient(xp, dy, call.gamma, of, groups=weighted, centred=plan.centred)
     else:
         groups = None if call.spread is not None else plan.groups
@@ -141,10 +143,46 @@ class _Piece(NamedTuple):
         g = kernels.affine(self.dy, self.gamma, None, ops=self.desk.places.result)
         return only(self.desk.plan, g, self.kept)
 
+    @property
+    def weighted(self) -> Weighted | None:
+        """The groups of a piece, where there are weights."""
+        if self.weights is None:
+            return None
+        return Weighted(self.groups._replace(divisor=1.0), self.weights, product=self.desk.places.product)
+
     def parameters(self, run: Pull) -> Parameters:
         plan, shapes = self.desk.plan, run.wanted.within(self.desk.block)
         block, places = plan.library.plain_block, self.desk.places
         return _parameter_gradients(plan, self.dy, self.of.xhat, shapes, block=block, ones=run.ones, places=places)
+
+    def input_gradient(self, *, given: bool) -> Array:
+        """That of x: of whole groups, or by statistics that are `given`."""
+        plan, places, dy, of = self.desk.plan, self.desk.places, only(self.desk.plan, self.dy, self.kept), self.of
+        xp, centred, weighted = plan.library.xp, plan.centred, self.weighted
+        if weighted is not None:
+            return weights.input_gradient(xp, dy, self.gamma, of, groups=weighted, centred=centred, places=places)
+        groups = None if given else self.groups
+        return kernels.input_gradient(xp, dy, self.gamma, of, groups=groups, centred=centred, places=places)
+
+    def lean(self) -> Portion | Leaning:
+        """What a part has to say of the gradients of its groups."""
+        xp, centred, places, xhat = self.desk.plan.library.xp, self.desk.plan.centred, self.desk.places, self.of.xhat
+        g, weighted = self.gradient(), self.weighted
+        if weighted is not None:
+            return weights.lean_in_part(xp, g, xhat, groups=weighted, centred=centred, places=places)
+        level = self.groups.mean(xp, xhat) if centred else None
+        leaning = kernels.lean(xp, g, xhat, groups=self.groups, centred=centred, places=places)[1]
+        return Portion(leaning, self.groups.divisor, level)
+
+    def upright(self, leaning: Portion | Leaning) -> Array:
+        """The gradient of x in a part, of what all parts had to say."""
+        xp, places, g = self.desk.plan.library.xp, self.desk.places, self.gradient()
+        if isinstance(leaning, Leaning):
+            assert self.weights is not None
+            g = weights.less(xp, g, leaning, self.weights, ops=places.result)
+            return weights.upright(xp, g, leaning, self.of, self.weights, places=places)
+        g = kernels.less(g, leaning.spread, ops=places.result)
+        return kernels.upright(g, leaning.spread, self.of, places=places)
 
 
 def _piece(run: Pull, desk: Desk) -> _Piece:
@@ -157,7 +195,7 @@ def _piece(run: Pull, desk: Desk) -> _Piece:
         spread = spread_within(run.spread, block)
         xhat = places.xhat.multiply(kernels.less(xhat, spread, ops=places.xhat), rstd)
     if given is not None:
-        kept, given = present(plan, given, block), weights_within(plan, given, block)
+        kept, given = present(plan, given, block), weights_within(plan, given, block, tuple(dy.shape))
         if xhat is not None:
             dy, xhat = _without_strays(plan, dy, xhat, given, kept, groups=groups, ops=places.xhat)
     of = Standardized(xhat, cut(run.scale, block), run.spread)
@@ -167,64 +205,43 @@ def _piece(run: Pull, desk: Desk) -> _Piece:
 def _groups(run: Pull, parts: list[Block], threads: int) -> list[Parameters]:
     """The gradient of x in the groups that these parts hold together; those of the parameters, of each part."""
     call, plan = run.call, run.call.plan
-    xp, centred = plan.library.xp, plan.centred
-    if (len(parts) == 1 and call.weights is None) or run.dx is None or call.spread is not None:
+    xp = plan.library.xp
+    if len(parts) == 1 or run.dx is None or call.spread is not None:
 
         def whole(block: Block) -> Parameters:
             with run.desk(block) as desk:
                 piece = _piece(run, desk)
                 parameters = piece.parameters(run)
                 if run.dx is not None:
-                    groups = None if call.spread is not None else piece.groups
-                    d = kernels.input_gradient(
-                        xp, piece.dy, piece.gamma, piece.of, groups=groups, centred=centred, places=desk.places
-                    )
-                    desk.finish(d)
+                    desk.finish(piece.input_gradient(given=call.spread is not None))
                 return parameters
 
         return share(whole, parts, threads)
 
     parameters: list[Parameters] = []
 
-    def survey(block: Block) -> tuple[Portion, Parameters]:
+    def survey(block: Block) -> tuple[Portion | Leaning, Parameters]:
         with run.desk(block) as desk:
             piece = _piece(run, desk)
             found = piece.parameters(run)
-            return _portion(plan, piece), found
+            return piece.lean(), found
 
-    def surveys(some: list[Block]) -> list[Portion]:
+    def surveys(some: list[Block]) -> list[Portion | Leaning]:
         portions, found = zip(*share(survey, some, threads), strict=True)
         parameters.extend(found)
         return list(portions)
 
-    leaning = pooled(plan, surveys, parts)
+    def join(found: list[Any]) -> Portion | Leaning:
+        return pool(xp, found, plan.groups.divisor) if call.weights is None else weights.pool(xp, found)
+
+    leaning = folded(join, surveys, parts)
 
     def apply(block: Block) -> None:
         with run.desk(block) as desk:
-            piece = _piece(run, desk)
-            g, places = piece.gradient(), desk.places
-            if piece.weights is not None:
-                each, sums, *_ = piece.weights
-                share = each * (plan.groups.divisor / weights.positive(xp, sums))
-                desk.finish(weights.upright(g, leaning, piece.of, share, places=places))
-                return
-            g = kernels.less(g, leaning, ops=places.result)
-            desk.finish(kernels.upright(g, leaning, piece.of, places=places))
+            desk.finish(_piece(run, desk).upright(leaning))
 
     share(apply, parts, threads)
     return parameters
-
-
-def _portion(plan: Plan, piece: _Piece) -> Portion:
-    """What a part has to say of the gradients of its groups."""
-    xp, centred = plan.library.xp, plan.centred
-    g, xhat, groups, places = piece.gradient(), piece.of.xhat, piece.groups, piece.desk.places
-    if piece.weights is None:
-        level = groups.mean(xp, xhat) if centred else None
-        leaning = kernels.lean(xp, g, xhat, groups=groups, centred=centred, places=places)[1]
-        return Portion(leaning, groups.divisor, level)
-    leaning = weights.lean(xp, g, xhat, groups=groups, centred=centred, places=places)
-    return Portion(leaning, groups.divisor, xp.zeros_like(leaning.var))
 
 
 def _without_strays(

@@ -79,6 +79,25 @@ class Weighted(NamedTuple):
         return sums if self.join is None else self.join(sums)[0]
 
 
+class Leaning(NamedTuple):
+    """What g, the gradient of xhat, adds up to over some of the values of each group."""
+
+    mean: Array | None
+    """Its sum divided by that of their weights; None where x was not centred."""
+    rest: Array | None
+    """The sum of what the mean times the weights leaves of g: of all of it, where nothing weighs anything."""
+    product: Array
+    """The sum of what is left in the end, times xhat.
+
+    Over a whole group that is the sum of g * xhat, as the weights times xhat add up to 0; but a g that is nearly all
+    mean would lose there what else it has to say.
+    """
+    weight: Array
+    """The sum of their weights."""
+    level: Array | None = None
+    """The mean of xhat, of part of a group."""
+
+
 def ready(xp: Namespace, weights: Weights, dtype: Any) -> Weights:
     """Each in the dtype of the computation, divided by the unit."""
     each = xp.astype(weights.each, dtype, copy=False)
@@ -121,41 +140,80 @@ def standardize_scaled(
 
 
 def input_gradient(
-    xp: Namespace, dy: Array, gamma: Array | None, of: Standardized, *, groups: Weighted, centred: bool
+    xp: Namespace,
+    dy: Array,
+    gamma: Array | None,
+    of: Standardized,
+    *,
+    groups: Weighted,
+    centred: bool,
+    places: Places = NEW,
 ) -> Array:
-    """The gradient of `affine(standardize(x))` with respect to x; sums are over all numbers, also without weight."""
-    weights = groups.weights
+    """The gradient of `affine(standardize(x))` with respect to x, for a dy that is 0 in a group without weight.
+
+    rstd * (g - p * sum(g) - p * xhat * sum(g * xhat)), where p is the share of a number in the weight of its group, and
+    the sums are over all numbers, also without weight.
+    """
     if kernels.alone(gamma, groups.plain.axes):
-        return input_gradient(xp, dy, None, of, groups=groups, centred=centred) * gamma
-    share = weights.each / positive(xp, weights.sums)
-    g = kernels.affine(dy, gamma, None)
-    g = xp.where(weights.sums > 0, g, xp.zeros_like(g))
-    sums = rest = None
+        dx = input_gradient(xp, dy, None, of, groups=groups, centred=centred, places=places)
+        return places.result.multiply(dx, gamma)
+    g = kernels.affine(dy, gamma, None, ops=places.result)
+    g, leaning = lean(xp, g, of.xhat, groups=groups, centred=centred, places=places)
+    return upright(xp, g, leaning, of, groups.weights, places=places)
+
+
+def lean(
+    xp: Namespace, g: Array, xhat: Array, *, groups: Weighted, centred: bool, places: Places = NEW
+) -> tuple[Array, Leaning]:
+    """g less its sum times the shares if x was `centred`, and what it adds up to over all of each group."""
+    each, sums = groups.weights.each, groups.weights.sums
+    mean = rest = None
     if centred:  # as `kernels.centre`
-        sums = groups.sum(xp, g)
-        rest = groups.sum(xp, g - share * sums)
-    return upright(g, Spread(sums, rest, groups.sum_product(xp, g, of.xhat)), of, share)
+        mean = groups.sum(xp, g) / positive(xp, sums)
+        g = places.result.subtract(g, each * mean)
+        rest = groups.sum(xp, g)
+        g = places.result.subtract(g, each * (rest / positive(xp, sums)))
+    return g, Leaning(mean, rest, groups.sum_product(xp, g, xhat, ops=places.product), sums)
 
 
-def lean(xp: Namespace, g: Array, xhat: Array, *, groups: Groups, centred: bool, places: Places = NEW) -> Spread:
-    """The mean of g, if x was centred, and that of g * xhat.
-
-    The mean is taken from no product: one with a number that weighs nothing would drown what the others add.
-    """
-    product, mean, rest = groups.mean_product(xp, g, xhat, ops=places.product), None, None
-    if centred:
-        _, mean, rest = kernels.centre(xp, g, groups=groups, ops=places.result)
-    return Spread(mean, rest, product)
+def lean_in_part(
+    xp: Namespace, g: Array, xhat: Array, *, groups: Weighted, centred: bool, places: Places = NEW
+) -> Leaning:
+    """What g adds up to over a part of each group, whose own the sums of the weights are."""
+    level = groups.mean(xp, xhat) if centred else None
+    return lean(xp, g, xhat, groups=groups, centred=centred, places=places)[1]._replace(level=level)
 
 
-def upright(g: Array, leaning: Spread, of: Standardized, share: Array, *, places: Places = NEW) -> Array:
-    """rstd * (g - p * sum(g) - p * xhat * sum(g * xhat)), where p is the share of a number in the weight of its group.
+def pool(xp: Namespace, found: list[Leaning]) -> Leaning:
+    """What parts of the groups lean, together."""
+    weight = sum(each.weight for each in found)
+    shares = [each.weight / positive(xp, weight) for each in found]
+    product = sum(each.product for each in found)
+    if found[0].level is None:
+        return Leaning(None, None, product, weight)
+    mean = sum(share * each.mean for share, each in zip(shares, found, strict=True))
+    more = [each.weight * (each.mean - mean) + each.rest for each in found]
+    rest = sum(more)
+    for share, each, own in zip(shares, found, more, strict=True):
+        product = product + (own - share * rest) * each.level
+    level = sum(share * each.level for share, each in zip(shares, found, strict=True))
+    return Leaning(mean, rest, product, weight, level)
 
-    In place of sums and shares, both may be means and shares times the number of values.
-    """
-    mean, rest = (None if each is None else share * each for each in (leaning.mean, leaning.rest))
-    g = kernels.less(g, Spread(mean, rest, leaning.var), ops=places.result)
-    return kernels.upright(g, leaning, of._replace(xhat=places.xhat.multiply(of.xhat, share)), places=places)
+
+def less(xp: Namespace, g: Array, leaning: Leaning, weights: Weights, *, ops: Arithmetic = PURE) -> Array:
+    """g less its sum times the shares."""
+    if leaning.mean is None:
+        return g
+    g = ops.subtract(g, weights.each * leaning.mean)
+    return ops.subtract(g, weights.each * (leaning.rest / positive(xp, leaning.weight)))
+
+
+def upright(
+    xp: Namespace, g: Array, leaning: Leaning, of: Standardized, weights: Weights, *, places: Places = NEW
+) -> Array:
+    """rstd * (g - p * xhat * sum(g * xhat)), where p is the share of a number, for a g whose sum was taken away."""
+    of = of._replace(xhat=places.xhat.multiply(of.xhat, weights.each))
+    return kernels.upright(g, Spread(None, None, leaning.product / positive(xp, leaning.weight)), of, places=places)
 
 
 def shielded(xp: Namespace, x: Array, weights: Weights) -> Array:

@@ -280,6 +280,33 @@ def test_float32_keeps_its_digits_at_an_offset(backend, offset):
     backend.check(y, expected.astype(float), dtype="float32", tolerance=2e-5)
 
 
+@pytest.mark.parametrize("mean", [0, 10, 1e4, 1e6])
+@pytest.mark.parametrize("block_bytes", [2**10, 2**22])
+@pytest.mark.parametrize(
+    ("norm", "shape", "of"),
+    [
+        (anynorm.layer_norm, (48, 70), (70,)),
+        (anynorm.instance_norm, (4, 6, 9, 11), None),
+        (anynorm.batch_norm, (40, 6, 9), (6,)),
+    ],
+    ids=lambda each: getattr(each, "__name__", None),
+)
+def test_a_gradient_that_is_nearly_all_mean(backend, norm, shape, of, block_bytes, mean):
+    rng = np.random.default_rng(18)
+    x, dy = rng.standard_normal((2, *shape)).astype(np.float32)
+    mask = rng.random(shape) > 0.4
+    mask[3:9] = False  # parts, or groups, without weight
+    dy = (dy + np.float32(mean)) * mask
+    gamma = [] if of is None else [np.full(of, 2.0, dtype=np.float32)]  # whose products lose nothing
+    wide = [each.astype(np.float64) for each in (x, *gamma)]
+    exact = anynorm.vjp(norm, *wide, weights=mask)[1](dy.astype(np.float64))[0]
+    with anynorm.options(block_bytes=block_bytes):
+        arrays = [backend.array(each, "float32") for each in (x, *gamma)]
+        pullback = anynorm.vjp(norm, *arrays, weights=constant(backend, mask, "bool"))[1]
+        found = backend.numpy(pullback(backend.array(dy, "float32"))[0])
+    assert np.max(np.abs(found - exact)) < 4e-6 * np.max(np.abs(exact))
+
+
 @pytest.mark.parametrize("size", [1e30, 1e-30])
 @pytest.mark.parametrize("weight", [1e30, 1.0, 1e-30])
 def test_numbers_and_weights_of_any_size(backend, size, weight):
