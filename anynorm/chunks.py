@@ -298,8 +298,9 @@ def _extremes(job: Job, x: Array, given: Array | None, call: Call) -> Part:
         bottom, top = (xp.astype(end, dtype, copy=False) for end in kernels.extremes(xp, x, groups=groups))
         return Part(bottom, top, Spread(None, None, top), _number(job, x))
     found, shape = call.weights, call.plan.spread.shape
-    one = xp.ones_like(found.sums) if found.unit is None else found.unit
-    sums, unit = (xp.reshape(xp.broadcast_to(each, shape), _kept(job, x)) for each in (found.sums, one))
+    # a unit of 1 would drown those of the chunks that have weights
+    unit = xp.astype(found.sums > 0, dtype) if found.unit is None else found.unit
+    sums, unit = (xp.reshape(xp.broadcast_to(each, shape), _kept(job, x)) for each in (found.sums, unit))
     beside = Weights(xp.astype(given, dtype, copy=False), sums)
     bottom, top = weights.extremes(xp, xp.astype(x, dtype, copy=False), beside, groups=groups)
     return Part(bottom, top, Spread(None, None, top), sums, unit)
@@ -448,8 +449,7 @@ def _upright(
         g = dy if job.last else kernels.affine(dy, gamma, None)
         if isinstance(leaning, Leaning):
             assert own is not None
-            g = weights.less(xp, _present(xp, g, own), leaning, own)
-            dx = weights.upright(xp, g, leaning, of, own)
+            dx = weights.upright_in_part(xp, _present(xp, g, own), leaning, of, own.each)
         else:
             dx = kernels.upright(kernels.less(g, leaning.spread), leaning.spread, of)
         dx = kernels.affine(dx, gamma if job.last else None, None)

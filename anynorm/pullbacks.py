@@ -179,8 +179,7 @@ class _Piece(NamedTuple):
         xp, places, g = self.desk.plan.library.xp, self.desk.places, self.gradient()
         if isinstance(leaning, Leaning):
             assert self.weights is not None
-            g = weights.less(xp, g, leaning, self.weights, ops=places.result)
-            return weights.upright(xp, g, leaning, self.of, self.weights, places=places)
+            return weights.upright_in_part(xp, g, leaning, self.of, self.weights.each, places=places)
         g = kernels.less(g, leaning.spread, ops=places.result)
         return kernels.upright(g, leaning.spread, self.of, places=places)
 

@@ -157,22 +157,24 @@ def input_gradient(
     if kernels.alone(gamma, groups.plain.axes):
         dx = input_gradient(xp, dy, None, of, groups=groups, centred=centred, places=places)
         return places.result.multiply(dx, gamma)
-    g = kernels.affine(dy, gamma, None, ops=places.result)
-    g, leaning = lean(xp, g, of.xhat, groups=groups, centred=centred, places=places)
-    return upright(xp, g, leaning, of, groups.weights, places=places)
+    g, weights = kernels.affine(dy, gamma, None, ops=places.result), groups.weights
+    share = weights.each / positive(xp, weights.sums)
+    g, leaning = lean(xp, g, of.xhat, share, groups=groups, centred=centred, places=places)
+    return upright(g, leaning, of, share, places=places)
 
 
 def lean(
-    xp: Namespace, g: Array, xhat: Array, *, groups: Weighted, centred: bool, places: Places = NEW
+    xp: Namespace, g: Array, xhat: Array, share: Array, *, groups: Weighted, centred: bool, places: Places = NEW
 ) -> tuple[Array, Leaning]:
     """g less its sum times the shares if x was `centred`, and what it adds up to over all of each group."""
     each, sums = groups.weights.each, groups.weights.sums
     mean = rest = None
     if centred:  # as `kernels.centre`
         mean = groups.sum(xp, g) / positive(xp, sums)
+        mean = xp.where(xp.isfinite(mean), mean, xp.zeros_like(mean))  # the rest is divided after the weights
         g = places.result.subtract(g, each * mean)
         rest = groups.sum(xp, g)
-        g = places.result.subtract(g, each * (rest / positive(xp, sums)))
+        g = places.result.subtract(g, share * rest)
     return g, Leaning(mean, rest, groups.sum_product(xp, g, xhat, ops=places.product), sums)
 
 
@@ -180,8 +182,12 @@ def lean_in_part(
     xp: Namespace, g: Array, xhat: Array, *, groups: Weighted, centred: bool, places: Places = NEW
 ) -> Leaning:
     """What g adds up to over a part of each group, whose own the sums of the weights are."""
-    level = groups.mean(xp, xhat) if centred else None
-    return lean(xp, g, xhat, groups=groups, centred=centred, places=places)[1]._replace(level=level)
+    each, sums = groups.weights.each, groups.weights.sums
+    least = float(xp.finfo(sums.dtype).smallest_normal) / float(xp.finfo(sums.dtype).eps)
+    sums = xp.where(sums >= least, sums, xp.zeros_like(sums))  # less is nothing beside the other parts
+    groups = groups._replace(weights=groups.weights._replace(sums=sums))
+    share, level = each / positive(xp, sums), groups.mean(xp, xhat) if centred else None
+    return lean(xp, g, xhat, share, groups=groups, centred=centred, places=places)[1]._replace(level=level)
 
 
 def pool(xp: Namespace, found: list[Leaning]) -> Leaning:
@@ -200,20 +206,20 @@ def pool(xp: Namespace, found: list[Leaning]) -> Leaning:
     return Leaning(mean, rest, product, weight, level)
 
 
-def less(xp: Namespace, g: Array, leaning: Leaning, weights: Weights, *, ops: Arithmetic = PURE) -> Array:
-    """g less its sum times the shares."""
-    if leaning.mean is None:
-        return g
-    g = ops.subtract(g, weights.each * leaning.mean)
-    return ops.subtract(g, weights.each * (leaning.rest / positive(xp, leaning.weight)))
-
-
-def upright(
-    xp: Namespace, g: Array, leaning: Leaning, of: Standardized, weights: Weights, *, places: Places = NEW
+def upright_in_part(
+    xp: Namespace, g: Array, leaning: Leaning, of: Standardized, each: Array, *, places: Places = NEW
 ) -> Array:
-    """rstd * (g - p * xhat * sum(g * xhat)), where p is the share of a number, for a g whose sum was taken away."""
-    of = of._replace(xhat=places.xhat.multiply(of.xhat, weights.each))
-    return kernels.upright(g, Spread(None, None, leaning.product / positive(xp, leaning.weight)), of, places=places)
+    """`rstd * (g - p * sum(g) - p * xhat * sum(g * xhat))`, by what all parts of the groups lean together."""
+    ops, share = places.result, each / positive(xp, leaning.weight)
+    if leaning.mean is not None:
+        g = ops.subtract(ops.subtract(g, each * leaning.mean), share * leaning.rest)
+    return upright(g, leaning, of, share, places=places)
+
+
+def upright(g: Array, leaning: Leaning, of: Standardized, share: Array, *, places: Places = NEW) -> Array:
+    """`rstd * (g - p * xhat * sum(g * xhat))`, for a g whose sum was taken away."""
+    of = of._replace(xhat=places.xhat.multiply(of.xhat, share))
+    return kernels.upright(g, Spread(None, None, leaning.product), of, places=places)
 
 
 def shielded(xp: Namespace, x: Array, weights: Weights) -> Array:

@@ -307,6 +307,23 @@ def test_a_gradient_that_is_nearly_all_mean(backend, norm, shape, of, block_byte
     assert np.max(np.abs(found - exact)) < 4e-6 * np.max(np.abs(exact))
 
 
+@pytest.mark.parametrize("size", [1.0, 1e10, 1e20])
+@pytest.mark.parametrize("tiny", [1e-20, 1e-36, 1e-44])
+def test_parts_that_weigh_next_to_nothing_in_a_gradient(backend, tiny, size):
+    rng = np.random.default_rng(19)
+    x, dy = rng.standard_normal((2, 60, 3, 5)).astype(np.float32)
+    weights = rng.random((60, 1, 5)).astype(np.float32)
+    weights[20:40] *= np.float32(tiny)
+    dy *= np.float32(size)
+    wide = x.astype(np.float64)
+    exact = anynorm.vjp(anynorm.batch_norm, wide, weights=weights)[1](dy.astype(np.float64))[0]
+    with anynorm.options(block_bytes=2**8):
+        given = constant(backend, weights, "float32")
+        pullback = anynorm.vjp(anynorm.batch_norm, backend.array(x, "float32"), weights=given)[1]
+        found = backend.numpy(pullback(backend.array(dy, "float32"))[0])
+    assert np.max(np.abs(found - exact)) < 4e-6 * np.max(np.abs(exact))
+
+
 @pytest.mark.parametrize("size", [1e30, 1e-30])
 @pytest.mark.parametrize("weight", [1e30, 1.0, 1e-30])
 def test_numbers_and_weights_of_any_size(backend, size, weight):
