@@ -52,6 +52,8 @@ class Library(NamedTuple):
     """Whether a compiler follows what happens now, to whom a shape may be more than numbers."""
     contiguous: Callable[[Array], bool] = lambda x: False
     """Whether neighbouring axes of the array are one in memory too."""
+    threaded: bool = False
+    """Whether several of its own threads share an operation on an array that is not on a GPU."""
     products: bool = False
     """Whether it adds fastest by multiplying with ones."""
     writeable: Callable[[Array], bool] = lambda x: False
@@ -410,8 +412,9 @@ def _torch_library() -> Library:
         records=_torch_records,
         overlap=_torch_overlap,
         same=lambda x, out: x.data_ptr() == out.data_ptr() and x.stride() == out.stride(),
-        into=_into(torch),
+        into=_into_torch,
         busy=torch.no_grad,
+        threaded=True,
         summing=_torch_summing,
         shared=_torch_shared,
         host=_torch_host,
@@ -659,15 +662,21 @@ def _busy_numpy() -> Iterator[None]:
             np.setbufsize(before)
 
 
-def _into(xp: Any) -> Callable[[Array], Arithmetic]:
-    def into(place: Array) -> Arithmetic:
-        return Arithmetic(*(partial(each, out=place) for each in (xp.add, xp.subtract, xp.multiply)))
+def _into_torch(place: Array) -> Arithmetic:
+    torch = sys.modules["torch"]
+    add, subtract, multiply = (partial(each, out=place) for each in (torch.add, torch.sub, torch.mul))
 
-    return into
+    def multiply_add(x: Array, factor: Array, addend: Array) -> Array:
+        if factor.shape[-1] == addend.shape[-1] < x.shape[-1]:  # addcmul is slow where both stay the same along rows
+            return add(multiply(x, factor), addend)
+        return torch.addcmul(addend, x, factor, out=place)
+
+    return Arithmetic(add, subtract, multiply, multiply_add)
 
 
 def _into_numpy(place: Array) -> Arithmetic:
-    return Arithmetic(*(partial(_by_long_rows, each, place) for each in (np.add, np.subtract, np.multiply)))
+    add, subtract, multiply = (partial(_by_long_rows, each, place) for each in (np.add, np.subtract, np.multiply))
+    return Arithmetic(add, subtract, multiply, lambda x, factor, addend: add(multiply(x, factor), addend))
 
 
 def _by_long_rows(operation: Any, place: Array, x: Array, other: Array) -> Array:
@@ -682,14 +691,14 @@ def _by_long_rows(operation: Any, place: Array, x: Array, other: Array) -> Array
 
 
 def _into_by_assignment(place: Array) -> Arithmetic:
-    def assigning(operation: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
-        def assign(x: Array, other: Array) -> Array:
-            place[...] = operation(x, other)
+    def assigning(operation: Callable[..., Array]) -> Callable[..., Array]:
+        def assign(*arrays: Array) -> Array:
+            place[...] = operation(*arrays)
             return place
 
         return assign
 
-    return Arithmetic(*map(assigning, PURE))
+    return Arithmetic(*(assigning(operation) for operation in PURE))
 
 
 def _jax_devices(x: Array) -> frozenset[Any] | None:

@@ -23,9 +23,16 @@ class Arithmetic(NamedTuple):
     add: Callable[[Array, Array], Array]
     subtract: Callable[[Array, Array], Array]
     multiply: Callable[[Array, Array], Array]
+    multiply_add: Callable[[Array, Array, Array], Array]
+    """x * factor + addend, in one pass where the library can; the addend is not in the place of the result."""
 
 
-PURE = Arithmetic(operator.add, operator.sub, operator.mul)
+def multiply_add(x: Array, factor: Array, addend: Array) -> Array:
+    """`x * factor + addend`."""
+    return x * factor + addend
+
+
+PURE = Arithmetic(operator.add, operator.sub, operator.mul, multiply_add)
 
 
 class Places(NamedTuple):
@@ -229,8 +236,9 @@ def inverse_root(xp: Namespace, square: Array, *, flat: float | Array | None) ->
 
 def affine(xhat: Array, gamma: Array | None, beta: Array | None, *, ops: Arithmetic = PURE) -> Array:
     """`xhat * gamma + beta`."""
-    y = xhat if gamma is None else ops.multiply(xhat, gamma)
-    return y if beta is None else ops.add(y, beta)
+    if gamma is None:
+        return xhat if beta is None else ops.add(xhat, beta)
+    return ops.multiply(xhat, gamma) if beta is None else ops.multiply_add(xhat, gamma, beta)
 
 
 def input_gradient(
@@ -320,11 +328,12 @@ def combination(
 
 def combine(g: Array, u: Array, scale: Array, of: Combination, *, places: Places = NEW) -> Array:
     """`g * scale - u * slope - shift`."""
-    ops = places.result
-    dx = ops.multiply(g, scale)
-    if of.slope is not None:
-        dx = ops.subtract(dx, places.xhat.multiply(u, of.slope))
-    return dx if of.shift is None else ops.subtract(dx, of.shift)
+    if of.slope is None:
+        return places.result.multiply(g, scale)
+    rest = places.xhat.multiply(u, -of.slope)
+    if of.shift is not None:
+        rest = places.xhat.subtract(rest, of.shift)
+    return places.result.multiply_add(g, scale, rest)
 
 
 def across(xp: Namespace, weights: Array, x: Array) -> Array:

@@ -96,23 +96,25 @@ class _Part(NamedTuple):
             return
         for mean in tail.means:
             x = self.ops.subtract(x, mean)
-        y = kernels.affine(self.ops.multiply(x, tail.scale), tail.gamma, tail.beta, ops=self.ops)
+        *factors, last = tail.factors
+        for factor in factors:
+            x = self.ops.multiply(x, factor)
+        y = kernels.affine(x, last, tail.beta, ops=self.ops)
         if y is not self.y:
             assign(self.plan.library, self.y, y)
 
 
 class _Tail(NamedTuple):
-    """What makes the result of x, once the statistics are known: less means, times a scale, times gamma, plus beta."""
+    """What makes the result of x, once the statistics are known: less means, times rstd and gamma, plus beta."""
 
     means: list[Array]
-    scale: Array
-    gamma: Array | None
+    factors: list[Array]
     beta: Array | None
 
     def within(self, block: Block) -> "_Tail":
         """That of a block."""
-        means = [mean[within(mean, block)] for mean in self.means]
-        return _Tail(means, self.scale[within(self.scale, block)], cut(self.gamma, block), cut(self.beta, block))
+        means, factors = ([each[within(each, block)] for each in some] for some in (self.means, self.factors))
+        return _Tail(means, factors, cut(self.beta, block))
 
 
 def _tail(
@@ -120,11 +122,11 @@ def _tail(
 ) -> _Tail:
     """Of these means, and of slight ones: beside the spread they are so small that beta loses nothing by them."""
     if not folds:
-        return _Tail(means + slight, rstd, gamma, beta)
+        return _Tail(means + slight, [rstd] if gamma is None else [rstd, gamma], beta)
     scale = rstd if gamma is None else rstd * gamma
     for mean in slight:
         beta = -(mean * scale) if beta is None else beta - mean * scale
-    return _Tail(means, scale, None, beta)
+    return _Tail(means, [scale], beta)
 
 
 class _Run(NamedTuple):
@@ -169,7 +171,7 @@ class _Run(NamedTuple):
         number = math.prod([shape[axis] for axis in plan.view.axes])
         groups = plan.groups._replace(divisor=min(plan.groups.divisor, float(number)), block=library.plain_block)
         dots = groups.dots(x) and (call.weights is None or not survey)
-        squares = PURE if dots else library.into(room())
+        squares = PURE if dots or call.spread is not None else library.into(room())
         weighted = kept = None
         if call.weights is not None and survey:
             found = weights_within(plan, call.weights, block, shape)
@@ -242,13 +244,14 @@ def run(call: Call, y: Array | None, in_place: bool, keep: bool) -> Spread:
 def numbers(plan: Plan, arrays: int, *, made: int = 0) -> tuple[int, int]:
     """How many numbers of a block there may be, and how many if they are whole groups.
 
-    Each block is so many arrays of its size; those of them that are made for it take, in as many threads as there are
-    by default, little more than `block_bytes`. Of the threads in force the blocks, and so the last
-    bits of a result, know nothing.
+    Each block is so many arrays of its size, and a library that has threads of its own shares one among them; those of
+    these arrays that are made for it take, in as many threads as there are by default, little more than `block_bytes`.
+    Of the threads in force the blocks, and so the last bits of a result, know nothing.
     """
     bits: int = plan.library.xp.finfo(plan.dtype).bits
     room = current().block_bytes * 8 // bits
-    most, largest = room // arrays, STRETCH * room // arrays
+    together = min(default_threads(), STRETCH) if plan.library.threaded else 1
+    most, largest = together * room // arrays, STRETCH * room // arrays
     if made:
         spare = room * 5 // 4 // (made * (default_threads() if plan.library.products else 1))
         most, largest = min(most, spare), min(largest, spare)

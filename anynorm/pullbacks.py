@@ -100,7 +100,8 @@ def _in_blocks(call: Call, dy: Array, wanted: Wanted, spread: Spread) -> Gradien
     dx = None if wanted.dtype is None else empty(plan.view.shape, dy, wanted.dtype)
     totals = [None if shape is None else zeros(shape, dy, plan.dtype) for shape in wanted.parameters]
     averaged = () if call.spread is not None else plan.view.axes
-    arrays, made = (ROOMS, 0) if call.weights is None else (ROOMS + WEIGHTED, ROOMS + WEIGHTED)
+    cast = sum(each is not None and each.dtype != plan.dtype for each in (call.x, dy))
+    arrays, made = (ROOMS + cast, 0) if call.weights is None else (ROOMS + WEIGHTED, ROOMS + WEIGHTED)
     grid = blocks(plan.view.shape, averaged, *numbers(plan, arrays, made=made))
     largest = max(math.prod([each.stop - each.start for each in both(grid.groups[0], grid.parts[0])]), 1)
     run = Pull(
