@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from anynorm import batches, calls, chunks, compilers, norms, schedules
+from anynorm import batches, calls, chunks, compilers, norms, passes, schedules
 from anynorm.arrays import check_device, compute_dtype, one_library, pytree
 from anynorm.calls import Call, Fit, Plan
 from anynorm.combinations import Wanted
@@ -84,7 +84,7 @@ def vjp(norm: Callable[..., Any], x: Array, /, *params: Array | None, **options:
             kept, (y, of) = call.x, chunks.normalize(call)
             spread = of
         elif compilers.chosen(call, arrays) != "none" or schedules.in_blocks(call, arrays):
-            kept = plan.library.xp.asarray(call.x, copy=True)
+            kept = passes.copied(plan, call.x)
             y, of = schedules.normalize(call)
             spread = of
         else:

@@ -263,6 +263,20 @@ def shared(plan: Plan) -> int:
     return max(1, min(current().threads, int(plan.nbytes // SHARED))) if plan.library.products else 1
 
 
+def copied(plan: Plan, x: Array) -> Array:
+    """A copy of an array of the view, made by the threads that share the call."""
+    threads = shared(plan)
+    if threads < 2:
+        return plan.library.xp.asarray(x, copy=True)
+    copy = empty(plan.view.shape, x, x.dtype)
+
+    def work(block: Block) -> None:
+        copy[block] = x[block]
+
+    share(work, blocks(plan.view.shape, (), *numbers(plan, 1)).groups, threads)
+    return copy
+
+
 def _groups(run: _Run, parts: list[Block], scale: Scale | None, *, shield: bool = False) -> Spread:
     """Normalize the groups that these parts hold together; their statistics."""
     plan, given = run.call.plan, run.call.weights
