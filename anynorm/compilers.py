@@ -55,11 +55,11 @@ def affine(call: Call, xhat: Array) -> Array:
     return _functions["cupy"](xhat, call.gamma, call.beta)
 
 
-def normalize(call: Call, name: str, *, keep: bool) -> tuple[Array, Spread]:
+def normalize(call: Call, name: str, *, keep: bool) -> tuple[Array, Spread] | None:
     """The result of a call, of the caller's shape, in `out` if it may lie there; and its statistics.
 
-    The mean is missing where they are not to be kept. The variance is not finite where numbers must be looked at more
-    closely than what is compiled does.
+    Where these are not to be kept, there is no mean, and no more than a bound below the variance, a fifth of it at
+    least. None where numbers must be looked at more closely than what is compiled does.
     """
     plan, compiler = call.plan, _compiler(name)
     scaled = call.spread is None and safe(call, name, call.x)
@@ -101,20 +101,22 @@ def normalize(call: Call, name: str, *, keep: bool) -> tuple[Array, Spread]:
         return y, Spread(*found) if plan.centred else Spread(None, None, *found)
     if not plan.centred:
         return y, Spread(None, None, found[0] / plan.groups.divisor)
-    left, var = _shifted(xp, found[1], found[2], plan.groups.divisor)
+    few_sums, sums, squares = found
+    if not _fair(plan.library, sums, squares, plan.groups.divisor):
+        return None
     if not keep:
-        return y, Spread(None, None, var)
+        return y, Spread(None, None, squares * (0.2 / plan.groups.divisor))
+    left = sums / plan.groups.divisor
+    var = squares / plan.groups.divisor - left * left
     few = math.prod(
         [len(range(form.view.shape[axis])[part]) for axis, part in zip(form.axes, form.sample, strict=True)]
     )
-    return y, Spread(*kernels.renormalized(xp, found[0] / few, left), var)
+    return y, Spread(*kernels.renormalized(xp, few_sums / few, left), var)
 
 
-def _shifted(xp: Namespace, sums: Array, squares: Array, divisor: float) -> tuple[Array, Array]:
-    """What a pivot has left of the mean; and the variance, or NaN where too much is left for that to be exact."""
-    left = sums / divisor
-    var = squares / divisor - left * left
-    return left, xp.where(left * left <= 4 * var, var, xp.ones_like(var) * math.nan)
+def _fair(library: Library, sums: Array, squares: Array, divisor: float) -> bool:
+    """Whether a pivot left no more of a mean than two standard deviations: the variance is exact then."""
+    return library.least(squares - sums * (1.25 / divisor) * sums) >= 0
 
 
 def gradients(
@@ -173,8 +175,8 @@ def gradients(
     dx = None if dtype is None else xp.reshape(next(left), plan.view.shape)
     if pivoted:
         with plan.library.quiet():
-            _, var = _shifted(xp, next(left), next(left), plan.groups.divisor)
-            if not bool(xp.all(xp.isfinite(var))):
+            sums, squares = next(left), next(left)
+            if not (_fair(plan.library, sums, squares, plan.groups.divisor) and plan.library.most(squares) < math.inf):
                 return None
     return dx, *(None if shape is None else xp.reshape(next(left), shape) for shape in shapes)
 
@@ -213,7 +215,7 @@ class _Form(NamedTuple):
 
     def of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """What becomes of a shape beside the plan's view."""
-        return self.view.of(shape)
+        return shape if len(shape) == len(self.view.shape) else self.view.of(shape)
 
 
 def _form(plan: Plan, arrays: Arrays, shapes: Sequence[tuple[int, ...] | None] = ()) -> _Form:
@@ -406,13 +408,14 @@ class _Torch:
         elif library.name != "numpy":
             x = self.torch.from_dlpack(x)
         else:
-            if any(step < 0 or step % x.itemsize for step in x.strides) or not x.dtype.isnative:
+            even = x.flags.c_contiguous or all(step >= 0 and step % x.itemsize == 0 for step in x.strides)
+            if not even or not x.dtype.isnative:
                 x = x.astype(x.dtype.newbyteorder("="))
             if _name(x.dtype) == "bfloat16":
                 x = self.torch.from_numpy(writeable(x.view("int16"))).view(self.torch.bfloat16)
             else:
                 x = self.torch.from_numpy(writeable(x))
-        return x.reshape(shape).contiguous()
+        return (x if x.shape == shape else x.reshape(shape)).contiguous()
 
     def leave(self, library: Library, x: Array, like: Array) -> Array:
         if library.name == "torch":

@@ -27,11 +27,13 @@ def normalize(call: Call, *, keep: bool = True) -> Normalized:
     compiler = compilers.chosen(call, given)
     if compiler != "none":
         with plan.library.quiet():
-            compiled = Normalized(*compilers.normalize(call, compiler, keep=keep))
-            if compilers.safe(call, compiler, call.x) or ordinary(plan, compiled.spread.var):
-                if out is not None and compiled.y is not out:
-                    out[...] = compiled.y
-                return compiled if out is None else compiled._replace(y=out)
+            compiled = compilers.normalize(call, compiler, keep=keep)
+            if compiled is not None:
+                y, spread = compiled
+                if compilers.safe(call, compiler, call.x) or ordinary(plan, spread.var):
+                    if out is not None and y is not out:
+                        out[...] = y
+                    return Normalized(y if out is None else out, spread)
     if in_blocks(call, given):
         return _in_blocks(call, keep)
     with plan.library.quiet():
