@@ -56,6 +56,8 @@ class Library(NamedTuple):
     """Whether several of its own threads share an operation on an array that is not on a GPU."""
     products: bool = False
     """Whether it adds fastest by multiplying with ones."""
+    norm: Callable[[Array], Array] | None = None
+    """The norm along the last axis, where it adds squares fastest as those of the norms of short runs."""
     writeable: Callable[[Array], bool] = lambda x: False
     """Whether the array may be written to."""
     present: Callable[..., bool] = lambda *arrays: True
@@ -180,6 +182,13 @@ def zeros(shape: int | tuple[int, ...], like: Array, dtype: Any) -> Array:
 def writeable(x: Array) -> Array:
     """A NumPy array, or one more of the same memory that may be written to: some libraries take no other."""
     return x if x.flags.writeable else np.asarray(_Writeable(x))
+
+
+def extent(library: Library, x: Array) -> tuple[float, float]:
+    """The smallest magnitude in a plain array, but for 0, and the largest."""
+    sizes = np.abs(library.host(x))
+    most = sizes.max()
+    return float(np.min(sizes, where=sizes > 0, initial=most)), float(most)
 
 
 def moved(name: str, x: Array, like: Array) -> Array:
@@ -362,6 +371,8 @@ _pytrees_lock = threading.Lock()
 
 _BLOCK = 256
 SHORT = 512
+REPEATED = 4
+"""So often is an array used that is worth writing out along its rows."""
 LARGE = 2**22
 """From so many bytes on the pages of a new array cost more than the norm, unless they are huge."""
 
@@ -415,6 +426,7 @@ def _torch_library() -> Library:
         into=_into_torch,
         busy=torch.no_grad,
         threaded=True,
+        norm=partial(torch.linalg.vector_norm, dim=-1),
         summing=_torch_summing,
         shared=_torch_shared,
         host=_torch_host,
@@ -516,7 +528,7 @@ def _torch_present(*arrays: Array) -> bool:
         and x.device.type != "meta"
         and not (recorded and x.requires_grad)
         and not torch._C._functorch.is_legacy_batchedtensor(x)  # is_grads_batched
-        and torch.autograd.forward_ad.unpack_dual(x).tangent is None
+        and not _torch_dual(torch, x)
         for x in arrays
     )
 
@@ -528,8 +540,14 @@ def _torch_records(arrays: list[Array]) -> bool:
         and any(x.requires_grad for x in arrays)
         and not torch.compiler.is_compiling()
         and not _torch_transforms(torch)
-        and all(torch.autograd.forward_ad.unpack_dual(x).tangent is None for x in arrays)
+        and not any(_torch_dual(torch, x) for x in arrays)
     )
+
+
+def _torch_dual(torch: Any, x: Array) -> bool:
+    """Whether a derivative is carried along with x."""
+    dual = torch.autograd.forward_ad
+    return dual._current_level >= 0 and dual.unpack_dual(x).tangent is not None  # level -1: nothing is; to ask is slow
 
 
 def _torch_transforms(torch: Any) -> bool:
@@ -668,7 +686,9 @@ def _into_torch(place: Array) -> Arithmetic:
 
     def multiply_add(x: Array, factor: Array, addend: Array) -> Array:
         if factor.shape[-1] == addend.shape[-1] < x.shape[-1]:  # addcmul is slow where both stay the same along rows
-            return add(multiply(x, factor), addend)
+            if addend.shape[0] > 1 or x.shape[0] < REPEATED:
+                return add(multiply(x, factor), addend)
+            addend = addend.expand(1, *x.shape[1:]).contiguous()
         return torch.addcmul(addend, x, factor, out=place)
 
     return Arithmetic(add, subtract, multiply, multiply_add)

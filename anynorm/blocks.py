@@ -3,7 +3,8 @@
 import math
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from itertools import product
 from typing import Any, NamedTuple, TypeVar
@@ -13,10 +14,13 @@ from anynorm.kernels import Array
 T = TypeVar("T")
 R = TypeVar("R")
 Block = tuple[slice, ...]
+WHOLE = slice(None)
 SHORTEST = 256
 """Blocks strewn over memory in runs of fewer numbers than this cost more than a second pass over the array."""
 DEEP = 256
 """How many numbers of a group a part of it has, so that its statistics are small beside it."""
+EVEN = 4
+"""Threads share so many blocks evenly, if they are no more."""
 STRETCH = 4
 """How much larger a block may be, if it then holds whole groups."""
 
@@ -56,12 +60,16 @@ def both(one: Block, other: Block) -> Block:
 
 def within(array: Array, block: Block) -> Block:
     """Where in an array that broadcasts to the whole a block is."""
-    return tuple(slice(None) if n == 1 else each for n, each in zip(array.shape, block, strict=True))
+    return tuple([WHOLE if n == 1 else each for n, each in zip(array.shape, block, strict=True)])
 
 
-def share(work: Callable[[T], R], items: Iterable[T], threads: int) -> list[R]:
-    """The results of `work` on each item, in their order; this thread works too."""
-    items = list(items)
+def share(
+    work: Callable[[T], R],
+    items: Sequence[T],
+    threads: int,
+    within: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> list[R]:
+    """The results of `work` on each item, in their order; this thread works too, and the others `within` a context."""
     if threads < 2 or len(items) < 2:
         return [work(item) for item in items]
     results: list[Any] = [None] * len(items)
@@ -82,7 +90,8 @@ def share(work: Callable[[T], R], items: Iterable[T], threads: int) -> list[R]:
         with turn:
             helping += 1
         try:
-            worker()
+            with within():
+                worker()
         except BaseException as failure:
             failures.append(failure)
             waiting = iter(())
@@ -129,6 +138,9 @@ def _steps(shape: tuple[int, ...], axes: list[int], most: int) -> list[int]:
         size = math.prod(steps)
         if size > most:
             steps[axis] = max(1, most * steps[axis] // size)
+            if steps[axis] > 1:  # as many for each thread
+                count = -(-shape[axis] // steps[axis])
+                steps[axis] = -(-shape[axis] // (-(-count // EVEN) * EVEN))
     return steps
 
 

@@ -6,18 +6,17 @@ It is taken where it is as exact: where, in each group, the mean of the gradient
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 from anynorm import kernels
 from anynorm.arrays import assign, empty
 from anynorm.blocks import Block, share
 from anynorm.calls import Call, Plan
-from anynorm.kernels import Array, Combination, Groups, Places, Spread, Sums
-from anynorm.passes import SHORT, cut, folded
+from anynorm.kernels import PURE, Array, Combination, Groups, Places, Spread, Sums
+from anynorm.passes import SHORT, cut, folded, plain_groups
 
-ROOMS = 4
-"""The arrays of a block's size that a block takes."""
-ENOUGH = 512
+ENOUGH = 256
 """The squares of so many values tell that their mean is small."""
 Parameters = list[Array | None]
 """The gradients of gamma and beta, as far as they are wanted, from some of the values."""
@@ -65,27 +64,37 @@ class Pull(NamedTuple):
     """Arrays to work in that no block works in now."""
     largest: int
 
+    @property
+    def dots(self) -> bool:
+        """Whether products take no room, as they are added as they are made."""
+        last = len(self.call.plan.view.shape) - 1
+        return self.call.plan.library.products and self.axes is not None and self.axes[-1:] == (last,)
+
     @contextmanager
-    def desk(self, block: Block) -> Iterator["Desk"]:
-        """What a block is worked on with."""
+    def desk(self, block: Block, *, apart: bool) -> Iterator["Desk"]:
+        """What a block is worked on with; xhat and products have a room each, if they are to be `apart`."""
         plan, dy = self.call.plan, self.dy[block]
-        library, xp = plan.library, plan.library.xp
+        library, xp, shape = plan.library, plan.library.xp, tuple(dy.shape)
         try:
             rooms = self.rooms.pop()
-        except IndexError:
-            rooms = [empty((self.largest,), dy, plan.dtype) for _ in range(ROOMS - 1)]
+        except IndexError:  # and no look beforehand: another thread may be faster
+            rooms = []
+        target = None if self.dx is None else self.dx[block]
+        narrow = target is not None and target.dtype != plan.dtype
+        number, size = 1 + apart + narrow, math.prod(shape)
+        rooms += [empty((self.largest,), dy, plan.dtype) for _ in range(number - len(rooms))]
+        places = [library.into(xp.reshape(each[:size], shape)) for each in rooms[:number]]
+        result = PURE if target is None else places[-1] if narrow else library.into(target)
+        x = None if self.call.x is None else xp.astype(self.call.x[block], plan.dtype, copy=False)
         try:
-            with library.busy():
-                shape = tuple(dy.shape)
-                result, xhat, product = (xp.reshape(each[: math.prod(shape)], shape) for each in rooms)
-                target = None if self.dx is None else self.dx[block]
-                if target is not None and target.dtype == plan.dtype:
-                    result = target
-                x = None if self.call.x is None else xp.astype(self.call.x[block], plan.dtype, copy=False)
-                dy = xp.astype(dy, plan.dtype, copy=False)
-                yield Desk(plan, block, x, dy, target, Places(*map(library.into, (result, xhat, product))))
+            dy = xp.astype(dy, plan.dtype, copy=False)
+            yield Desk(plan, block, x, dy, target, Places(result, places[0], places[apart]))
         finally:
             self.rooms.append(rooms)
+
+    def known(self, block: Block) -> "Known":
+        """What goes with a block."""
+        return Known(*(cut(each, block) for each in (self.rstd, self.left, self.pivot, self.call.gamma)))
 
 
 class Desk(NamedTuple):
@@ -103,6 +112,15 @@ class Desk(NamedTuple):
         """Write the gradient of x."""
         if self.target is not None and dx is not self.target:
             assign(self.plan.library, self.target, dx)
+
+
+class Known(NamedTuple):
+    """What there is for each group of a block, and gamma."""
+
+    rstd: Array
+    left: Array | None
+    pivot: Array | None
+    gamma: Array | None
 
 
 class Look(NamedTuple):
@@ -125,44 +143,48 @@ def pull(run: Pull, parts: list[Block], threads: int) -> list[Parameters] | None
     axes = run.axes
     if run.dx is None or axes is None:
         return None
-    given, xp = run.call.spread is not None, run.call.plan.library.xp
+    given, library = run.call.spread is not None, run.call.plan.library
+    desk_of = partial(run.desk, apart=run.pivot is not None and not run.dots)
 
     def whole(block: Block) -> Parameters | None:
-        with run.desk(block) as desk:
-            look = _look(run, desk, axes)
-            of = kernels.CONSTANT if look.sums is None else _settled(run, block, look.sums)
+        with desk_of(block) as desk:
+            known = run.known(block)
+            look = _look(run, desk, known, axes)
+            of = kernels.CONSTANT if look.sums is None else _settled(run, known, look.sums)
             if of is not None:
-                desk.finish(kernels.combine(look.g, look.u, _scale(run, block, axes), of, places=desk.places))
+                desk.finish(kernels.combine(look.g, look.u, _scale(known, axes), of, places=desk.places))
             return None if of is None else look.parameters
 
     if given or len(parts) == 1:
-        found = share(whole, parts, threads)
+        found = share(whole, parts, threads, library.busy)
         exact = [each for each in found if each is not None]
         return exact if len(exact) == len(found) else None
     parameters: list[Parameters] = []
 
     def survey(block: Block) -> Look:
-        with run.desk(block) as desk:
-            return _look(run, desk, axes)._replace(g=None, u=None)
+        with desk_of(block) as desk:
+            return _look(run, desk, run.known(block), axes)._replace(g=None, u=None)
 
     def surveys(some: list[Block]) -> list[Sums]:
-        looks = share(survey, some, threads)
+        looks = share(survey, some, threads, library.busy)
         parameters.extend(look.parameters for look in looks)
         return [look.sums for look in looks if look.sums is not None]
 
     def join(found: list[Sums]) -> Sums:
+        xp = library.xp
         return Sums(*(xp.sum(xp.stack(each, axis=0), axis=0) for each in zip(*found, strict=True)))
 
-    of = _settled(run, parts[0], folded(join, surveys, parts))
+    of = _settled(run, run.known(parts[0]), folded(join, surveys, parts))
     if of is None:
         return None
 
     def apply(block: Block) -> None:
-        with run.desk(block) as desk:
-            g, u = _entered(run, desk, axes)
-            desk.finish(kernels.combine(g, u, _scale(run, block, axes), of, places=desk.places))
+        with desk_of(block) as desk:
+            known = run.known(block)
+            g, u = _entered(desk, known, axes)
+            desk.finish(kernels.combine(g, u, _scale(known, axes), of, places=desk.places))
 
-    share(apply, parts, threads)
+    share(apply, parts, threads, library.busy)
     return parameters
 
 
@@ -184,67 +206,62 @@ def runs(call: Call, wanted: Wanted, *, folds: bool) -> tuple[int, ...] | None:
     return () if rows and all(shape[0] == 1 for shape in beside) else None
 
 
-def _entered(run: Pull, desk: Desk, axes: tuple[int, ...]) -> tuple[Array, Array]:
+def _entered(desk: Desk, known: Known, axes: tuple[int, ...]) -> tuple[Array, Array]:
     """The g and the u of a block."""
-    g, u, pivot = desk.dy, desk.x, cut(run.pivot, desk.block)
-    if run.call.gamma is not None and not axes:
-        g = desk.places.result.multiply(g, cut(run.call.gamma, desk.block))
-    return g, u if pivot is None or u is None else desk.places.xhat.subtract(u, pivot)
+    g, u = desk.dy, desk.x
+    if known.gamma is not None and not axes:
+        g = desk.places.result.multiply(g, known.gamma)
+    return g, u if known.pivot is None or u is None else desk.places.xhat.subtract(u, known.pivot)
 
 
-def _scale(run: Pull, block: Block, axes: tuple[int, ...]) -> Array:
+def _scale(known: Known, axes: tuple[int, ...]) -> Array:
     """What g is multiplied by."""
-    rstd, gamma = cut(run.rstd, block), cut(run.call.gamma, block)
-    return rstd if gamma is None or not axes else rstd * gamma
+    return known.rstd if known.gamma is None or not axes else known.rstd * known.gamma
 
 
-def _look(run: Pull, desk: Desk, axes: tuple[int, ...]) -> Look:
+def _look(run: Pull, desk: Desk, known: Known, axes: tuple[int, ...]) -> Look:
     """The sums over a block, and the gradients of its parameters."""
-    return _look_at_runs(run, desk, axes) if axes else _look_at_rows(run, desk)
+    return (_look_at_runs if axes else _look_at_rows)(run, desk, known, axes)
 
 
-def _look_at_runs(run: Pull, desk: Desk, axes: tuple[int, ...]) -> Look:
+def _look_at_runs(run: Pull, desk: Desk, known: Known, axes: tuple[int, ...]) -> Look:
     """Where the parameters stay the same along some axes, all that is asked for comes of three sums over these."""
-    plan, xp, product, given = desk.plan, desk.plan.library.xp, desk.places.product, run.call.spread is not None
-    rstd, left, gamma = (cut(each, desk.block) for each in (run.rstd, run.left, run.call.gamma))
-    (dy, u), shapes = _entered(run, desk, axes), run.wanted.within(desk.block)
+    plan, xp, given = desk.plan, desk.plan.library.xp, run.call.spread is not None
+    (dy, u), shapes = _entered(desk, known, axes), run.wanted.within(desk.block)
     if given and not any(shapes):
         return Look(dy, u, None, [None for _ in shapes])
-    groups = Groups(axes, 1.0, plan.library.plain_block, run.ones)
+    groups = plain_groups(plan, divisor=1.0)._replace(axes=axes, ones=run.ones)
     of_dy = groups.mean(xp, dy)
-    of_product = of_dy if u is None else groups.mean_product(xp, dy, u, ops=product)
-    of_xhat = (of_product if left is None else of_product - left * of_dy) * rstd
+    of_product = of_dy if u is None else groups.mean_product(xp, dy, u, ops=desk.places.product)
+    of_xhat = (of_product if known.left is None else of_product - known.left * of_dy) * known.rstd
     parameters = [
         None if shape is None else _summed(plan, each, shape)
         for each, shape in zip((of_xhat, of_dy), shapes, strict=False)
     ]
     if given:
         return Look(dy, u, None, parameters)
-    of_square = _squares(plan, groups, dy)
+    of_square, gamma = _squares(plan, groups, dy), known.gamma
     sums = (of_dy, of_product, of_square)
     if gamma is not None:
         sums = (of_dy * gamma, of_product * gamma, of_square * (gamma * gamma))
-    kept = tuple(1 if axis in plan.view.axes else n for axis, n in enumerate(dy.shape))
+    kept = tuple([1 if axis in plan.view.axes else n for axis, n in enumerate(dy.shape)])
     return Look(dy, u, Sums(*(_summed(plan, each, kept) for each in sums)), parameters)
 
 
-def _look_at_rows(run: Pull, desk: Desk) -> Look:
+def _look_at_rows(run: Pull, desk: Desk, known: Known, axes: tuple[int, ...]) -> Look:
     """Where gamma and beta vary along the rows, their gradients are sums across these."""
-    plan, xp, product = desk.plan, desk.plan.library.xp, desk.places.product
-    rstd, left = cut(run.rstd, desk.block), cut(run.left, desk.block)
-    (g, u), shapes = _entered(run, desk, ()), run.wanted.within(desk.block)
-    groups = Groups((1,), 1.0, plan.library.plain_block, run.ones)
-    of_g, of_product = groups.mean(xp, g), groups.mean_product(xp, g, u, ops=product)
-    of_square = _squares(plan, groups, g)
-    parameters: Parameters = []
-    for i, shape in enumerate(shapes):
-        if shape is None:
-            parameters.append(None)
-        elif i:
-            parameters.append(groups._replace(axes=(0,)).mean(xp, desk.dy))
-        else:
-            across = kernels.across(xp, rstd, product.multiply(desk.dy, u))
-            parameters.append(across if left is None else across - kernels.across(xp, rstd * left, desk.dy))
+    plan, xp, (rstd, left, _, gamma) = desk.plan, desk.plan.library.xp, known
+    (g, u), (of_gamma, *of_beta) = _entered(desk, known, axes), run.wanted.within(desk.block)
+    groups = plain_groups(plan, divisor=1.0)._replace(ones=run.ones)
+    of_g, of_square = groups.mean(xp, g), _squares(plan, groups, g)
+    product = desk.places.product.multiply(desk.dy, u)
+    of_product = groups.mean(xp, product) if gamma is None else kernels.along(xp, product, gamma, groups=groups)
+    parameters: Parameters = [None]
+    if of_gamma is not None:
+        parameters = [kernels.across(xp, rstd, product)]
+        if left is not None:
+            parameters = [parameters[0] - kernels.across(xp, rstd * left, desk.dy)]
+    parameters += [None if shape is None else kernels.across(xp, xp.ones_like(rstd), desk.dy) for shape in of_beta]
     return Look(g, u, Sums(of_g, of_product, of_square), parameters)
 
 
@@ -258,14 +275,16 @@ def _squares(plan: Plan, groups: Groups, g: Array) -> Array:
 
 def _summed(plan: Plan, values: Array, shape: tuple[int, ...]) -> Array:
     """Values summed to a shape that broadcasts to theirs."""
-    axes = tuple(axis for axis, (n, whole) in enumerate(zip(shape, values.shape, strict=True)) if n < whole)
+    if shape == values.shape:
+        return values
+    axes = tuple([axis for axis, (n, whole) in enumerate(zip(shape, values.shape, strict=True)) if n < whole])
     return kernels.total(plan.library.xp, values, axes=axes, block=plan.library.plain_block)
 
 
-def _settled(run: Pull, block: Block, sums: Sums) -> Combination | None:
+def _settled(run: Pull, known: Known, sums: Sums) -> Combination | None:
     """What the sums of whole groups come to; None where that would not be as exact."""
     plan = run.call.plan
-    rstd, left = cut(run.rstd, block), cut(run.left, block)
-    xp = plan.library.xp
-    of, fair = kernels.combination(xp, sums, rstd, left, divisor=plan.groups.divisor, centred=plan.centred)
-    return of if bool(xp.all(fair)) else None
+    of, fair = kernels.combination(
+        plan.library.xp, sums, known.rstd, known.left, divisor=plan.groups.divisor, centred=plan.centred
+    )
+    return of if bool(plan.library.xp.all(fair)) else None

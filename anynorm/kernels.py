@@ -8,6 +8,7 @@ import math
 import operator
 import sys
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 Array = Any
@@ -67,6 +68,8 @@ class Groups(NamedTuple):
     """The longest run of elements added in one go, or None to leave the order of a sum to the array library."""
     ones: Array | None = None
     """A run of ones, where the library adds fastest by multiplying with them."""
+    norm: Callable[[Array], Array] | None = None
+    """The norm along the last axis, where the library adds squares fastest as those of the norms of short runs."""
 
     def mean(self, xp: Namespace, x: Array) -> Array:
         """The mean of each group, beside x."""
@@ -82,6 +85,8 @@ class Groups(NamedTuple):
 
     def mean_product(self, xp: Namespace, x: Array, other: Array, *, ops: Arithmetic = PURE) -> Array:
         """The mean of x * other."""
+        if other is x and self.norm is not None and self.axes[-1] == x.ndim - 1:
+            return total(xp, _squares(xp, x, self.norm), axes=self.axes, block=self.block) / self.divisor
         if not self.dots(x):
             return self.mean(xp, ops.multiply(x, other))
         products = _dot(xp, x, other)
@@ -314,36 +319,41 @@ def combination(
 
     It takes fewer passes. It is as exact where the mean of g is no larger than its spread, as far as squares tell.
     """
-    mean, product, square = (each / divisor for each in sums)
-    slope = product if left is None else product - left * mean
-    slope = slope * rstd * rstd * rstd
-    fair = xp.isfinite(slope)
+    of_g, product, square = sums
+    slope = product if left is None else product - left * of_g
+    slope = slope * (rstd * rstd * rstd / divisor)
     if not centred:
-        return Combination(slope, None), fair
-    least = float(xp.finfo(square.dtype).smallest_normal) / float(xp.finfo(square.dtype).eps)
-    told = (mean == 0) | ((square >= least) & xp.isfinite(square))
-    shift = mean * rstd if left is None else mean * rstd - left * slope
-    return Combination(slope, shift), fair & told & (2 * mean * mean <= square)
+        return Combination(slope, None), xp.isfinite(slope)
+    shift = of_g * (rstd / divisor)
+    if left is not None:
+        shift = shift - left * slope
+    least = float(xp.finfo(square.dtype).smallest_normal) / float(xp.finfo(square.dtype).eps) * divisor
+    told = (square >= least) | (of_g == 0)
+    return Combination(slope, shift), xp.isfinite(slope + square) & told & (of_g * (2 / divisor) * of_g <= square)
 
 
 def combine(g: Array, u: Array, scale: Array, of: Combination, *, places: Places = NEW) -> Array:
     """`g * scale - u * slope - shift`."""
     if of.slope is None:
         return places.result.multiply(g, scale)
-    rest = places.xhat.multiply(u, -of.slope)
-    if of.shift is not None:
-        rest = places.xhat.subtract(rest, of.shift)
-    return places.result.multiply_add(g, scale, rest)
+    shift = None if of.shift is None else -of.shift
+    return places.result.multiply_add(g, scale, affine(u, -of.slope, shift, ops=places.xhat))
+
+
+def along(xp: Namespace, x: Array, weights: Array, *, groups: Groups) -> Array:
+    """The sum of each row of x, each number times its weight."""
+    return _dot(xp, x, weights) if groups.dots(x) else xp.matmul(x, xp.reshape(weights, (weights.shape[1], 1)))
 
 
 def across(xp: Namespace, weights: Array, x: Array) -> Array:
     """The sum of the rows of x, each times its weight: a product of matrices, of `LEADING` rows in one go."""
     n = x.shape[0]
-    whole = n - n % LEADING
+    run = _even(n, 1, LEADING)
+    whole = n - n % run
     parts = []
     if whole:
-        runs = xp.reshape(weights[:whole, ...], (whole // LEADING, 1, LEADING))
-        sums = xp.matmul(runs, xp.reshape(x[:whole, ...], (whole // LEADING, LEADING, x.shape[1])))
+        runs = xp.reshape(weights[:whole, ...], (whole // run, 1, run))
+        sums = xp.matmul(runs, xp.reshape(x[:whole, ...], (whole // run, run, x.shape[1])))
         parts.append(total(xp, sums, axes=(0,), block=LEADING)[0, ...])
     if whole < n:
         parts.append(xp.matmul(xp.reshape(weights[whole:, ...], (1, n - whole)), x[whole:, ...]))
@@ -521,12 +531,7 @@ def total(xp: Namespace, x: Array, *, axes: tuple[int, ...], block: int | None, 
         return x
     if ones is not None:
         last = axes[-1]
-        if last < x.ndim - 1:
-            x = _total_along(xp, x, last, LEADING, ones)
-        elif x.shape[last] <= ones.shape[0]:
-            x = _run(xp, x, last, ones)
-        else:
-            x = _total_along(xp, x, last, RUN, ones)
+        x = _total_along(xp, x, last, _longest(tuple(x.shape), last), ones)
         return x if len(axes) == 1 else total(xp, x, axes=axes[:-1], block=block)
     if block is None or math.prod([x.shape[axis] for axis in axes]) <= block:
         return xp.sum(x, axis=axes, keepdims=True)
@@ -539,10 +544,31 @@ RUN = 2**14
 """The longest run that BLAS adds in one go along the last axis; it adds in many lanes."""
 LEADING = 256
 """The longest run that is added along any axis but the last, where BLAS adds one number after another."""
+LOCKED = 500
+"""NumPy lets other threads run only while it makes more products of runs than that."""
+WORTH = 2**16
+"""So many numbers are worth that other threads run."""
 
 
+NORMED = 128
+"""The longest run whose norm is as exact as its squares are."""
 FOLD = 8
 """rstd * gamma is made first where it is so many times smaller than x."""
+
+
+@lru_cache(maxsize=256)
+def _longest(shape: tuple[int, ...], axis: int) -> int:
+    """The length of the runs that BLAS adds along an axis."""
+    n, rows = shape[axis], math.prod(shape[:axis])
+    if axis < len(shape) - 1:
+        return _even(n, 1, LEADING)
+    return RUN if rows > LOCKED or rows * n < WORTH else _even(n, LOCKED // rows + 1, RUN)
+
+
+def _even(n: int, pieces: int, most: int) -> int:
+    """The length, at most that, of so many equal runs of n numbers, or of a few more; `most` if there are none such."""
+    pieces = max(pieces, -(-n // most))
+    return next((n // k for k in range(pieces, min(4 * pieces, n // 16) + 1) if n % k == 0), most)
 
 
 def _total_along(xp: Namespace, x: Array, axis: int, block: int, ones: Array | None = None) -> Array:
@@ -570,15 +596,26 @@ def _run(xp: Namespace, x: Array, axis: int, ones: Array | None) -> Array:
 
 def _dot(xp: Namespace, x: Array, other: Array) -> Array:
     """The sum of x * other over the last axis, in runs that BLAS adds."""
-    n = x.shape[-1]
-    if n <= RUN:
+    n, run = x.shape[-1], _longest(tuple(x.shape), x.ndim - 1)
+    if n <= run:
         return xp.vecdot(x, other)[..., None]
-    whole = n - n % RUN
-    runs = (*x.shape[:-1], n // RUN, RUN)
-    sums = xp.vecdot(xp.reshape(x[..., :whole], runs), xp.reshape(other[..., :whole], runs))
+    whole = n - n % run
+    runs = (xp.reshape(each[..., :whole], (*each.shape[:-1], n // run, run)) for each in (x, other))
+    sums = xp.vecdot(*runs)
     if whole < n:
         sums = xp.concat([sums, xp.vecdot(x[..., whole:], other[..., whole:])[..., None]], axis=-1)
     return total(xp, sums, axes=(x.ndim - 1,), block=LEADING)
+
+
+def _squares(xp: Namespace, x: Array, norm: Callable[[Array], Array]) -> Array:
+    """The sum of squares of each run along the last axis; in runs so short it is as exact as adding them one by one."""
+    n = x.shape[-1]
+    run = min(_even(n, 1, NORMED), n)
+    whole = n - n % run
+    norms = norm(xp.reshape(x[..., :whole], (*x.shape[:-1], n // run, run)))
+    if whole < n:
+        norms = xp.concat([norms, norm(x[..., whole:])[..., None]], axis=-1)
+    return norms * norms
 
 
 def _cut(axis: int, start: int, stop: int) -> tuple[Any, ...]:

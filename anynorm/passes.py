@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from anynorm import kernels, weights
-from anynorm.arrays import assign, empty, zeros
+from anynorm.arrays import assign, empty, extent, zeros
 from anynorm.blocks import STRETCH, Block, blocks, both, share, within
 from anynorm.calls import Call, Plan
 from anynorm.kernels import PURE, Arithmetic, Array, Groups, Scale, Spread
@@ -26,6 +26,8 @@ SHORT = 16
 """The sums of runs of fewer numbers are not small beside them."""
 FEW = 2**16
 """So many numbers take no room to speak of."""
+NEAR = 16
+"""The square of how many standard deviations a mean may be away from 0 and yet be taken from beta, not from x."""
 PENDING = 16
 """So many parts of a group are pooled at a time."""
 
@@ -84,9 +86,8 @@ class _Part(NamedTuple):
         if not minor(plan, mean, var / 2):  # for a condition of 3 / 2: not all sums are as exact as BLAS's
             d, rest, var = kernels.shifted(xp, self.x, mean, groups=groups, ops=ops, squares=squares)
             left = rest
-            if not minor(plan, rest, var):
-                d, left = ops.subtract(d, rest), None
-                var = groups.mean_product(xp, d, d, ops=squares)
+            if not minor(plan, rest, var):  # some units of a large mean, beside a spread of one or less
+                d, left, var = kernels.shifted(xp, d, rest, groups=groups, ops=ops, squares=squares)
             left = seen(plan, left, var)
         return d, Spread(mean, rest, var), left
 
@@ -110,6 +111,11 @@ class _Tail(NamedTuple):
     means: list[Array]
     factors: list[Array]
     beta: Array | None
+
+    @property
+    def one_pass(self) -> bool:
+        """Whether it takes no more, where a library multiplies and adds in one."""
+        return not self.means and len(self.factors) == 1
 
     def within(self, block: Block) -> "_Tail":
         """That of a block."""
@@ -169,8 +175,8 @@ class _Run(NamedTuple):
             assign(library, place, x)
             x = place
         number = math.prod([shape[axis] for axis in plan.view.axes])
-        groups = plan.groups._replace(divisor=min(plan.groups.divisor, float(number)), block=library.plain_block)
-        dots = groups.dots(x) and (call.weights is None or not survey)
+        groups = plain_groups(plan, divisor=min(plan.groups.divisor, float(number)))
+        dots = added(plan) and (call.weights is None or not survey)
         squares = PURE if dots or call.spread is not None else library.into(room())
         weighted = kept = None
         if call.weights is not None and survey:
@@ -190,11 +196,11 @@ class _Run(NamedTuple):
     ) -> list[T]:
         """The results of `work` on each part."""
 
-        def busy(block: Block) -> T:
-            with self.call.plan.library.busy(), self.part(block, survey=survey, shield=shield) as part:
+        def of(block: Block) -> T:
+            with self.part(block, survey=survey, shield=shield) as part:
                 return work(part)
 
-        return share(busy, parts, self.threads)
+        return share(of, parts, self.threads, self.call.plan.library.busy)
 
 
 def run(call: Call, y: Array | None, in_place: bool, keep: bool) -> Spread:
@@ -204,8 +210,7 @@ def run(call: Call, y: Array | None, in_place: bool, keep: bool) -> Spread:
     spread = call.spread or Spread(None, None, None)
     if keep and call.spread is None:
         spread = Spread(*(empty(plan.spread.shape, call.x, plan.dtype) for _ in Spread._fields))
-    last = len(plan.view.shape) - 1
-    split = bool(axes) and (axes[-1] < last or not plan.library.products)  # then squares take a place of their own
+    split = bool(axes) and not added(plan)  # then squares take a place of their own
     narrow = y is not None and call.x.dtype != plan.dtype  # so does what goes to a result of another dtype
     short = plan.view.shape[-1] < SHORT  # and so do sums over the last axis alone
     arrays = 2 if split or not in_place else 1
@@ -221,23 +226,24 @@ def run(call: Call, y: Array | None, in_place: bool, keep: bool) -> Spread:
     largest = math.prod([each.stop - each.start for each in both(grid.groups[0], grid.parts[0])])
     extent = None if y is None else extent_of(plan, call.gamma)
     these = _Run(call, y, in_place, 1 if many else threads, [], largest, extent)
-    ready = None
-    if call.spread is not None and plan.affine <= FEW:
-        ready = _tail_of(these, spread, call.gamma, call.beta)
+    groups, ready = grid.groups, None
 
     def work(block: Block) -> None:
-        parts = [both(block, part) for part in grid.parts]
-        with plan.library.busy():
-            if call.spread is not None:
-                with these.part(block) as part:
-                    own = ready and ready.within(block)
-                    part.finish(part.x, own or _tail_of(these, spread_within(spread, block), part.gamma, part.beta))
-                return
-            for every, part in zip(spread, _groups(these, parts, None), strict=True):
-                if part is not None and every is not None:
-                    every[within(every, block)] = part
+        if call.spread is not None:
+            with these.part(block) as part:
+                own = ready and ready.within(block)
+                part.finish(part.x, own or _tail_of(these, spread_within(spread, block), part.gamma, part.beta))
+            return
+        for every, found in zip(spread, _groups(these, [both(block, part) for part in grid.parts], None), strict=True):
+            if found is not None and every is not None:
+                every[within(every, block)] = found
 
-    share(work, grid.groups, threads if many else 1)
+    with plan.library.busy():
+        if call.spread is not None and plan.affine <= FEW:
+            ready = _tail_of(these, spread, call.gamma, call.beta)
+            if ready.one_pass and in_place and plan.library.threaded:  # no second one is to find it in the cache
+                groups = [tuple(slice(0, n) for n in plan.view.shape)]
+        share(work, groups, threads if many else 1, plan.library.busy)
     return spread if plan.centred or call.spread is not None else Spread(None, None, spread.var)
 
 
@@ -253,9 +259,21 @@ def numbers(plan: Plan, arrays: int, *, made: int = 0) -> tuple[int, int]:
     together = min(default_threads(), STRETCH) if plan.library.threaded else 1
     most, largest = together * room // arrays, STRETCH * room // arrays
     if made:
-        spare = room * 5 // 4 // (made * (default_threads() if plan.library.products else 1))
+        spare = room * 3 // 2 // (made * (default_threads() if plan.library.products else 1))
         most, largest = min(most, spare), min(largest, spare)
     return max(1, most), max(1, largest)
+
+
+def plain_groups(plan: Plan, *, divisor: float) -> Groups:
+    """Those of a plan, for arrays that are worked on in blocks."""
+    return plan.groups._replace(divisor=divisor, block=plan.library.plain_block, norm=plan.library.norm)
+
+
+def added(plan: Plan) -> bool:
+    """Whether squares take no place, as they are added as they are made."""
+    return plan.view.axes[-1:] == (len(plan.view.shape) - 1,) and (
+        plan.library.products or plan.library.norm is not None
+    )
 
 
 def shared(plan: Plan) -> int:
@@ -273,7 +291,7 @@ def copied(plan: Plan, x: Array) -> Array:
     def work(block: Block) -> None:
         copy[block] = x[block]
 
-    share(work, blocks(plan.view.shape, (), *numbers(plan, 1)).groups, threads)
+    share(work, blocks(plan.view.shape, (), *numbers(plan, 1)).groups, threads, plan.library.busy)
     return copy
 
 
@@ -369,9 +387,8 @@ def _apply(run: _Run, parts: list[Block], spread: Spread, scale: Scale | None) -
 def _tail_of(run: _Run, spread: Spread, gamma: Array | None, beta: Array | None) -> _Tail:
     """The tail of statistics that were given."""
     plan = run.call.plan
-    with plan.library.busy():
-        rstd, (means, slight) = root(plan, spread), _means(plan, spread)
-        return _tail(means, rstd, slight, gamma, beta, folds=folds(plan, rstd, run.extent))
+    rstd, (means, slight) = root(plan, spread), _means(plan, spread)
+    return _tail(means, rstd, slight, gamma, beta, folds=folds(plan, rstd, run.extent))
 
 
 def _means(plan: Plan, spread: Spread, scale: Scale | None = None) -> tuple[list[Array], list[Array]]:
@@ -380,8 +397,8 @@ def _means(plan: Plan, spread: Spread, scale: Scale | None = None) -> tuple[list
     slight = [] if rest is None else [rest]
     if mean is None:
         return [], slight
-    # a mean lies between two numbers of its group, and the nearer of these is no further from it than their spread is
-    if scale is None and minor(plan, mean, spread.var):
+    # x itself is rounded to the units of its mean: two bits more than those of its spread are lost at most
+    if scale is None and minor(plan, mean, spread.var * NEAR):
         return [], [mean, *slight]
     return [mean], slight
 
@@ -450,11 +467,7 @@ def extent_of(plan: Plan, gamma: Array | None) -> tuple[float, float] | None:
     """The magnitudes, but for 0, that a gamma lies between, where that matters to `folds`."""
     if gamma is None or not plan.folds:
         return None
-    library, xp = plan.library, plan.library.xp
-    with library.quiet():
-        size = xp.abs(library.constant(gamma))
-        most = library.most(size)
-        return float(library.least(xp.where(size > 0, size, xp.ones_like(size) * most))), float(most)
+    return extent(plan.library, gamma)
 
 
 def folds(plan: Plan, rstd: Array, extent: tuple[float, float] | None) -> bool:

@@ -8,7 +8,7 @@ from anynorm import combinations, compilers, kernels, weights
 from anynorm.arrays import empty, zeros
 from anynorm.blocks import Block, blocks, both, share, within
 from anynorm.calls import Call, Plan
-from anynorm.combinations import ROOMS, Desk, Parameters, Pull, Wanted
+from anynorm.combinations import Desk, Parameters, Pull, Wanted
 from anynorm.kernels import Arithmetic, Array, Groups, Places, Spread, Standardized
 from anynorm.passes import (
     Portion,
@@ -20,6 +20,7 @@ from anynorm.passes import (
     numbers,
     only,
     ordinary,
+    plain_groups,
     pool,
     present,
     root,
@@ -33,8 +34,8 @@ from anynorm.weights import Leaning, Weighted, Weights
 
 Gradients = tuple[Array | None, ...]
 """With respect to x, gamma and beta, beside the view; None where it is not wanted."""
-WEIGHTED = 3
-"""So many more arrays a block takes where there are weights."""
+WEIGHTED = 7
+"""So many arrays a block takes where there are weights."""
 
 
 def pull(call: Call, dy: Array, wanted: Wanted, of: Standardized | Spread | None) -> Gradients:
@@ -101,25 +102,27 @@ def _in_blocks(call: Call, dy: Array, wanted: Wanted, spread: Spread) -> Gradien
     totals = [None if shape is None else zeros(shape, dy, plan.dtype) for shape in wanted.parameters]
     averaged = () if call.spread is not None else plan.view.axes
     cast = sum(each is not None and each.dtype != plan.dtype for each in (call.x, dy))
-    arrays, made = (ROOMS + cast, 0) if call.weights is None else (ROOMS + WEIGHTED, ROOMS + WEIGHTED)
-    grid = blocks(plan.view.shape, averaged, *numbers(plan, arrays, made=made))
-    largest = max(math.prod([each.stop - each.start for each in both(grid.groups[0], grid.parts[0])]), 1)
     run = Pull(
         *(call, dy, wanted, spread._replace(rest=rest), rstd, scale, gamma, pivot, left),
-        *(_ones(plan, dy), axes, dx, [], largest),
+        *(_ones(plan, dy), axes, dx, [], 1),
     )
-    threads = shared(plan)
+    made = 2 - run.dots + cast + (dx is not None and dx.dtype != plan.dtype)
+    arrays, made = (2, made) if call.weights is None else (WEIGHTED, WEIGHTED)
+    grid = blocks(plan.view.shape, averaged, *numbers(plan, arrays, made=made))
+    largest = math.prod([each.stop - each.start for each in both(grid.groups[0], grid.parts[0])])
+    run, threads = run._replace(largest=max(largest, 1)), shared(plan)
     many = len(grid.groups) >= threads
 
     def work(group: Block) -> list[tuple[Block, Parameters]]:
         parts = [both(group, part) for part in grid.parts]
-        with library.busy():
-            found = combinations.pull(run, parts, 1 if many else threads)
-            if found is None:
-                found = _groups(run, parts, 1 if many else threads)
+        found = combinations.pull(run, parts, 1 if many else threads)
+        if found is None:
+            found = _groups(run, parts, 1 if many else threads)
         return list(zip(parts, found, strict=True))
 
-    for results in share(work, grid.groups, threads if many else 1):
+    with library.busy():
+        found = share(work, grid.groups, threads if many else 1, library.busy)
+    for results in found:
         for block, parameters in results:
             for total, each in zip(totals, parameters, strict=True):
                 if total is not None:
@@ -190,7 +193,7 @@ def _piece(run: Pull, desk: Desk) -> _Piece:
     plan, block, given, places = desk.plan, desk.block, run.call.weights, desk.places
     dy, xhat, kept, rstd = desk.dy, desk.x, None, cut(run.rstd, block)
     number = math.prod([dy.shape[axis] for axis in plan.view.axes])
-    groups = plan.groups._replace(divisor=min(plan.groups.divisor, float(number)), block=plan.library.plain_block)
+    groups = plain_groups(plan, divisor=min(plan.groups.divisor, float(number)))
     if xhat is not None:
         spread = spread_within(run.spread, block)
         xhat = places.xhat.multiply(kernels.less(xhat, spread, ops=places.xhat), rstd)
@@ -205,29 +208,29 @@ def _piece(run: Pull, desk: Desk) -> _Piece:
 def _groups(run: Pull, parts: list[Block], threads: int) -> list[Parameters]:
     """The gradient of x in the groups that these parts hold together; those of the parameters, of each part."""
     call, plan = run.call, run.call.plan
-    xp = plan.library.xp
+    xp, apart = plan.library.xp, call.weights is not None or not run.dots
     if len(parts) == 1 or run.dx is None or call.spread is not None:
 
         def whole(block: Block) -> Parameters:
-            with run.desk(block) as desk:
+            with run.desk(block, apart=apart) as desk:
                 piece = _piece(run, desk)
                 parameters = piece.parameters(run)
                 if run.dx is not None:
                     desk.finish(piece.input_gradient(given=call.spread is not None))
                 return parameters
 
-        return share(whole, parts, threads)
+        return share(whole, parts, threads, plan.library.busy)
 
     parameters: list[Parameters] = []
 
     def survey(block: Block) -> tuple[Portion | Leaning, Parameters]:
-        with run.desk(block) as desk:
+        with run.desk(block, apart=apart) as desk:
             piece = _piece(run, desk)
             found = piece.parameters(run)
             return piece.lean(), found
 
     def surveys(some: list[Block]) -> list[Portion | Leaning]:
-        portions, found = zip(*share(survey, some, threads), strict=True)
+        portions, found = zip(*share(survey, some, threads, plan.library.busy), strict=True)
         parameters.extend(found)
         return list(portions)
 
@@ -237,10 +240,10 @@ def _groups(run: Pull, parts: list[Block], threads: int) -> list[Parameters]:
     leaning = folded(join, surveys, parts)
 
     def apply(block: Block) -> None:
-        with run.desk(block) as desk:
+        with run.desk(block, apart=apart) as desk:
             desk.finish(_piece(run, desk).upright(leaning))
 
-    share(apply, parts, threads)
+    share(apply, parts, threads, plan.library.busy)
     return parameters
 
 

@@ -71,7 +71,7 @@ def test_the_kernels_name_no_library():
     tree = ast.parse((PACKAGE / "kernels.py").read_text())
     names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     assert not names & LIBRARIES
-    assert imports("kernels") <= {"collections.abc", "math", "operator", "sys", "typing"}
+    assert imports("kernels") <= {"collections.abc", "functools", "math", "operator", "sys", "typing"}
 
 
 @pytest.mark.parametrize("module", ["anynorm", "anynorm.cli"])

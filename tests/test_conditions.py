@@ -64,6 +64,25 @@ def test_means_of_any_size_beside_the_spread(backend, taken, norm, shape, of, op
 
 
 @pytest.mark.cells("numpy", "torch")
+@pytest.mark.parametrize("block_bytes", [2**12, 2**22])
+@pytest.mark.parametrize("mean", [*MEANS, 3.9, 4.1])
+@pytest.mark.parametrize("shape", [(16, 12, 20, 20), (3, 12, 40, 40), (2000, 12)])
+def test_given_means_of_any_size_beside_the_spread(backend, shape, mean, block_bytes):
+    rng = np.random.default_rng(7)
+    gamma, beta = rng.standard_normal((2, 12)).astype(np.float32)
+    means, var = mean * rng.choice([-1, 1], 12).astype(np.float32), rng.uniform(0.9, 1.1, 12).astype(np.float32)
+    beside = (12, *(1 for _ in shape[2:]))
+    x = (rng.standard_normal(shape) + means.reshape(beside)).astype(np.float32)
+    wide = [each.astype(np.float64).reshape(beside) for each in (means, var, gamma, beta)]
+    exact = (x - wide[0]) / np.sqrt(wide[1] + 1e-5) * wide[2] + wide[3]
+    with anynorm.options(block_bytes=block_bytes):
+        arrays = [backend.array(each, "float32") for each in (x, gamma, beta, means, var)]
+        given = anynorm.RunningStats(*arrays[3:])
+        found = backend.numpy(anynorm.batch_norm(*arrays[:3], moments=given))
+    assert np.max(np.abs(found - exact)) < 3e-6
+
+
+@pytest.mark.cells("numpy", "torch")
 def test_the_quick_way_is_left_where_the_gradient_has_a_mean(backend, taken):
     if backend.tracked:
         pytest.skip(reason="what autograd records is run whole")

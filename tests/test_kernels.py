@@ -1,0 +1,73 @@
+"""What the kernels do for the sake of a library's speed: other runs of the same sums."""
+
+import numpy as np
+import pytest
+
+from anynorm import kernels
+from anynorm.arrays import library_of
+from anynorm.kernels import Groups
+
+LENGTHS = [1, 2, 5, 64, 97, 128, 129, 1009, 1024, 6272]
+
+
+def groups_of(backend, axes, divisor=1.0):
+    """As PyTorch's arrays are worked on in blocks; the other libraries have no need of it."""
+    xp, norm = backend.xp, library_of("x", backend.array(np.ones(1), "float32")).norm
+    return Groups(axes, divisor, 256, norm=norm or (lambda x: xp.sqrt(xp.sum(x * x, axis=-1))))
+
+
+@pytest.mark.cells("numpy", "torch", "strict")
+@pytest.mark.parametrize("n", LENGTHS)
+@pytest.mark.parametrize("axes", [(1,), (0, 1)])
+def test_squares_are_those_of_the_norms_of_short_runs(backend, n, axes):
+    x = np.random.default_rng(n).standard_normal((6, n)).astype(np.float32)
+    array = backend.array(x, "float32")
+    found = groups_of(backend, axes).mean_product(backend.xp, array, array)
+    exact = np.sum(x.astype(np.float64) ** 2, axis=axes, keepdims=True)
+    np.testing.assert_allclose(backend.numpy(found), exact, rtol=1e-6)
+
+
+@pytest.mark.cells("numpy", "torch", "strict")
+def test_norms_of_runs_keep_infinities_to_their_groups(backend):
+    x = np.full((3, 300), 2.0, np.float32)
+    x[1, 299] = np.inf
+    x[2] *= np.float32(1e30)
+    array = backend.array(x, "float32")
+    with np.errstate(over="ignore"):
+        found = backend.numpy(groups_of(backend, (1,), 300.0).mean_product(backend.xp, array, array))
+    np.testing.assert_array_equal(found[:, 0], [4, np.inf, np.inf])
+
+
+@pytest.mark.cells("numpy", "strict")
+@pytest.mark.parametrize("n", LENGTHS)
+@pytest.mark.parametrize("rows", [1, 3, 500, 501])
+def test_products_are_added_in_runs_of_any_length(backend, rows, n):
+    rng = np.random.default_rng(n)
+    x, other = rng.standard_normal((2, rows, n)).astype(np.float32)
+    arrays = [backend.array(each, "float32") for each in (x, other, other[:1])]
+    groups = Groups((1,), 1.0, 256, backend.xp.ones_like(arrays[0])[0, ...])
+    for second, wide in ((arrays[1], other), (arrays[2], other[:1])):
+        found = backend.numpy(groups.mean_product(backend.xp, arrays[0], second))
+        exact = np.sum(x.astype(np.float64) * wide, axis=1, keepdims=True)
+        np.testing.assert_allclose(found, exact, rtol=0, atol=1e-6 * n**0.5 * 4)
+    found = backend.numpy(groups.mean(backend.xp, arrays[0]))
+    np.testing.assert_allclose(found, np.sum(x.astype(np.float64), axis=1, keepdims=True), rtol=0, atol=1e-6 * n**0.5)
+
+
+@pytest.mark.cells("numpy")
+@pytest.mark.parametrize("shape", [(256, 1024), (167, 6272), (4, 64, 3136), (30, 5000), (400, 2**20), (1, 2**22)])
+def test_other_threads_run_while_numpy_adds(shape):
+    run = kernels._longest(shape, len(shape) - 1)
+    assert shape[-1] % run == 0
+    assert run <= kernels.RUN
+    assert np.prod(shape) // run > kernels.LOCKED
+
+
+@pytest.mark.cells("numpy", "torch")
+@pytest.mark.parametrize("n", [1, 7, 255, 256, 257, 384, 509, 512, 2049])
+def test_rows_are_added_with_their_weights(backend, n):
+    rng = np.random.default_rng(n)
+    weights, x = rng.standard_normal((n, 1)).astype(np.float32), rng.standard_normal((n, 40)).astype(np.float32)
+    found = kernels.across(backend.xp, backend.array(weights, "float32"), backend.array(x, "float32"))
+    exact = weights.astype(np.float64).T @ x
+    np.testing.assert_allclose(backend.numpy(found), exact, rtol=0, atol=2e-6 * n**0.5)
