@@ -5,8 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from anynorm import batches, calls, chunks, compilers, norms, passes, schedules
-from anynorm.arrays import check_device, compute_dtype, one_library, pytree
+from anynorm import batches, calls, chunks, compilers, norms, schedules
+from anynorm.arrays import check_device, compute_dtype, empty, one_library, pytree
 from anynorm.calls import Call, Fit, Plan
 from anynorm.combinations import Wanted
 from anynorm.kernels import Array, Spread, Standardized
@@ -83,9 +83,13 @@ def vjp(norm: Callable[..., Any], x: Array, /, *params: Array | None, **options:
         if chunks.takes(call):  # an array of Dask cannot be written to
             kept, (y, of) = call.x, chunks.normalize(call)
             spread = of
-        elif compilers.chosen(call, arrays) != "none" or schedules.in_blocks(call, arrays):
-            kept = passes.copied(plan, call.x)
+        elif compilers.chosen(call, arrays) != "none":
+            kept = plan.library.xp.asarray(call.x, copy=True)
             y, of = schedules.normalize(call)
+            spread = of
+        elif schedules.in_blocks(call, arrays):
+            kept = empty(plan.view.shape, call.x, call.x.dtype)
+            y, of = schedules.normalize(call, copy=kept)
             spread = of
         else:
             of = schedules.standardize(call)

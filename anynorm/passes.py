@@ -141,6 +141,8 @@ class _Run(NamedTuple):
     call: Call
     y: Array | None
     """In the view."""
+    copy: Array | None
+    """Where x goes, too."""
     in_place: bool
     """Whether the result's own place may be worked in."""
     threads: int
@@ -160,6 +162,8 @@ class _Run(NamedTuple):
         call, plan = self.call, self.call.plan
         library = plan.library
         x, y = call.x[block], None if self.y is None else self.y[block]
+        if self.copy is not None and not survey:
+            self.copy[block] = x
         shape = tuple(x.shape)
         taken: list[Array] = []
 
@@ -203,8 +207,8 @@ class _Run(NamedTuple):
         return share(of, parts, self.threads, self.call.plan.library.busy)
 
 
-def run(call: Call, y: Array | None, in_place: bool, keep: bool) -> Spread:
-    """Write the result to y, where there is one; its statistics, if they are to be kept."""
+def run(call: Call, y: Array | None, in_place: bool, keep: bool, copy: Array | None = None) -> Spread:
+    """Write the result to y, and x to the copy, where there are such; its statistics, if they are to be kept."""
     plan = call.plan
     axes = () if call.spread is not None else plan.view.axes
     spread = call.spread or Spread(None, None, None)
@@ -225,7 +229,7 @@ def run(call: Call, y: Array | None, in_place: bool, keep: bool) -> Spread:
     many = len(grid.groups) >= threads
     largest = math.prod([each.stop - each.start for each in both(grid.groups[0], grid.parts[0])])
     extent = None if y is None else extent_of(plan, call.gamma)
-    these = _Run(call, y, in_place, 1 if many else threads, [], largest, extent)
+    these = _Run(call, y, copy, in_place, 1 if many else threads, [], largest, extent)
     groups, ready = grid.groups, None
 
     def work(block: Block) -> None:
@@ -279,20 +283,6 @@ def added(plan: Plan) -> bool:
 def shared(plan: Plan) -> int:
     """How many threads share a call."""
     return max(1, min(current().threads, int(plan.nbytes // SHARED))) if plan.library.products else 1
-
-
-def copied(plan: Plan, x: Array) -> Array:
-    """A copy of an array of the view, made by the threads that share the call."""
-    threads = shared(plan)
-    if threads < 2:
-        return plan.library.xp.asarray(x, copy=True)
-    copy = empty(plan.view.shape, x, x.dtype)
-
-    def work(block: Block) -> None:
-        copy[block] = x[block]
-
-    share(work, blocks(plan.view.shape, (), *numbers(plan, 1)).groups, threads, plan.library.busy)
-    return copy
 
 
 def _groups(run: _Run, parts: list[Block], scale: Scale | None, *, shield: bool = False) -> Spread:

@@ -21,8 +21,11 @@ class Normalized(NamedTuple):
     """Empty where they are not to be kept: of short groups they are nearly as large as the array."""
 
 
-def normalize(call: Call, *, keep: bool = True) -> Normalized:
-    """The result of a call: compiled if it is to be; in blocks if it is large and may be written so; else whole."""
+def normalize(call: Call, *, keep: bool = True, copy: Array | None = None) -> Normalized:
+    """The result of a call: compiled if it is to be; in blocks if it is large and may be written so; else whole.
+
+    In blocks x is copied on the way, if there is a place for it.
+    """
     plan, out, given = call.plan, call.out, arrays(call)
     compiler = compilers.chosen(call, given)
     if compiler != "none":
@@ -35,7 +38,7 @@ def normalize(call: Call, *, keep: bool = True) -> Normalized:
                         out[...] = y
                     return Normalized(y if out is None else out, spread)
     if in_blocks(call, given):
-        return _in_blocks(call, keep)
+        return _in_blocks(call, keep, copy)
     with plan.library.quiet():
         standardized = standardize(call)
         y = affine(call, standardized)
@@ -129,7 +132,7 @@ def statistic(call: Call, value: Any) -> Array:
     return xp.reshape(value, plan.layout.kept_shape) if plan.view.joined else value
 
 
-def _in_blocks(call: Call, keep: bool) -> Normalized:
+def _in_blocks(call: Call, keep: bool, copy: Array | None) -> Normalized:
     """Block by block, each into its place in the result."""
     plan, out = call.plan, call.out
     library, xp = plan.library, plan.library.xp
@@ -140,7 +143,7 @@ def _in_blocks(call: Call, keep: bool) -> Normalized:
         target = empty(plan.layout.shape, call.x, call.x.dtype)
         y = xp.reshape(target, plan.view.shape)
     in_place = call.x.dtype == plan.dtype and (target is not out or not library.overlap(call.x, y))
-    spread = passes.run(call, y, in_place, keep)
+    spread = passes.run(call, y, in_place, keep, copy)
     if out is not None and target is not out:
         out[...] = target
     return Normalized(target if out is None else out, spread)
