@@ -145,7 +145,7 @@ def gradients(
             kept = sums.kept(rstd)
             of = Standardized(None if x is None else kernels.less(x, known) * kept, kept, known)
         xhat, found = of.xhat, []
-        if xhat is not None and not (scaled or sums.spread):  # sums over rows are another loop, with a root of its own
+        if xhat is not None and not (scaled or form.apart):  # sums over rows are another loop, with a root of its own
             xhat = kernels.less(x, known) * compiler.stored(rstd * 1.0)
         if outer is not None:
             if pivoted:
@@ -209,9 +209,17 @@ class _Form(NamedTuple):
     @property
     def rows(self) -> tuple[int, ...]:
         """The axes, if groups are rows in memory that other arrays divide further: their sums share one loop then."""
+        return self.axes if self._trailing and 1 < len(self.axes) < len(self.view.shape) else ()
+
+    @property
+    def apart(self) -> bool:
+        """Whether the sums over groups and what is done with these are loops of their own."""
+        return bool(self.axes) and (not self._trailing or bool(self.rows))
+
+    @property
+    def _trailing(self) -> bool:
         last = len(self.view.shape)
-        whole = self.axes == tuple(range(last - len(self.axes), last))
-        return self.axes if whole and 1 < len(self.axes) < last else ()
+        return self.axes == tuple(range(last - len(self.axes), last))
 
     def of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """What becomes of a shape beside the plan's view."""
@@ -264,7 +272,6 @@ class _Sums:
     def __init__(self, form: _Form, compiler: "_Compiler", x: Array, *, counted: bool) -> None:
         self.form, self.compiler, self.axes = form, compiler, form.axes
         self.divisor = float(math.prod([x.shape[axis] for axis in form.axes])) if counted else 1.0
-        self.spread = bool(form.axes) and form.axes[-1] < len(form.view.shape) - 1
         self.sums: list[Array] = []
 
     def mean(self, xp: Namespace, x: Array) -> Array:
@@ -285,11 +292,11 @@ class _Sums:
         return self.kept(self.sums[-1] / math.prod([values.shape[axis] for axis in self.axes]))
 
     def kept(self, value: Array) -> Array:
-        """A value for each group that numbers elsewhere in memory are used with.
+        """A value for each group that is used in another loop than it comes from, where it would be computed again.
 
-        Rows go without: what is stored would part the loop over them in two, and reading them again costs more.
+        In one loop they go without: what is stored would part it in two, and to read the numbers again costs more.
         """
-        return self.compiler.stored(value) if self.spread else value
+        return self.compiler.stored(value) if self.form.apart else value
 
     def total(self, xp: Namespace, x: Array, axes: tuple[int, ...]) -> Array:
         """The sum over these axes, the innermost first."""
@@ -299,16 +306,24 @@ class _Sums:
         if axes == self.form.rows:
             kept = x.shape[: axes[0]]
             rows = xp.reshape(x, (*kept, math.prod([x.shape[axis] for axis in axes])))
-            return xp.reshape(xp.sum(rows, axis=-1, keepdims=True), (*kept, *(1 for _ in axes)))
+            return xp.reshape(self._along(xp, rows), (*kept, *(1 for _ in axes)))
         for axis in reversed(axes):
             if axis == last:
-                x = xp.sum(x, axis=axis, keepdims=True)
+                x = self._along(xp, x)
             elif axis == 0:
                 x = self._leading(xp, x)
             else:
                 block = 16 if x.shape[-1] >= _LANES else 256
                 x = kernels.total(xp, x, axes=(axis,), block=block)
         return x
+
+    def _along(self, xp: Namespace, x: Array) -> Array:
+        """Over the last axis; in equal parts where a longer run is added at a third of the speed."""
+        n = x.shape[-1]
+        parts = -(-n // _RUN)
+        if parts > 1 and self.form.apart and n % parts == 0:
+            x = xp.sum(xp.reshape(x, (*x.shape[:-1], parts, n // parts)), axis=-1)
+        return xp.sum(x, axis=-1, keepdims=True)
 
     def _leading(self, xp: Namespace, x: Array) -> Array:
         """Over the first axis, which may have any length: in equal parts, and what is left."""
@@ -554,5 +569,7 @@ FEW = 32
 """So many values of a group tell its mean well enough for a pivot."""
 _LANES = 16
 """A row of fewer numbers is added number by number, and short parts only cost."""
+_RUN = 4096
+"""The longest run that inductor adds without a stack of partial sums."""
 _LARGE = 2**15
 """From so many numbers on a compiler should make use of threads; it decides once."""
