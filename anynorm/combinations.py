@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from anynorm import kernels
 from anynorm.arrays import assign, empty
@@ -18,6 +18,7 @@ from anynorm.passes import SHORT, cut, folded, plain_groups
 
 ENOUGH = 256
 """The squares of so many values tell that their mean is small."""
+Product = Literal["xhat", "result", "apart"]
 Parameters = list[Array | None]
 """The gradients of gamma and beta, as far as they are wanted, from some of the values."""
 
@@ -66,13 +67,27 @@ class Pull(NamedTuple):
 
     @property
     def dots(self) -> bool:
-        """Whether products take no room, as they are added as they are made."""
+        """Whether the products of `_look_at_runs` take no room, as they are added as they are made."""
+        return bool(self.axes) and self._along(self.axes)
+
+    @property
+    def product(self) -> Product:
+        """Where the products of `pull` go."""
+        return "apart" if self.pivot is not None and not self.dots else "xhat"
+
+    @property
+    def product_of_xhat(self) -> Product:
+        """Where the products go that are made of xhat, before there is a result."""
+        alone = self.dx is not None and self.call.weights is None
+        return "result" if alone and self._along(self.call.plan.view.axes) else "apart"
+
+    def _along(self, axes: tuple[int, ...] | None) -> bool:
         last = len(self.call.plan.view.shape) - 1
-        return self.call.plan.library.products and self.axes is not None and self.axes[-1:] == (last,)
+        return self.call.plan.library.products and axes is not None and axes[-1:] == (last,)
 
     @contextmanager
-    def desk(self, block: Block, *, apart: bool) -> Iterator["Desk"]:
-        """What a block is worked on with; xhat and products have a room each, if they are to be `apart`."""
+    def desk(self, block: Block, *, product: Product) -> Iterator["Desk"]:
+        """What a block is worked on with, products in the place of xhat, of the result or in one of their own."""
         plan, dy = self.call.plan, self.dy[block]
         library, xp, shape = plan.library, plan.library.xp, tuple(dy.shape)
         try:
@@ -81,14 +96,15 @@ class Pull(NamedTuple):
             rooms = []
         target = None if self.dx is None else self.dx[block]
         narrow = target is not None and target.dtype != plan.dtype
-        number, size = 1 + apart + narrow, math.prod(shape)
+        number, size = 1 + (product == "apart") + narrow, math.prod(shape)
         rooms += [empty((self.largest,), dy, plan.dtype) for _ in range(number - len(rooms))]
         places = [library.into(xp.reshape(each[:size], shape)) for each in rooms[:number]]
         result = PURE if target is None else places[-1] if narrow else library.into(target)
         x = None if self.call.x is None else xp.astype(self.call.x[block], plan.dtype, copy=False)
         try:
             dy = xp.astype(dy, plan.dtype, copy=False)
-            yield Desk(plan, block, x, dy, target, Places(result, places[0], places[apart]))
+            own = {"xhat": places[0], "result": result, "apart": places[number - narrow - 1]}[product]
+            yield Desk(plan, block, x, dy, target, Places(result, places[0], own))
         finally:
             self.rooms.append(rooms)
 
@@ -144,7 +160,7 @@ def pull(run: Pull, parts: list[Block], threads: int) -> list[Parameters] | None
     if run.dx is None or axes is None:
         return None
     given, library = run.call.spread is not None, run.call.plan.library
-    desk_of = partial(run.desk, apart=run.pivot is not None and not run.dots)
+    desk_of = partial(run.desk, product=run.product)
 
     def whole(block: Block) -> Parameters | None:
         with desk_of(block) as desk:

@@ -106,8 +106,8 @@ def _in_blocks(call: Call, dy: Array, wanted: Wanted, spread: Spread) -> Gradien
         *(call, dy, wanted, spread._replace(rest=rest), rstd, scale, gamma, pivot, left),
         *(_ones(plan, dy), axes, dx, [], 1),
     )
-    made = 2 - run.dots + cast + (dx is not None and dx.dtype != plan.dtype)
-    arrays, made = (2, made) if call.weights is None else (WEIGHTED, WEIGHTED)
+    made = 1 + ("apart" in (run.product, run.product_of_xhat)) + cast + (dx is not None and dx.dtype != plan.dtype)
+    arrays, made = (1, made) if call.weights is None else (WEIGHTED, WEIGHTED)
     grid = blocks(plan.view.shape, averaged, *numbers(plan, arrays, made=made))
     largest = math.prod([each.stop - each.start for each in both(grid.groups[0], grid.parts[0])])
     run, threads = run._replace(largest=max(largest, 1)), shared(plan)
@@ -208,11 +208,11 @@ def _piece(run: Pull, desk: Desk) -> _Piece:
 def _groups(run: Pull, parts: list[Block], threads: int) -> list[Parameters]:
     """The gradient of x in the groups that these parts hold together; those of the parameters, of each part."""
     call, plan = run.call, run.call.plan
-    xp, apart = plan.library.xp, call.weights is not None or not run.dots
+    xp = plan.library.xp
     if len(parts) == 1 or run.dx is None or call.spread is not None:
 
         def whole(block: Block) -> Parameters:
-            with run.desk(block, apart=apart) as desk:
+            with run.desk(block, product=run.product_of_xhat) as desk:
                 piece = _piece(run, desk)
                 parameters = piece.parameters(run)
                 if run.dx is not None:
@@ -224,7 +224,7 @@ def _groups(run: Pull, parts: list[Block], threads: int) -> list[Parameters]:
     parameters: list[Parameters] = []
 
     def survey(block: Block) -> tuple[Portion | Leaning, Parameters]:
-        with run.desk(block, apart=apart) as desk:
+        with run.desk(block, product=run.product_of_xhat) as desk:
             piece = _piece(run, desk)
             found = piece.parameters(run)
             return piece.lean(), found
@@ -240,7 +240,7 @@ def _groups(run: Pull, parts: list[Block], threads: int) -> list[Parameters]:
     leaning = folded(join, surveys, parts)
 
     def apply(block: Block) -> None:
-        with run.desk(block, apart=apart) as desk:
+        with run.desk(block, product=run.product_of_xhat) as desk:
             desk.finish(_piece(run, desk).upright(leaning))
 
     share(apply, parts, threads, plan.library.busy)

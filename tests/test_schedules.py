@@ -83,6 +83,31 @@ def test_a_large_array_needs_little_more_than_its_result(dtype):
         assert peak < x.nbytes + 8 * 2**20
 
 
+@pytest.mark.cells("numpy")
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("mean", [0, 3])
+@pytest.mark.parametrize("offset", [0, 3])
+@measured
+def test_a_large_gradient_needs_little_more_than_itself(dtype, mean, offset):
+    rng = np.random.default_rng(3)
+    for shape, norm, options, n in (
+        ((8192, 1024), anynorm.layer_norm, {}, 1024),
+        ((8, 64, 128, 128), anynorm.batch_norm, {}, 64),
+        ((8, 64, 128, 128), anynorm.group_norm, {"groups": 32}, 64),
+        ((8, 128, 128, 64), anynorm.batch_norm, {"channel_axis": -1}, 64),
+    ):
+        x, dy = (rng.standard_normal(shape, dtype=np.float32).astype(dtype) for _ in range(2))
+        gamma = rng.standard_normal(n).astype(dtype)
+        x += np.asarray(offset, dtype)
+        dy += np.asarray(mean, dtype)
+        _, pullback = anynorm.vjp(norm, x, gamma, gamma, **options)
+        tracemalloc.start()
+        pullback(dy)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < x.nbytes + 8 * 2**20, norm
+
+
 @pytest.mark.cells("numpy", "torch")
 def test_a_group_without_numbers_leaves_the_gradient_of_the_others_exact(backend):
     x = np.random.default_rng(4).standard_normal((4, 50_000)) + 1e6
