@@ -45,6 +45,18 @@ def safe(call: Call, name: str, x: Array) -> bool:
     return call.spread is not None or name != "torch" or not call.plan.library.readable(x)
 
 
+def copied(call: Call) -> Array:
+    """A copy of x, by the threads of PyTorch where these are at work anyway."""
+    library, x = call.plan.library, call.x
+    if call.compiler == "torch" and library.name == "numpy" and library.contiguous(x):
+        compiler, copy = _compiler("torch"), library.xp.empty(x.shape, dtype=x.dtype)
+        if compiler.place(library, copy, ()) is not None:
+            place, values = (compiler.enter(library, each, x.shape) for each in (copy, x))
+            place.copy_(values)
+            return copy
+    return library.xp.asarray(x, copy=True)
+
+
 def affine(call: Call, xhat: Array) -> Array:
     """`kernels.affine`; with CuPy's compiler, in one kernel."""
     if call.compiler != "cupy" or call.plan.library.name != "cupy" or call.gamma is None or call.beta is None:

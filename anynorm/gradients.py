@@ -84,7 +84,7 @@ def vjp(norm: Callable[..., Any], x: Array, /, *params: Array | None, **options:
             kept, (y, of) = call.x, chunks.normalize(call)
             spread = of
         elif compilers.chosen(call, arrays) != "none":
-            kept = plan.library.xp.asarray(call.x, copy=True)
+            kept = compilers.copied(call)
             y, of = schedules.normalize(call)
             spread = of
         elif schedules.in_blocks(call, arrays):

@@ -59,7 +59,8 @@ def _pull(call: Call, dy: Array, wanted: Wanted, of: Standardized | Spread | Non
         arrays = [each for each in (call.x, call.gamma, dy) if each is not None]
         compiler = compilers.chosen(call, arrays)
         if compiler != "none" and (compilers.safe(call, compiler, dy) or ordinary(plan, of.var)):
-            compiled = compilers.gradients(call, dy, wanted.dtype, wanted.parameters, of, compiler)
+            known = of._replace(rest=seen(plan, of.rest, of.var)) if plan.library.readable(dy) else of
+            compiled = compilers.gradients(call, dy, wanted.dtype, wanted.parameters, known, compiler)
             if compiled is not None:
                 return compiled
         if in_blocks(call, arrays) and ordinary(plan, of.var):
