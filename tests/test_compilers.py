@@ -231,6 +231,30 @@ def test_a_pullback_outlives_the_option(compiler, monkeypatch):
     assert len(calls) == 1
 
 
+@pytest.mark.parametrize("change", [lambda x: x, lambda x: x.astype(">f4"), np.asfortranarray, lambda x: x[::-1]])
+def test_what_a_pullback_keeps_is_its_own(compiler, change):
+    x, dy = float32((6, 32), 1.0), float32((6, 32), 0.5)
+    with anynorm.options(compiler="none"):
+        expected = anynorm.vjp(anynorm.layer_norm, x)[1](dy)[0]
+    given = change(x.copy())
+    y, pullback = anynorm.vjp(anynorm.layer_norm, given)
+    given[...] = y[...] = 7
+    for _ in range(2):
+        np.testing.assert_allclose(pullback(change(dy))[0], change(expected), atol=2e-6)
+
+
+def test_groups_of_long_rows_are_added_in_parts(compiler):
+    x, dy = float32((3, 8, 2113), 5.0), float32((3, 8, 2113), 0.2)  # 2 * 2113 numbers a group: two equal parts
+    gamma, beta = float32(8), float32(8, 1.0)
+    wide = [each.astype(np.float64) for each in (x, gamma, beta)]
+    with anynorm.options(compiler="none"):
+        y, pullback = anynorm.vjp(anynorm.group_norm, *wide, groups=4)
+        expected = [y, *pullback(dy.astype(np.float64))]
+    y, pullback = anynorm.vjp(anynorm.group_norm, x, gamma, beta, groups=4)
+    for found, each in zip((y, *pullback(dy)), expected, strict=True):
+        np.testing.assert_allclose(found, each, rtol=0, atol=4e-6 * max(1, np.max(np.abs(each))))
+
+
 def test_moments_keep_what_rounding_takes_from_the_mean(compiler):
     x = float32((6, 32), 1e4)
     moments = anynorm.layer_norm(x, return_moments=True)[1]
