@@ -547,7 +547,9 @@ def _torch_records(arrays: list[Array]) -> bool:
 def _torch_dual(torch: Any, x: Array) -> bool:
     """Whether a derivative is carried along with x."""
     dual = torch.autograd.forward_ad
-    return dual._current_level >= 0 and dual.unpack_dual(x).tangent is not None  # level -1: nothing is; to ask is slow
+    if getattr(dual, "_current_level", 0) < 0:  # nothing is carried; to ask is slow
+        return False
+    return dual.unpack_dual(x).tangent is not None
 
 
 def _torch_transforms(torch: Any) -> bool:

@@ -267,17 +267,20 @@ def _look_at_runs(run: Pull, desk: Desk, known: Known, axes: tuple[int, ...]) ->
 def _look_at_rows(run: Pull, desk: Desk, known: Known, axes: tuple[int, ...]) -> Look:
     """Where gamma and beta vary along the rows, their gradients are sums across these."""
     plan, xp, (rstd, left, _, gamma) = desk.plan, desk.plan.library.xp, known
-    (g, u), (of_gamma, *of_beta) = _entered(desk, known, axes), run.wanted.within(desk.block)
+    (g, u), shapes = _entered(desk, known, axes), run.wanted.within(desk.block)
     groups = plain_groups(plan, divisor=1.0)._replace(ones=run.ones)
     of_g, of_square = groups.mean(xp, g), _squares(plan, groups, g)
     product = desk.places.product.multiply(desk.dy, u)
     of_product = groups.mean(xp, product) if gamma is None else kernels.along(xp, product, gamma, groups=groups)
-    parameters: Parameters = [None]
-    if of_gamma is not None:
-        parameters = [kernels.across(xp, rstd, product)]
-        if left is not None:
-            parameters = [parameters[0] - kernels.across(xp, rstd * left, desk.dy)]
-    parameters += [None if shape is None else kernels.across(xp, xp.ones_like(rstd), desk.dy) for shape in of_beta]
+    parameters: Parameters = []
+    for i, shape in enumerate(shapes):
+        if shape is None:
+            parameters.append(None)
+        elif i:
+            parameters.append(kernels.across(xp, xp.ones_like(rstd), desk.dy))
+        else:
+            across = kernels.across(xp, rstd, product)
+            parameters.append(across if left is None else across - kernels.across(xp, rstd * left, desk.dy))
     return Look(g, u, Sums(of_g, of_product, of_square), parameters)
 
 

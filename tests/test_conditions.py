@@ -63,6 +63,33 @@ def test_means_of_any_size_beside_the_spread(backend, taken, norm, shape, of, op
             assert error(backend.numpy(ours), each) < 4e-6 * max(1, mean)
 
 
+@pytest.mark.cells("numpy", "torch", "strict")
+@pytest.mark.parametrize("block_bytes", [2**12, 2**22])
+@pytest.mark.parametrize("parameters", [0, 1, 2])
+@pytest.mark.parametrize(
+    ("norm", "shape", "of", "options"),
+    [
+        (anynorm.layer_norm, (4001, 8), (8,), {}),
+        (anynorm.rms_norm, (4001, 5), (5,), {}),
+        (anynorm.layer_norm, (17000, 1), (1,), {}),
+        (anynorm.layer_norm, (17000, 1, 1), (1, 1), {"axis": (1, 2)}),
+        (anynorm.instance_norm, (34, 500, 1), (500,), {}),
+        (anynorm.batch_norm, (1, 17000), (17000,), {}),
+    ],
+)
+def test_groups_of_few_numbers_with_and_without_parameters(backend, norm, shape, of, options, parameters, block_bytes):
+    rng = np.random.default_rng(7)
+    x, dy = rng.standard_normal((2, *shape)).astype(np.float32)
+    params = list(rng.standard_normal((2, *of)).astype(np.float32))[:parameters]
+    y, pullback = anynorm.vjp(norm, *(each.astype(np.float64) for each in (x, *params)), **options)
+    exact = [y, *pullback(dy.astype(np.float64))]
+    with anynorm.options(block_bytes=block_bytes):
+        y, pullback = anynorm.vjp(norm, *(backend.array(each, "float32") for each in (x, *params)), **options)
+        found = [y, *pullback(backend.array(dy, "float32"))]
+    for ours, each in zip(found, exact, strict=True):
+        np.testing.assert_allclose(backend.numpy(ours), each, rtol=0, atol=5e-6 * max(1, np.max(np.abs(each))))
+
+
 @pytest.mark.cells("numpy", "torch")
 @pytest.mark.parametrize("block_bytes", [2**12, 2**22])
 @pytest.mark.parametrize("mean", [*MEANS, 3.9, 4.1])
