@@ -263,7 +263,7 @@ def numbers(plan: Plan, arrays: int, *, made: int = 0) -> tuple[int, int]:
     together = min(default_threads(), STRETCH) if plan.library.threaded else 1
     most, largest = together * room // arrays, STRETCH * room // arrays
     if made:
-        spare = room * 3 // 2 // (made * (default_threads() if plan.library.products else 1))
+        spare = room * 5 // 4 // (made * (default_threads() if plan.library.products else 1))
         most, largest = min(most, spare), min(largest, spare)
     return max(1, most), max(1, largest)
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 from anynorm import combinations, compilers, kernels, weights
@@ -34,6 +35,8 @@ from anynorm.weights import Leaning, Weighted, Weights
 
 Gradients = tuple[Array | None, ...]
 """With respect to x, gamma and beta, beside the view; None where it is not wanted."""
+PENDING = 2**17
+"""So many numbers of the gradients of parameters wait to be added at a time, in an order that threads do not change."""
 WEIGHTED = 7
 """So many arrays a block takes where there are weights."""
 
@@ -121,13 +124,15 @@ def _in_blocks(call: Call, dy: Array, wanted: Wanted, spread: Spread) -> Gradien
             found = _groups(run, parts, 1 if many else threads)
         return list(zip(parts, found, strict=True))
 
+    beside = sum(math.prod(shape) for shape in wanted.within(grid.groups[0]) if shape is not None)
+    some = max(threads, PENDING // max(beside, 1))
     with library.busy():
-        found = share(work, grid.groups, threads if many else 1, library.busy)
-    for results in found:
-        for block, parameters in results:
-            for total, each in zip(totals, parameters, strict=True):
-                if total is not None:
-                    total[within(total, block)] += each
+        for i in range(0, len(grid.groups), some):
+            found = share(work, grid.groups[i : i + some], threads if many else 1, library.busy)
+            for block, parameters in chain.from_iterable(found):
+                for total, each in zip(totals, parameters, strict=True):
+                    if total is not None:
+                        total[within(total, block)] += each
     return dx, *totals
 
 
