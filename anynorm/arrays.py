@@ -372,7 +372,9 @@ _pytrees_lock = threading.Lock()
 _BLOCK = 256
 SHORT = 512
 REPEATED = 4
-"""So often is an array used that is worth writing out along its rows."""
+"""So often is an array used that is worth writing out along its rows,"""
+WRITTEN_OUT = 2**18
+"""to so many numbers at most."""
 LARGE = 2**22
 """From so many bytes on the pages of a new array cost more than the norm, unless they are huge."""
 
@@ -688,7 +690,7 @@ def _into_torch(place: Array) -> Arithmetic:
 
     def multiply_add(x: Array, factor: Array, addend: Array) -> Array:
         if factor.shape[-1] == addend.shape[-1] < x.shape[-1]:  # addcmul is slow where both stay the same along rows
-            if addend.shape[0] > 1 or x.shape[0] < REPEATED:
+            if addend.shape[0] > 1 or x.shape[0] < REPEATED or math.prod(x.shape[1:]) > WRITTEN_OUT:
                 return add(multiply(x, factor), addend)
             addend = addend.expand(1, *x.shape[1:]).contiguous()
         return torch.addcmul(addend, x, factor, out=place)

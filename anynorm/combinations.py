@@ -219,7 +219,7 @@ def runs(call: Call, wanted: Wanted, *, folds: bool) -> tuple[int, ...] | None:
     if math.prod([view.shape[axis] for axis in axes]) >= SHORT:
         return axes if gamma is None or folds else None
     rows = view.axes == (1,) and len(view.shape) == 2 and call.spread is None
-    return () if rows and all(shape[0] == 1 for shape in beside) else None
+    return () if rows and all(shape == (1, view.shape[1]) for shape in beside) else None
 
 
 def _entered(desk: Desk, known: Known, axes: tuple[int, ...]) -> tuple[Array, Array]:

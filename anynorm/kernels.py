@@ -321,10 +321,10 @@ def combination(
     """
     of_g, product, square = sums
     slope = product if left is None else product - left * of_g
-    slope = slope * (rstd * rstd * rstd / divisor)
+    slope = slope / divisor * rstd * rstd * rstd  # one by one: the cube of a small rstd would underflow
     if not centred:
         return Combination(slope, None), xp.isfinite(slope)
-    shift = of_g * (rstd / divisor)
+    shift = of_g / divisor * rstd
     if left is not None:
         shift = shift - left * slope
     least = float(xp.finfo(square.dtype).smallest_normal) / float(xp.finfo(square.dtype).eps) * divisor

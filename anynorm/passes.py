@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from anynorm import kernels, weights
-from anynorm.arrays import assign, empty, extent, zeros
+from anynorm.arrays import WRITTEN_OUT, assign, empty, extent, zeros
 from anynorm.blocks import STRETCH, Block, blocks, both, share, within
 from anynorm.calls import Call, Plan
 from anynorm.kernels import PURE, Arithmetic, Array, Groups, Scale, Spread
@@ -245,7 +245,9 @@ def run(call: Call, y: Array | None, in_place: bool, keep: bool, copy: Array | N
     with plan.library.busy():
         if call.spread is not None and plan.affine <= FEW:
             ready = _tail_of(these, spread, call.gamma, call.beta)
-            if ready.one_pass and in_place and plan.library.threaded:  # no second one is to find it in the cache
+            small = math.prod(plan.view.shape[1:]) <= WRITTEN_OUT
+            if ready.one_pass and small and in_place and plan.library.threaded:
+                # no second pass is to find it in the cache
                 groups = [tuple(slice(0, n) for n in plan.view.shape)]
         share(work, groups, threads if many else 1, plan.library.busy)
     return spread if plan.centred or call.spread is not None else Spread(None, None, spread.var)

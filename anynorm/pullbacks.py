@@ -100,7 +100,8 @@ def _in_blocks(call: Call, dy: Array, wanted: Wanted, spread: Spread) -> Gradien
         alone = fold and kernels.alone(gamma, plan.view.axes)
         scale, gamma = (rstd * gamma, None) if alone else (rstd, gamma)
         mean, rest = spread.mean, seen(plan, spread.rest, spread.var)
-        axes = combinations.runs(call, wanted, folds=fold)
+        near = rest is None or minor(plan, rest, spread.var)
+        axes = combinations.runs(call, wanted, folds=fold) if near else None
         pivot, left = (None, mean) if mean is not None and minor(plan, mean, spread.var) else (mean, rest)
     dx = None if wanted.dtype is None else empty(plan.view.shape, dy, wanted.dtype)
     totals = [None if shape is None else zeros(shape, dy, plan.dtype) for shape in wanted.parameters]

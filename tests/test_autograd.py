@@ -208,6 +208,21 @@ def peak(torch, device, step):
     return max(accumulate(each.nbytes() for each in sorted(events, key=lambda each: each.start_ns())))
 
 
+@pytest.mark.parametrize("shape", [(4, 64, 128, 128), (64, 64, 32, 32)])
+def test_inference_needs_little_more_than_its_result(backend, torch, shape, monkeypatch):
+    monkeypatch.setattr("anynorm.arrays.LARGE", float("inf"))  # PyTorch's profiler does not see memory of NumPy's
+    x = torch.randn(shape, device=backend.device)
+    moments = anynorm.moments(x, axis=(0, 2, 3))
+    gamma, beta = torch.randn(2, 64, device=backend.device)
+
+    def step():
+        anynorm.batch_norm(x, gamma, beta, moments=moments)
+
+    step()
+    most = 2**21 if backend.device.type == "cpu" else 2 * x.nbytes
+    assert peak(torch, backend.device, step) < x.nbytes + most
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_step_holds_less_memory_than_the_primitives(backend, torch, composed, dtype, monkeypatch):
     monkeypatch.setattr("anynorm.arrays.LARGE", float("inf"))  # PyTorch's profiler does not see memory of NumPy's

@@ -75,6 +75,8 @@ def test_means_of_any_size_beside_the_spread(backend, taken, norm, shape, of, op
         (anynorm.layer_norm, (17000, 1, 1), (1, 1), {"axis": (1, 2)}),
         (anynorm.instance_norm, (34, 500, 1), (500,), {}),
         (anynorm.batch_norm, (1, 17000), (17000,), {}),
+        (anynorm.instance_norm, (4000, 1, 8), (1,), {}),
+        (anynorm.normalize, (4000, 12), (1, 1), {"axis": 1}),
     ],
 )
 def test_groups_of_few_numbers_with_and_without_parameters(backend, norm, shape, of, options, parameters, block_bytes):
@@ -88,6 +90,32 @@ def test_groups_of_few_numbers_with_and_without_parameters(backend, norm, shape,
         found = [y, *pullback(backend.array(dy, "float32"))]
     for ours, each in zip(found, exact, strict=True):
         np.testing.assert_allclose(backend.numpy(ours), each, rtol=0, atol=5e-6 * max(1, np.max(np.abs(each))))
+
+
+@pytest.mark.cells("numpy", "torch")
+@pytest.mark.parametrize("size", [1e11, 1e13, 1e17, 1e-13])
+@pytest.mark.parametrize(
+    ("norm", "shape", "options"),
+    [(anynorm.layer_norm, (64, 8192), {}), (anynorm.rms_norm, (64, 8192), {}), (anynorm.batch_norm, (8, 5, 9000), {})],
+)
+def test_a_gradient_beside_numbers_of_any_size(backend, norm, shape, options, size):
+    rng = np.random.default_rng(3)
+    x = (rng.standard_normal(shape) * size).astype(np.float32)
+    dy = (x / size + 0.5 * rng.standard_normal(shape)).astype(np.float32)  # much of it lies along x
+    exact = anynorm.vjp(norm, x.astype(np.float64), eps=0.0)[1](dy.astype(np.float64))[0]
+    found = anynorm.vjp(norm, backend.array(x, "float32"), eps=0.0)[1](backend.array(dy, "float32"))[0]
+    assert error(backend.numpy(found), exact) < 4e-6
+
+
+@pytest.mark.cells("numpy", "torch")
+def test_the_gradient_of_rows_of_one_number_and_but_one_other(backend):
+    rng = np.random.default_rng(5)
+    x = np.full((4, 65537), 333.33334, np.float32)
+    x[:, 7] = np.nextafter(x[:, 7], np.float32(1e9))
+    dy = rng.standard_normal(x.shape).astype(np.float32)
+    exact = anynorm.vjp(anynorm.layer_norm, x.astype(np.float64), eps=0.0)[1](dy.astype(np.float64))[0]
+    found = anynorm.vjp(anynorm.layer_norm, backend.array(x, "float32"), eps=0.0)[1](backend.array(dy, "float32"))[0]
+    assert np.max(np.abs(backend.numpy(found) - exact)) < 4e-6 * np.max(np.abs(exact))
 
 
 @pytest.mark.cells("numpy", "torch")
