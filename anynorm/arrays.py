@@ -426,7 +426,7 @@ def _torch_library() -> Library:
         overlap=_torch_overlap,
         same=lambda x, out: x.data_ptr() == out.data_ptr() and x.stride() == out.stride(),
         into=_into_torch,
-        busy=torch.no_grad,
+        busy=_busy_torch,
         threaded=True,
         norm=partial(torch.linalg.vector_norm, dim=-1),
         summing=_torch_summing,
@@ -552,6 +552,18 @@ def _torch_dual(torch: Any, x: Array) -> bool:
     if getattr(dual, "_current_level", 0) < 0:  # nothing is carried; to ask is slow
         return False
     return dual.unpack_dual(x).tangent is not None
+
+
+@contextmanager
+def _busy_torch() -> Iterator[None]:
+    """Nothing is recorded, and autocast makes no bfloat16 of products of matrices."""
+    torch = sys.modules["torch"]
+    with torch.no_grad():
+        if torch.is_autocast_enabled("cpu"):
+            with torch.autocast("cpu", enabled=False):
+                yield
+        else:
+            yield
 
 
 def _torch_transforms(torch: Any) -> bool:

@@ -432,6 +432,22 @@ def test_arrays_without_numbers_have_gradients_without_numbers(backend, torch):
         assert (dx.shape, dx.device) == (x.shape, x.device)
 
 
+def test_autocast_rounds_nothing(backend, torch):
+    if backend.device.type != "cpu":
+        pytest.skip(reason="arrays on a GPU are run whole")
+    x, dy = torch.randn(2, 512, 96, device=backend.device)
+    gamma, beta = torch.randn(2, 96, device=backend.device)
+
+    def gradients():
+        return anynorm.vjp(anynorm.layer_norm, x, gamma, beta)[1](dy)
+
+    expected = gradients()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for found, each in zip(gradients(), expected, strict=True):
+            assert torch.equal(found, each)
+        assert torch.is_autocast_enabled("cpu")
+
+
 def test_autocast_changes_no_dtype(backend, torch):
     x = backend.array(np.random.default_rng(7).standard_normal((4, 6)), "float32").requires_grad_()
     expected = anynorm.layer_norm(x)
