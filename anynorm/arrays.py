@@ -754,8 +754,8 @@ def _jax_subnormal(x: Array, power: float) -> Array:
 
 
 def _find_compute_dtype(library: Library, name: str, dtype: Any) -> Any:
-    # str(), as bfloat16 is a foreign dtype to NumPy and CuPy, and their isdtype raises on it
-    plain = str(dtype).rpartition(".")[2]
+    # the name, as bfloat16 is a foreign dtype to NumPy and CuPy, and their isdtype raises on it
+    plain = str(getattr(dtype, "name", dtype)).rpartition(".")[2]  # NumPy's str() of the other byte order has none
     if plain in ("float16", "bfloat16"):
         return library.xp.float32
     try:

@@ -34,7 +34,8 @@ def chosen(call: Call, arrays: list[Array]) -> str:
         if plan.library.name != "cupy":
             raise ValueError(f"compiler='cupy' takes arrays of cupy alone, got {plan.library.name}")
         return "none"
-    return name if _name(plan.dtype) in ("float32", "float64") and math.prod(plan.view.shape) > 1 else "none"
+    known = _name(plan.dtype) in ("float32", "float64") and all(_name(each.dtype) in _FLOATS for each in arrays)
+    return name if known and math.prod(plan.view.shape) > 1 else "none"
 
 
 def safe(call: Call, name: str, x: Array) -> bool:
@@ -577,6 +578,8 @@ def _name(dtype: Any) -> str:
 _compilers: dict[str, _Compiler] = {}
 _functions: dict[Hashable, Callable[..., Any]] = {}
 _lock = threading.RLock()
+_FLOATS = ("bfloat16", "float16", "float32", "float64")
+"""The dtypes of what is compiled, in the byte order of the machine."""
 FEW = 32
 """So many values of a group tell its mean well enough for a pivot."""
 _LANES = 16

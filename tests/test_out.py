@@ -69,7 +69,7 @@ def test_a_pullback_keeps_the_moments_it_was_given(schedule):
 
 
 @pytest.mark.cells("numpy")
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", ">f4", "float64", "longdouble"])
+@pytest.mark.parametrize("dtype", ["float16", ">f2", "bfloat16", "float32", ">f4", "float64", "longdouble"])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_out_may_lie_in_memory_in_any_way(schedule, case, dtype):
     dtype = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
@@ -89,6 +89,15 @@ def test_out_may_lie_in_memory_in_any_way(schedule, case, dtype):
         np.testing.assert_allclose(out.astype(float), want, atol=tolerance, rtol=tolerance)
     assert not wide[..., ::2].any()
     assert not flat[:3].any()
+
+
+@pytest.mark.cells("numpy")
+@pytest.mark.parametrize("shape", [(6, 40), (64, 3000)])
+def test_half_floats_of_the_other_byte_order_are_computed_in_float32_too(shape):
+    x = (np.random.default_rng(1).standard_normal(shape) - 2).astype(np.float16)
+    y = anynorm.normalize(x.astype(">f2"), axis=(0, 1))
+    assert y.dtype == np.dtype(">f2")
+    np.testing.assert_array_equal(y, anynorm.normalize(x, axis=(0, 1)))
 
 
 @pytest.mark.cells("numpy")
