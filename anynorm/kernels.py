@@ -81,11 +81,14 @@ class Groups(NamedTuple):
 
     def dots(self, x: Array) -> bool:
         """Whether products are added as they are made."""
-        return self.ones is not None and self.axes[-1:] == (x.ndim - 1,)
+        return self.ones is not None and self._trailing(x)
+
+    def _trailing(self, x: Array) -> bool:
+        return self.axes[-1:] == (x.ndim - 1,)
 
     def mean_product(self, xp: Namespace, x: Array, other: Array, *, ops: Arithmetic = PURE) -> Array:
         """The mean of x * other."""
-        if other is x and self.norm is not None and self.axes[-1:] == (x.ndim - 1,):
+        if other is x and self.norm is not None and self._trailing(x):
             return total(xp, _squares(xp, x, self.norm), axes=self.axes, block=self.block) / self.divisor
         if not self.dots(x):
             return self.mean(xp, ops.multiply(x, other))

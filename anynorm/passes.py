@@ -228,8 +228,8 @@ def run(call: Call, y: Array | None, in_place: bool, keep: bool, copy: Array | N
     threads = shared(plan)
     many = len(grid.groups) >= threads
     largest = math.prod([each.stop - each.start for each in both(grid.groups[0], grid.parts[0])])
-    extent = None if y is None else extent_of(plan, call.gamma)
-    these = _Run(call, y, copy, in_place, 1 if many else threads, [], largest, extent)
+    reach = None if y is None else extent_of(plan, call.gamma)
+    these = _Run(call, y, copy, in_place, 1 if many else threads, [], largest, reach)
     groups, ready = grid.groups, None
 
     def work(block: Block) -> None:

@@ -92,7 +92,7 @@ def test_a_large_gradient_needs_little_more_than_itself(dtype, mean, offset):
     rng = np.random.default_rng(3)
     for shape, norm, options, n in (
         ((8192, 1024), anynorm.layer_norm, {}, 1024),
-        ((2048, 8192), anynorm.layer_norm, {}, 8192),
+        ((256, 65536), anynorm.layer_norm, {}, 65536),
         ((8, 64, 128, 128), anynorm.batch_norm, {}, 64),
         ((8, 64, 128, 128), anynorm.group_norm, {"groups": 32}, 64),
         ((8, 128, 128, 64), anynorm.batch_norm, {"channel_axis": -1}, 64),
