@@ -253,11 +253,12 @@ def run(call: Call, y: Array | None, in_place: bool, keep: bool, copy: Array | N
     return spread if plan.centred or call.spread is not None else Spread(None, None, spread.var)
 
 
-def numbers(plan: Plan, arrays: int, *, made: int = 0) -> tuple[int, int]:
+def numbers(plan: Plan, arrays: int, *, made: int = 0, beside: int = 0) -> tuple[int, int]:
     """How many numbers of a block there may be, and how many if they are whole groups.
 
     Each block is so many arrays of its size, and a library that has threads of its own shares one among them; those of
-    these arrays that are made for it take, in as many threads as there are by default, little more than `block_bytes`.
+    these arrays that are made for it take, in as many threads as there are by default, little more than `block_bytes`,
+    with the numbers that each thread makes `beside` them.
     Of the threads in force the blocks, and so the last bits of a result, know nothing.
     """
     bits: int = plan.library.xp.finfo(plan.dtype).bits
@@ -265,7 +266,8 @@ def numbers(plan: Plan, arrays: int, *, made: int = 0) -> tuple[int, int]:
     together = min(default_threads(), STRETCH) if plan.library.threaded else 1
     most, largest = together * room // arrays, STRETCH * room // arrays
     if made:
-        spare = room * 5 // 4 // (made * (default_threads() if plan.library.products else 1))
+        spare = room * 5 // 4 // (default_threads() if plan.library.products else 1)
+        spare = max(spare - beside, spare // 2) // made
         most, largest = min(most, spare), min(largest, spare)
     return max(1, most), max(1, largest)
 

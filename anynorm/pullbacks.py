@@ -113,7 +113,8 @@ def _in_blocks(call: Call, dy: Array, wanted: Wanted, spread: Spread) -> Gradien
     )
     made = 1 + ("apart" in (run.product, run.product_of_xhat)) + cast + (dx is not None and dx.dtype != plan.dtype)
     arrays, made = (1, made) if call.weights is None else (WEIGHTED, WEIGHTED)
-    grid = blocks(plan.view.shape, averaged, *numbers(plan, arrays, made=made))
+    beside = 2 * sum(math.prod(shape) for shape in wanted.parameters if shape is not None)
+    grid = blocks(plan.view.shape, averaged, *numbers(plan, arrays, made=made, beside=beside))
     largest = math.prod([each.stop - each.start for each in both(grid.groups[0], grid.parts[0])])
     run, threads = run._replace(largest=max(largest, 1)), shared(plan)
     many = len(grid.groups) >= threads
@@ -125,15 +126,19 @@ def _in_blocks(call: Call, dy: Array, wanted: Wanted, spread: Spread) -> Gradien
             found = _groups(run, parts, 1 if many else threads)
         return list(zip(parts, found, strict=True))
 
-    beside = sum(math.prod(shape) for shape in wanted.within(grid.groups[0]) if shape is not None)
-    some = max(threads, PENDING // max(beside, 1))
+    waiting = sum(math.prod(shape) for shape in wanted.within(grid.groups[0]) if shape is not None)
+    some = max(threads, PENDING // max(waiting, 1))
+    def add(groups: list[Block]) -> None:
+        """The gradients of parameters; what is added is let go of before the next."""
+        found = share(work, groups, threads if many else 1, library.busy)
+        for block, parameters in chain.from_iterable(found):
+            for total, each in zip(totals, parameters, strict=True):
+                if total is not None:
+                    total[within(total, block)] += each
+
     with library.busy():
         for i in range(0, len(grid.groups), some):
-            found = share(work, grid.groups[i : i + some], threads if many else 1, library.busy)
-            for block, parameters in chain.from_iterable(found):
-                for total, each in zip(totals, parameters, strict=True):
-                    if total is not None:
-                        total[within(total, block)] += each
+            add(grid.groups[i : i + some])
     return dx, *totals
 
 
