@@ -483,19 +483,89 @@ class _Torch:
 
         # torch.compile keeps its versions by code object, and refuses the ninth: each function has one of its own
         own = FunctionType(target.__code__.replace(), target.__globals__, target.__name__, None, target.__closure__)
-        compiled, known = torch.compile(own, fullgraph=True, dynamic=False), False
+        compiled = _Graphs(self.torch, own)
 
         def function(arrays: list[Array | None], place: Array | None) -> Sequence[Array]:
-            nonlocal known
-            for each in () if known else (*arrays, place):
-                if each is not None and each.shape[0] > 1:
-                    torch._dynamo.mark_dynamic(each, 0)
             with torch.no_grad():
-                results = compiled(arrays, place)
-            known = True
+                results = compiled(*arrays, place)
             return results if place is None else [place, *results]
 
         return function
+
+
+class _Graphs:
+    """A function through `torch.compile`, of arrays that are alike but for the length of the first axis.
+
+    Its checks of the arguments take longer than a small array does. A graph that they have led to once is called
+    without them where that length comes again.
+    """
+
+    def __init__(self, torch: Any, function: Callable[..., Any]) -> None:
+        self.torch = torch
+        self.compiled = torch.compile(function, fullgraph=True, dynamic=False, backend=self._backend)
+        self.last = threading.local()
+        self.known: dict[int, _Graph] = {}
+
+    def __call__(self, *arrays: Array | None) -> Sequence[Array]:
+        first = arrays[0]
+        graph = self.known.get(first.shape[0])  # type: ignore[union-attr]
+        if graph is not None:
+            return graph(arrays)
+        for each in arrays:
+            if each is not None and each.shape[0] > 1:
+                self.torch._dynamo.mark_dynamic(each, 0)
+        self.last.call = None
+        results: Sequence[Array] = self.compiled(list(arrays[:-1]), arrays[-1])
+        graph = None if self.last.call is None else _graph(arrays, results, *self.last.call)
+        self.last.call = None
+        if graph is not None:
+            if len(self.known) >= MOST_LENGTHS:
+                self.known.clear()
+            self.known[first.shape[0]] = graph  # type: ignore[union-attr]
+        return results
+
+    def _backend(self, graph: Any, inputs: list[Array]) -> Callable[..., Any]:
+        function = self.torch._dynamo.lookup_backend("inductor")(graph, inputs)
+
+        def noted(*given: Any) -> Any:
+            results = function(*given)
+            self.last.call = function, given, results
+            return results
+
+        return noted
+
+
+class _Graph(NamedTuple):
+    """What was compiled, and what of the arguments it takes."""
+
+    function: Callable[..., Sequence[Array]]
+    given: list[tuple[int | None, Any]]
+    """The number of an argument, or a length."""
+    results: list[int]
+
+    def __call__(self, arrays: Sequence[Array | None]) -> list[Array]:
+        found = self.function(*[value if i is None else arrays[i] for i, value in self.given])
+        return [found[i] for i in self.results]
+
+
+def _graph(
+    arrays: Sequence[Array | None],
+    results: Sequence[Array],
+    function: Callable[..., Sequence[Array]],
+    given: Sequence[Any],
+    found: Sequence[Array],
+) -> _Graph | None:
+    """By what it was given, and what came of it; None where that is not these arrays and results alone."""
+    places = [_where(each, arrays) for each in given]
+    these = [_where(each, found) for each in results]
+    if None in these or any(i is None and not isinstance(each, int) for i, each in zip(places, given, strict=True)):
+        return None
+    sources = [(i, None if i is not None else each) for i, each in zip(places, given, strict=True)]
+    return _Graph(function, sources, [i for i in these if i is not None])
+
+
+def _where(value: Any, values: Sequence[Any]) -> int | None:
+    return next((i for i, each in enumerate(values) if each is value), None)
 
 
 class _Jax:
@@ -586,5 +656,6 @@ _LANES = 16
 """A row of fewer numbers is added number by number, and short parts only cost."""
 _RUN = 4096
 """The longest run that inductor adds without a stack of partial sums."""
+MOST_LENGTHS = 256
 _LARGE = 2**15
 """From so many numbers on a compiler should make use of threads; it decides once."""
