@@ -19,8 +19,6 @@ SHORTEST = 256
 """Blocks strewn over memory in runs of fewer numbers than this cost more than a second pass over the array."""
 DEEP = 256
 """How many numbers of a group a part of it has, so that its statistics are small beside it."""
-EVEN = 4
-"""Threads share so many blocks evenly, if they are no more."""
 STRETCH = 4
 """How much larger a block may be, if it then holds whole groups."""
 
@@ -35,18 +33,18 @@ class Blocks(NamedTuple):
 
 
 @lru_cache(maxsize=256)
-def blocks(shape: tuple[int, ...], axes: tuple[int, ...], most: int, largest: int) -> Blocks:
-    """Blocks of at most `most` numbers of an array that is averaged over `axes`.
+def blocks(shape: tuple[int, ...], axes: tuple[int, ...], most: int, largest: int, even: int = 1) -> Blocks:
+    """Blocks of at most `most` numbers of an array that is averaged over `axes`, a multiple of `even` along an axis.
 
     If it can be, they hold whole groups, and then up to `largest`; else they lie in memory in one piece each, or
     in long runs, and groups are spread over them.
     """
     kept = [axis for axis in range(len(shape)) if axis not in axes]
-    steps = _steps(shape, kept, most)
+    steps = _steps(shape, kept, most, even)
     if math.prod(steps) > largest or _run(shape, steps) < SHORTEST:
-        few = _steps(tuple(1 if axis in axes else n for axis, n in enumerate(shape)), kept, max(SHORTEST, most // DEEP))
+        few = _steps(tuple(1 if axis in axes else n for axis, n in enumerate(shape)), kept, max(SHORTEST, most // DEEP), even)
         steps = [n if axis in axes else step for axis, (n, step) in enumerate(zip(shape, few, strict=True))]
-        steps = _steps(tuple(steps), list(range(len(shape))), most)
+        steps = _steps(tuple(steps), list(range(len(shape))), most, even)
     whole, rest = list(shape), list(shape)
     for axis in range(len(shape)):
         (rest if axis in axes else whole)[axis] = steps[axis]
@@ -131,7 +129,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_pools.clear)
 
 
-def _steps(shape: tuple[int, ...], axes: list[int], most: int) -> list[int]:
+def _steps(shape: tuple[int, ...], axes: list[int], most: int, even: int) -> list[int]:
     """How far a block reaches along each axis, if only these are divided."""
     steps = list(shape)
     for axis in axes:
@@ -140,7 +138,7 @@ def _steps(shape: tuple[int, ...], axes: list[int], most: int) -> list[int]:
             steps[axis] = max(1, most * steps[axis] // size)
             if steps[axis] > 1:  # as many for each thread
                 count = -(-shape[axis] // steps[axis])
-                steps[axis] = -(-shape[axis] // (-(-count // EVEN) * EVEN))
+                steps[axis] = -(-shape[axis] // (-(-count // even) * even))
     return steps
 
 

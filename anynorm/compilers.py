@@ -153,13 +153,10 @@ def gradients(
         if scaled:
             of = _scaled(compiler, plan, x, sums)
         else:
-            known = Spread(*parts)
-            rstd = kernels.inverse_root(xp, known.var + plan.eps, flat=1.0 if plan.tiny or given else None)
-            kept = sums.kept(rstd)
-            of = Standardized(None if x is None else kernels.less(x, known) * kept, kept, known)
+            mean, rest, rstd = parts
+            xhat = None if x is None else kernels.less(x, Spread(mean, rest, None)) * rstd
+            of = Standardized(xhat, rstd, Spread(mean, rest, None))
         xhat, found = of.xhat, []
-        if xhat is not None and not (scaled or form.apart):  # sums over rows are another loop, with a root of its own
-            xhat = kernels.less(x, known) * compiler.stored(rstd * 1.0)
         if outer is not None:
             if pivoted:
                 alone = kernels.alone(gamma, form.axes)
@@ -179,11 +176,15 @@ def gradients(
                 found.append(sums.total(xp, kernels.affine(dy, factor, None) * 1.0, axes))
         return tuple(found)
 
-    arrays = [dy, call.x, call.gamma, *(() if scaled else spread)]
+    xp = plan.library.xp
+    arrays = [dy, call.x, call.gamma]
+    if not scaled:  # a root for each number, and not for each group, is what a compiler would make of the variance
+        with plan.library.quiet():
+            flat = 1.0 if plan.tiny or given else None
+            arrays += [spread.mean, spread.rest, kernels.inverse_root(xp, spread.var + plan.eps, flat=flat)]
     form = _form(plan, arrays, shapes)
     roles = [None if shape is None else _ones(form.of(shape)) for shape in shapes]
     key = ("gradients", outer, plan.eps, plan.centred, counted, scaled, given, *roles)
-    xp = plan.library.xp
     left = iter(_run(compiler, plan.library, form, inner, key, body, arrays, dtype, None))
     dx = None if dtype is None else xp.reshape(next(left), plan.view.shape)
     if pivoted:

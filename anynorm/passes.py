@@ -28,6 +28,8 @@ FEW = 2**16
 """So many numbers take no room to speak of."""
 NEAR = 16
 """The square of how many standard deviations a mean may be away from 0 and yet be taken from beta, not from x."""
+EVEN = 4
+"""Threads share so many blocks evenly, if they are no more."""
 PENDING = 16
 """So many parts of a group are pooled at a time."""
 
@@ -253,8 +255,8 @@ def run(call: Call, y: Array | None, in_place: bool, keep: bool, copy: Array | N
     return spread if plan.centred or call.spread is not None else Spread(None, None, spread.var)
 
 
-def numbers(plan: Plan, arrays: int, *, made: int = 0, beside: int = 0) -> tuple[int, int]:
-    """How many numbers of a block there may be, and how many if they are whole groups.
+def numbers(plan: Plan, arrays: int, *, made: int = 0, beside: int = 0) -> tuple[int, int, int]:
+    """How many numbers of a block there may be; how many if they are whole groups; what their number is a multiple of.
 
     Each block is so many arrays of its size, and a library that has threads of its own shares one among them; those of
     these arrays that are made for it take, in as many threads as there are by default, little more than `block_bytes`,
@@ -269,7 +271,7 @@ def numbers(plan: Plan, arrays: int, *, made: int = 0, beside: int = 0) -> tuple
         spare = room * 5 // 4 // (default_threads() if plan.library.products else 1)
         spare = max(spare - beside, spare // 2) // made
         most, largest = min(most, spare), min(largest, spare)
-    return max(1, most), max(1, largest)
+    return max(1, most), max(1, largest), EVEN if plan.library.products else 1
 
 
 def plain_groups(plan: Plan, *, divisor: float) -> Groups:
