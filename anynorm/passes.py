@@ -305,9 +305,7 @@ def _groups(run: _Run, parts: list[Block], scale: Scale | None, *, shield: bool 
     else:
         survey = partial(run.each, lambda part: part.portion(scale), survey=True, shield=shield)
         spread = pooled(plan, survey, parts)
-        # shares add up to 1 but for rounding: where no eps hides it, equal numbers are looked for
-        sure = given is None or not (plan.tiny and plan.centred)
-        done = scale is not None or (sure and ordinary(plan, spread.var))
+        done = scale is not None or (ordinary(plan, spread.var) and (given is None or told(plan, spread)))
         if done and run.y is not None:
             _apply(run, parts, spread, scale)
     if done:
@@ -457,6 +455,15 @@ def ordinary(plan: Plan, var: Array) -> bool:
         return plan.library.most(var) < math.inf and (not plan.tiny or plan.library.least(var) >= plan.limits.eps)
     except RuntimeError:  # torch.func.vmap and fake tensors: a number that cannot be read
         return False
+
+
+def told(plan: Plan, spread: Spread) -> bool:
+    """Whether no spread may be rounding of the mean alone, which shares leave that do not quite add up to 1."""
+    if spread.mean is None:
+        return True
+    xp = plan.library.xp
+    slight = spread.mean * (2 * float(xp.finfo(plan.dtype).eps))
+    return not bool(xp.any((spread.var > 0) & (spread.var < slight * slight)))
 
 
 def extent_of(plan: Plan, gamma: Array | None) -> tuple[float, float] | None:

@@ -116,11 +116,10 @@ def standardize(
 ) -> Standardized:
     """`kernels.standardize`; 0 in a group without weight.
 
-    Shares add up to 1 but for rounding, which would leave equal numbers a spread: where no eps hides it, they are
-    looked for.
+    Shares add up to 1 but for rounding, which would leave equal numbers a spread: they are looked for.
     """
     kept = shielded(xp, x, groups.weights)
-    if centred and flat is not None and alike is None:
+    if centred and alike is None:
         bottom, top = bounds(xp, kept, groups)
         alike = (bottom == top, top)
     done = kernels.standardize(xp, kept, groups=groups, eps=eps, centred=centred, flat=flat, alike=alike)

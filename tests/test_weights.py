@@ -345,8 +345,9 @@ def test_numbers_and_weights_of_any_size(backend, size, weight):
         assert np.all(backend.numpy(y)[mask] == 0)
 
 
-@pytest.mark.parametrize("value", [1001.0, 0.1, 1e6 / 3])
-def test_equal_numbers_of_unequal_weights_have_no_spread(backend, value):
+@pytest.mark.parametrize("eps", [0, 1e-5])
+@pytest.mark.parametrize("value", [1001.0, 0.1, 1e6 / 3, 1e20 / 3])
+def test_equal_numbers_of_unequal_weights_have_no_spread(backend, value, eps):
     only_if(value == 0.1, backend)
     rng = np.random.default_rng(17)
     weights = (rng.random((40, 3)) ** 8 * 10.0 ** rng.integers(-6, 6, (40, 3))).astype(np.float32)
@@ -359,7 +360,7 @@ def test_equal_numbers_of_unequal_weights_have_no_spread(backend, value):
         given = constant(backend, weights, "float32")
         for size in (64, 2**22):
             with anynorm.options(block_bytes=size):
-                y = backend.numpy(anynorm.batch_norm(*arrays, weights=given, eps=0))
+                y = backend.numpy(anynorm.batch_norm(*arrays, weights=given, eps=eps))
                 assert np.all((y == beta)[weights > 0])
                 assert not np.any(backend.numpy(anynorm.moments(arrays[0], axis=0, weights=given).var))
 
