@@ -5,85 +5,23 @@ Everything that must know one array library from another is here, and array-api-
 
 import math
 import operator
-import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import fields
-from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import array_api_compat
 import numpy as np
 
-from anynorm.kernels import PURE, Arithmetic, Array, Namespace
+from anynorm.kernels import PURE, Arithmetic, Array
+from anynorm.library import BLOCK, Library
+from anynorm.of_jax import jax_library
+from anynorm.of_numpy import numpy_library, quiet
+from anynorm.of_torch import torch_library
 
 T = TypeVar("T")
-
-
-class Library(NamedTuple):
-    """What the rest of the house needs to know of an array library."""
-
-    name: str
-    xp: Namespace
-    readable: Callable[[Array], bool]
-    """Whether a number can be read out of the array now, at no cost: it is neither traced, nor lazy, nor on a GPU."""
-    constant: Callable[[Array], Array]
-    """The array as a constant, to which no gradient flows."""
-    most: Callable[[Array], float]
-    """The largest number of a readable array."""
-    least: Callable[[Array], float]
-    block: int | None
-    """The longest run of numbers that this library is trusted to add in one go; None where it blocks its own sums."""
-    plain_block: int | None
-    """The same, of arrays that are `plain`: what a compiler would make of a sum is no matter there."""
-    device: Callable[[Array], Any]
-    """The device, or None where there is but one or the library itself is the better judge."""
-    quiet: Callable[[], AbstractContextManager[Any]]
-    """Silences the library's warnings of overflow and invalid values, which the results show."""
-    uniform: bool = False
-    """Whether any two of its arrays go together: one device, and none of them odd."""
-    oddity: Callable[[Array], str] | None = None
-    """What keeps an array of this library from being a plain one: "" for a plain one."""
-    subnormal: Callable[[Array, float], Array] | None = None
-    """The subnormal numbers of an array times a power of two, and 0 elsewhere, if the library flushes them to 0."""
-    traced: Callable[[], bool] = lambda: False
-    """Whether a compiler follows what happens now, to whom a shape may be more than numbers."""
-    contiguous: Callable[[Array], bool] = lambda x: False
-    """Whether neighbouring axes of the array are one in memory too."""
-    threaded: bool = False
-    """Whether several of its own threads share an operation on an array that is not on a GPU."""
-    products: bool = False
-    """Whether it adds fastest by multiplying with ones."""
-    norm: Callable[[Array], Array] | None = None
-    """The norm along the last axis, where it adds squares fastest as those of the norms of short runs."""
-    writeable: Callable[[Array], bool] = lambda x: False
-    """Whether the array may be written to."""
-    present: Callable[..., bool] = lambda *arrays: True
-    """Whether the numbers of these arrays are there, neither traced nor lazy, and nothing records what they become."""
-    plain: Callable[..., bool] = lambda *arrays: False
-    """Whether a result of these arrays may be written part by part: they are present, and not on a GPU."""
-    records: Callable[[list[Array]], bool] | None = None
-    """Whether autograd, and nothing else, records what becomes of these arrays; None where there is none."""
-    overlap: Callable[[Array, Array], bool] = lambda x, out: True
-    """Whether two arrays may have memory in common."""
-    same: Callable[[Array, Array], bool] = lambda x, out: False
-    """Whether two arrays of one shape are one in memory."""
-    into: Callable[[Array], Arithmetic] = lambda place: PURE
-    """Arithmetic whose results are all written to one place."""
-    casts: bool = True
-    """Whether assignment to a part of an array casts what is assigned."""
-    chunked: bool = False
-    """Whether its arrays are lazy and in chunks, which are arrays of another library."""
-    busy: Callable[[], AbstractContextManager[Any]] = nullcontext
-    """As `quiet`, where block after block is worked on."""
-    summing: Callable[[Callable[[Array], Any]], Callable[[Array], Any]] = lambda all_reduce: all_reduce
-    """The function that sums over replicas, with its derivative: the same of the cotangents."""
-    shared: Callable[[Array, Callable[[Array], Any]], Any] = lambda x, all_reduce: x
-    """The array as one that all replicas have, to which the cotangents of all of them flow, where autograd records."""
-    host: Callable[[Array], Any] = np.asarray
-    """The array in NumPy, where bfloat16 may be any dtype of two bytes."""
 
 
 class Bits(NamedTuple):
@@ -163,7 +101,7 @@ def check_device(library: Library, name: str, x: Array, other_name: str, other: 
 def empty(shape: tuple[int, ...], like: Array, dtype: Any) -> Array:
     """An array to be written to, beside `like`."""
     library = library_of("like", like)
-    if library.name == "torch" and (large := _torch_large(shape, like, dtype)) is not None:
+    if (large := library.large(shape, like, dtype)) is not None:
         return large
     return library.xp.empty(shape, dtype=dtype, device=library.device(like))
 
@@ -369,15 +307,6 @@ _compute_dtypes: dict[tuple[str, Any], Any] = {}
 _pytrees: list[tuple[type, Callable[..., Any], Callable[..., Any]]] = []
 _pytrees_lock = threading.Lock()
 
-_BLOCK = 256
-SHORT = 512
-REPEATED = 4
-"""So often is an array used that is worth writing out along its rows,"""
-WRITTEN_OUT = 2**18
-"""to so many numbers at most."""
-LARGE = 2**22
-"""From so many bytes on the pages of a new array cost more than the norm, unless they are huge."""
-
 FILED = (
     *("bfloat16", "float16", "float32", "float64"),
     *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
@@ -389,185 +318,16 @@ def _recognise(name: str, x: Array) -> Library:
     flush_pytrees()
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(x, torch.Tensor):
-        return _libraries.setdefault(type(x), _torch_library())
+        # by hand and not through array_namespace, whose cache torch.compile warns of when it traces the first call
+        from array_api_compat import torch as xp
+
+        return _libraries.setdefault(type(x), torch_library(xp))
     if isinstance(x, (np.ma.MaskedArray, np.matrix)):
         raise TypeError(f"{name} must be a plain array, got {type(x).__name__}")
     if isinstance(x, type) or not array_api_compat.is_array_api_obj(x):
         raise TypeError(f"{name} must be an array, got {type(x).__name__}")
     # by type, as array-api-compat takes an ndarray of one of JAX's dtypes for an array of JAX
     return _libraries.setdefault(type(x), _library(np.empty(0) if isinstance(x, (np.ndarray, np.generic)) else x))
-
-
-def _torch_library() -> Library:
-    # by hand and not through array_namespace, whose cache torch.compile warns of when it traces the first call
-    from array_api_compat import torch as xp
-
-    torch = sys.modules["torch"]
-    if not torch.compiler.is_compiling():
-        _torch_nodes()
-    return Library(
-        name="torch",
-        xp=xp,
-        readable=_torch_readable,
-        constant=lambda x: x.detach(),
-        most=lambda x: float(x.max()),
-        least=lambda x: float(x.min()),
-        block=_BLOCK,
-        plain_block=None,
-        device=lambda x: x.device,
-        quiet=nullcontext,
-        oddity=lambda x: "" if x.layout is torch.strided else f"{x.layout}".removeprefix("torch."),
-        traced=torch.compiler.is_compiling,
-        contiguous=lambda x: type(x) in (torch.Tensor, torch.nn.Parameter) and x.is_contiguous(),
-        writeable=_torch_writeable,
-        present=_torch_present,
-        plain=lambda *arrays: _torch_present(*arrays) and all(x.device.type == "cpu" for x in arrays),
-        records=_torch_records,
-        overlap=_torch_overlap,
-        same=lambda x, out: x.data_ptr() == out.data_ptr() and x.stride() == out.stride(),
-        into=_into_torch,
-        busy=_busy_torch,
-        threaded=True,
-        norm=partial(torch.linalg.vector_norm, dim=-1),
-        summing=_torch_summing,
-        shared=_torch_shared,
-        host=_torch_host,
-    )
-
-
-def _torch_summing(all_reduce: Callable[[Array], Any]) -> Callable[[Array], Any]:
-    node = _torch_nodes()["sum"]
-    return lambda x: node.apply(x, all_reduce)
-
-
-def _torch_shared(x: Array, all_reduce: Callable[[Array], Any]) -> Any:
-    return _torch_nodes()["shared"].apply(x, all_reduce)
-
-
-_nodes: dict[str, Any] = {}
-"""Made once, and not in a cache of functools, which torch.compile looks through."""
-
-
-def _torch_nodes() -> dict[str, Any]:
-    """A sum over replicas, and what they share: the derivative of the one is the same sum, of the other that sum."""
-    if _nodes:
-        return _nodes
-
-    def summed(x: Array, all_reduce: Callable[[Array], Any]) -> Any:
-        place = x.clone()
-        whole = all_reduce(place)
-        return place if whole is None else whole
-
-    def same(x: Array, _: Callable[[Array], Any]) -> Any:
-        return x.view_as(x)
-
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], _: Any) -> None:
-        ctx.all_reduce = inputs[1]
-
-    def of_both(ctx: Any, dy: Array) -> tuple[Any, None]:
-        return total.apply(dy.reshape(-1), ctx.all_reduce).reshape(dy.shape), None
-
-    def sum_of_tangent(ctx: Any, dx: Array, _: None) -> Any:
-        return total.apply(dx, ctx.all_reduce)
-
-    def same_tangent(_: Any, dx: Array, __: None) -> Any:
-        return dx.view_as(dx)
-
-    def summed_vmap(_: Any, dims: tuple[int, None], x: Array, all_reduce: Callable[[Array], Any]) -> Any:
-        x = x.movedim(dims[0], 0)
-        return total.apply(x.reshape(-1), all_reduce).reshape(x.shape), 0
-
-    def same_vmap(_: Any, dims: tuple[int, None], x: Array, all_reduce: Callable[[Array], Any]) -> Any:
-        return shared.apply(x, all_reduce), dims[0]
-
-    def node(name: str, forward: Any, jvp: Any, vmap: Any) -> Any:
-        methods = {"forward": forward, "setup_context": setup_context, "backward": of_both, "jvp": jvp, "vmap": vmap}
-        base = sys.modules["torch"].autograd.Function
-        return type(name, (base,), {each: staticmethod(method) for each, method in methods.items()})
-
-    total = node("AllReduce", summed, sum_of_tangent, summed_vmap)
-    shared = node("Shared", same, same_tangent, same_vmap)
-    _nodes.update(sum=total, shared=shared)
-    return _nodes
-
-
-def _torch_host(x: Array) -> Any:
-    torch = sys.modules["torch"]
-    x = x.detach().cpu()
-    return (x.view(torch.int16) if x.dtype == torch.bfloat16 else x).numpy()
-
-
-def _torch_readable(x: Array) -> bool:
-    torch = sys.modules["torch"]
-    return x.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
-
-
-def _torch_writeable(out: Array) -> bool:
-    if out.is_inference() and not sys.modules["torch"].is_inference_mode_enabled():
-        return False
-    return all(step != 0 or n <= 1 for step, n in zip(out.stride(), out.shape, strict=True))
-
-
-def _torch_overlap(x: Array, out: Array) -> bool:
-    x, out = x.untyped_storage(), out.untyped_storage()  # two of them may be parts of one array of NumPy
-    return bool(x.data_ptr() < out.data_ptr() + out.nbytes() and out.data_ptr() < x.data_ptr() + x.nbytes())
-
-
-def _torch_large(shape: tuple[int, ...], like: Array, dtype: Any) -> Array | None:
-    """Memory of NumPy's, which asks for huge pages: where all pages are new, small ones cost more than the norm."""
-    torch = sys.modules["torch"]
-    nbytes = math.prod(shape) * dtype.itemsize
-    if nbytes < LARGE or like.device.type != "cpu":
-        return None
-    return torch.from_numpy(np.empty(nbytes, dtype=np.uint8)).view(dtype).reshape(shape)
-
-
-def _torch_present(*arrays: Array) -> bool:
-    torch = sys.modules["torch"]
-    recorded = torch.is_grad_enabled()
-    return not (torch.compiler.is_compiling() or _torch_transforms(torch)) and all(
-        type(x) in (torch.Tensor, torch.nn.Parameter)
-        and x.device.type != "meta"
-        and not (recorded and x.requires_grad)
-        and not torch._C._functorch.is_legacy_batchedtensor(x)  # is_grads_batched
-        and not _torch_dual(torch, x)
-        for x in arrays
-    )
-
-
-def _torch_records(arrays: list[Array]) -> bool:
-    torch = sys.modules["torch"]
-    return (
-        torch.is_grad_enabled()
-        and any(x.requires_grad for x in arrays)
-        and not torch.compiler.is_compiling()
-        and not _torch_transforms(torch)
-        and not any(_torch_dual(torch, x) for x in arrays)
-    )
-
-
-def _torch_dual(torch: Any, x: Array) -> bool:
-    """Whether a derivative is carried along with x."""
-    dual = torch.autograd.forward_ad
-    if getattr(dual, "_current_level", 0) < 0:  # nothing is carried; to ask is slow
-        return False
-    return dual.unpack_dual(x).tangent is not None
-
-
-@contextmanager
-def _busy_torch() -> Iterator[None]:
-    """Nothing is recorded, and autocast makes no bfloat16 of products of matrices."""
-    torch = sys.modules["torch"]
-    with torch.no_grad():
-        if torch.is_autocast_enabled("cpu"):
-            with torch.autocast("cpu", enabled=False):
-                yield
-        else:
-            yield
-
-
-def _torch_transforms(torch: Any) -> bool:
-    return bool(torch.jit.is_tracing() or torch._C._are_functorch_transforms_active())
 
 
 def _library(x: Array) -> Library:
@@ -579,29 +339,16 @@ def _library(x: Array) -> Library:
         constant=lambda x: x,
         most=lambda x: float(xp.max(x)),
         least=lambda x: float(xp.min(x)),
-        block=_BLOCK,
-        plain_block=_BLOCK,
+        block=BLOCK,
+        plain_block=BLOCK,
         device=array_api_compat.device,
-        quiet=_quiet,
+        quiet=quiet,
         writeable=array_api_compat.is_writeable_array,
         plain=lambda *arrays: True,
-        busy=_quiet,
+        busy=quiet,
     )
     if array_api_compat.is_numpy_array(x):
-        return eager._replace(
-            device=lambda x: None,
-            uniform=True,
-            most=lambda x: x.max(),
-            least=lambda x: x.min(),
-            contiguous=lambda x: x.flags.c_contiguous,
-            products=True,
-            overlap=_numpy_overlap,
-            same=lambda x, out: (
-                x.__array_interface__["data"] == out.__array_interface__["data"] and x.strides == out.strides
-            ),
-            into=_into_numpy,
-            busy=_busy_numpy,
-        )
+        return numpy_library(eager)
     if eager.name == "array_api_strict":
         return eager._replace(
             contiguous=lambda x: True,
@@ -612,14 +359,7 @@ def _library(x: Array) -> Library:
         )
     unreadable = eager._replace(readable=lambda x: False, plain=lambda *arrays: False)
     if array_api_compat.is_jax_array(x):
-        return unreadable._replace(
-            present=lambda *arrays: not any(isinstance(x, sys.modules["jax"].core.Tracer) for x in arrays),
-            constant=sys.modules["jax"].lax.stop_gradient,
-            device=_jax_devices,
-            quiet=nullcontext,
-            subnormal=_jax_subnormal,
-            writeable=lambda out: False,
-        )
+        return jax_library(unreadable)
     if array_api_compat.is_dask_array(x):
         # a reshape across chunks would gather them
         return unreadable._replace(
@@ -656,76 +396,6 @@ def _bfloat16() -> Any:
     return bfloat16
 
 
-def _quiet() -> AbstractContextManager[Any]:
-    return np.errstate(all="ignore")
-
-
-def _numpy_overlap(x: Array, out: Array) -> bool:
-    if np.may_share_memory(x, out):
-        return True
-    one, other = _map(x), _map(out)
-    if one is None or other is None or one._mmap is other._mmap:
-        return False
-    return None in (files := (_file(one), _file(other))) or files[0] == files[1]
-
-
-def _map(x: Any) -> Any:
-    """The memory-mapped file that an array is a view of, if it is."""
-    while isinstance(x, np.ndarray) and getattr(x, "_mmap", None) is None:
-        x = x.base
-    return x if isinstance(x, np.memmap) else None
-
-
-def _file(mapped: Any) -> tuple[int, int] | None:
-    """Which file that is, whatever its name; None where it has none."""
-    try:
-        found = os.stat(mapped.filename)
-    except (OSError, TypeError):
-        return None
-    return found.st_dev, found.st_ino
-
-
-@contextmanager
-def _busy_numpy() -> Iterator[None]:
-    """Short buffers, as NumPy copies what it broadcasts into a buffer that a run fits into, at double the cost."""
-    with np.errstate(all="ignore"):
-        before = np.setbufsize(1024)
-        try:
-            yield
-        finally:
-            np.setbufsize(before)
-
-
-def _into_torch(place: Array) -> Arithmetic:
-    torch = sys.modules["torch"]
-    add, subtract, multiply = (partial(each, out=place) for each in (torch.add, torch.sub, torch.mul))
-
-    def multiply_add(x: Array, factor: Array, addend: Array) -> Array:
-        if factor.shape[-1] == addend.shape[-1] < x.shape[-1]:  # addcmul is slow where both stay the same along rows
-            if addend.shape[0] > 1 or x.shape[0] < REPEATED or math.prod(x.shape[1:]) > WRITTEN_OUT:
-                return add(multiply(x, factor), addend)
-            addend = addend.expand(1, *x.shape[1:]).contiguous()
-        return torch.addcmul(addend, x, factor, out=place)
-
-    return Arithmetic(add, subtract, multiply, multiply_add)
-
-
-def _into_numpy(place: Array) -> Arithmetic:
-    add, subtract, multiply = (partial(_by_long_rows, each, place) for each in (np.add, np.subtract, np.multiply))
-    return Arithmetic(add, subtract, multiply, lambda x, factor, addend: add(multiply(x, factor), addend))
-
-
-def _by_long_rows(operation: Any, place: Array, x: Array, other: Array) -> Array:
-    """The operation, with short rows joined: NumPy begins each row anew where all are combined with one."""
-    n = x.shape[-1]
-    if n < SHORT and other.shape[-1] == other.size == n and x.flags.c_contiguous and place.flags.c_contiguous:
-        joined = math.gcd(x.size // n, 2 * SHORT // n)
-        rows = (x.size // n // joined, joined * n)
-        operation(x.reshape(rows), np.tile(other.reshape(n), joined), out=place.reshape(rows))
-        return place
-    return operation(x, other, out=place)
-
-
 def _into_by_assignment(place: Array) -> Arithmetic:
     def assigning(operation: Callable[..., Array]) -> Callable[..., Array]:
         def assign(*arrays: Array) -> Array:
@@ -735,22 +405,6 @@ def _into_by_assignment(place: Array) -> Arithmetic:
         return assign
 
     return Arithmetic(*(assigning(operation) for operation in PURE))
-
-
-def _jax_devices(x: Array) -> frozenset[Any] | None:
-    traced = isinstance(x, sys.modules["jax"].core.Tracer)
-    return None if traced or not x.committed else frozenset(x.devices())
-
-
-def _jax_subnormal(x: Array, power: float) -> Array:
-    """Read from the bits: XLA takes a subnormal number for 0 in every operation on a CPU."""
-    lax, jnp = sys.modules["jax"].lax, sys.modules["jax"].numpy
-    x, info = lax.stop_gradient(x), jnp.finfo(x.dtype)
-    bits = lax.bitcast_convert_type(x, jnp.int32 if info.bits == 32 else jnp.int64)
-    magnitude = bits & jnp.iinfo(bits.dtype).max
-    value = magnitude.astype(x.dtype) * (2.0 ** (info.minexp - info.nmant) * power)
-    flushed = (magnitude < 2**info.nmant) & (x * power == 0)
-    return jnp.where(flushed, jnp.where(bits < 0, -value, value), 0)
 
 
 def _find_compute_dtype(library: Library, name: str, dtype: Any) -> Any:

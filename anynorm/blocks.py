@@ -42,7 +42,9 @@ def blocks(shape: tuple[int, ...], axes: tuple[int, ...], most: int, largest: in
     kept = [axis for axis in range(len(shape)) if axis not in axes]
     steps = _steps(shape, kept, most, even)
     if math.prod(steps) > largest or _run(shape, steps) < SHORTEST:
-        few = _steps(tuple(1 if axis in axes else n for axis, n in enumerate(shape)), kept, max(SHORTEST, most // DEEP), even)
+        few = _steps(
+            tuple(1 if axis in axes else n for axis, n in enumerate(shape)), kept, max(SHORTEST, most // DEEP), even
+        )
         steps = [n if axis in axes else step for axis, (n, step) in enumerate(zip(shape, few, strict=True))]
         steps = _steps(tuple(steps), list(range(len(shape))), most, even)
     whole, rest = list(shape), list(shape)

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 from anynorm import kernels, layouts, replicas
 from anynorm.arrays import (
-    Library,
     check_device,
     check_out,
     check_real,
@@ -22,6 +21,7 @@ from anynorm.arrays import (
 from anynorm.blocks import blocks, both, within
 from anynorm.kernels import Array, Groups, Limits, Namespace, Spread
 from anynorm.layouts import Layout, View, same_shape
+from anynorm.library import Library
 from anynorm.replicas import Join, joining
 from anynorm.settings import current
 from anynorm.statistics import Statistics

@@ -12,10 +12,11 @@ from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from anynorm import kernels, weights
-from anynorm.arrays import WRITTEN_OUT, assign, empty, extent, zeros
+from anynorm.arrays import assign, empty, extent, zeros
 from anynorm.blocks import STRETCH, Block, blocks, both, share, within
 from anynorm.calls import Call, Plan
 from anynorm.kernels import PURE, Arithmetic, Array, Groups, Scale, Spread
+from anynorm.library import WRITTEN_OUT
 from anynorm.settings import current, default_threads
 from anynorm.weights import Weighted, Weights
 

@@ -128,6 +128,7 @@ def _in_blocks(call: Call, dy: Array, wanted: Wanted, spread: Spread) -> Gradien
 
     waiting = sum(math.prod(shape) for shape in wanted.within(grid.groups[0]) if shape is not None)
     some = max(threads, PENDING // max(waiting, 1))
+
     def add(groups: list[Block]) -> None:
         """The gradients of parameters; what is added is let go of before the next."""
         found = share(work, groups, threads if many else 1, library.busy)

@@ -7,7 +7,7 @@ import pytest
 from oracles import CASES, gradient, standardized, standardized_gradient, values
 
 import anynorm
-from anynorm import compilers
+from anynorm import compilers, engines, forms
 
 pytestmark = [
     pytest.mark.cells("torch", "jax"),
@@ -181,8 +181,8 @@ def test_a_missing_compiler_is_one_sentence(monkeypatch, name, backend):
     def absent(name):
         raise ModuleNotFoundError(name)
 
-    monkeypatch.setattr(compilers, "_compilers", {})
-    monkeypatch.setattr(compilers, "import_module", absent)
+    monkeypatch.setattr(engines, "_compilers", {})
+    monkeypatch.setattr(engines, "import_module", absent)
     sentence = rf"^compiler='{name}' needs \w+, which is not installed: pip install 'anynorm\[{name}\]'$"
     with anynorm.options(compiler=name), pytest.raises(ImportError, match=sentence):
         anynorm.layer_norm(float32((6, 32)))
@@ -314,7 +314,7 @@ def test_double_precision_needs_no_setting_of_jax(compiler):
 
 def test_a_pivot_that_tells_nothing_is_seen_through(compiler):
     plain, odd = float32((64, 2**14)), float32((64, 2**14), offset=1e3)
-    odd[:, :: 2**14 // compilers.FEW] = 0
+    odd[:, :: 2**14 // forms.FEW] = 0
     for x, dy in ((odd, plain), (plain, odd)):
         y, pullback = anynorm.vjp(anynorm.layer_norm, x)
         found = [y, *pullback(dy)]

@@ -1,0 +1,160 @@
+"""The classes of shapes that are compiled once, and how groups are added up there."""
+
+import math
+from collections.abc import Hashable
+from functools import lru_cache
+from typing import NamedTuple
+
+from anynorm import kernels, layouts
+from anynorm.engines import Compiler
+from anynorm.kernels import Arithmetic, Array, Namespace
+
+FEW = 32
+"""So many values of a group tell its mean well enough for a pivot."""
+LANES = 16
+"""A row of fewer numbers is added number by number, and short parts only cost."""
+RUN = 4096
+"""The longest run that inductor adds without a stack of partial sums."""
+LARGE = 2**15
+"""From so many numbers on a compiler should make use of threads; it decides once."""
+
+
+class Form(NamedTuple):
+    """A class of shapes."""
+
+    view: layouts.View
+    splits: tuple[int, ...]
+    """The lengths that the first axis is divided by, one after the other, before its sum is taken."""
+    whole: bool
+    """Whether nothing is left then."""
+    sample: tuple[slice, ...]
+    """Where along each axis of a group some of its values are found."""
+    kind: Hashable
+    """The class, said in full."""
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """Those that share a mean."""
+        return self.view.axes
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """The axes, if groups are rows in memory that other arrays divide further: their sums share one loop then."""
+        return self.axes if self._trailing and 1 < len(self.axes) < len(self.view.shape) else ()
+
+    @property
+    def apart(self) -> bool:
+        """Whether the sums over groups and what is done with these are loops of their own."""
+        return bool(self.axes) and (not self._trailing or bool(self.rows))
+
+    @property
+    def _trailing(self) -> bool:
+        last = len(self.view.shape)
+        return self.axes == tuple(range(last - len(self.axes), last))
+
+    def of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """What becomes of a shape beside the plan's view."""
+        return shape if len(shape) == len(self.view.shape) else self.view.of(shape)
+
+
+@lru_cache(maxsize=1024)
+def joined(shape: tuple[int, ...], axes: tuple[int, ...], beside: tuple[tuple[int, ...], ...]) -> Form:
+    """The form of arrays of a shape, averaged over these axes, beside arrays of other shapes."""
+    view = layouts.joined(shape, axes, list(beside))
+    n, radix = view.shape[0], 16 if view.shape[-1] >= LANES else 256
+    levels = 0
+    while n >= 4096 * radix**levels:
+        levels += 1
+    splits, whole = (radix,) * levels, n % radix**levels == 0
+    large = math.prod(view.shape) >= LARGE
+    sample = _sample(view, large)
+    return Form(view, splits, whole, sample, (view.axes, view.shape[1:], splits, whole, *map(str, sample), large))
+
+
+def _sample(view: layouts.View, large: bool) -> tuple[slice, ...]:
+    """Where along each axis of a group `FEW` of its values are found, or a few more."""
+    found, left = [], FEW
+    for axis in reversed(view.axes):
+        n = view.shape[axis]
+        if axis == 0:  # it may have any length, of which the start is sure
+            start, step = 0, 1
+        elif axis == len(view.shape) - 1:  # side by side in memory
+            start, step = max(0, n - left) // 2, 1
+        else:
+            start, step = 0, max(1, n // left)
+        found.append(slice(start, start + left * step, step) if left < n and (axis or large) else slice(None))
+        left = max(1, left // n)
+    return tuple(found[::-1])
+
+
+class Sums:
+    """`Groups` for a form: its sums are exact, and in an order that compilers make good loops of; it keeps them."""
+
+    def __init__(self, form: Form, compiler: Compiler, x: Array, *, counted: bool) -> None:
+        self.form, self.compiler, self.axes = form, compiler, form.axes
+        self.divisor = float(math.prod([x.shape[axis] for axis in form.axes])) if counted else 1.0
+        self.sums: list[Array] = []
+
+    def mean(self, xp: Namespace, x: Array) -> Array:
+        """The mean of each group, beside x."""
+        total = self.total(xp, x, self.axes)
+        self.sums.append(total)
+        return self.kept(total / self.divisor)
+
+    def mean_product(self, xp: Namespace, x: Array, other: Array, *, ops: Arithmetic = kernels.PURE) -> Array:
+        """Of x * other."""
+        return self.mean(xp, ops.multiply(x, other))
+
+    def pivot(self, xp: Namespace, x: Array) -> Array:
+        """The mean of some of the values of each group."""
+        some = [slice(None)] * len(x.shape)
+        for axis, part in zip(self.axes, self.form.sample, strict=True):
+            some[axis] = part
+        values = x[tuple(some)]
+        self.sums.append(xp.sum(values, axis=self.axes, keepdims=True))
+        return self.kept(self.sums[-1] / math.prod([values.shape[axis] for axis in self.axes]))
+
+    def kept(self, value: Array) -> Array:
+        """A value for each group that is used in another loop than it comes from, where it would be computed again.
+
+        In one loop they go without: what is stored would part it in two, and to read the numbers again costs more.
+        """
+        return self.compiler.stored(value) if self.form.apart else value
+
+    def total(self, xp: Namespace, x: Array, axes: tuple[int, ...]) -> Array:
+        """The sum over these axes, the innermost first."""
+        if not axes or self.compiler.sums_well(x):
+            return xp.sum(x, axis=axes, keepdims=True) if axes else x
+        last = len(self.form.view.shape) - 1
+        if axes == self.form.rows:
+            kept = x.shape[: axes[0]]
+            rows = xp.reshape(x, (*kept, math.prod([x.shape[axis] for axis in axes])))
+            return xp.reshape(self._along(xp, rows), (*kept, *(1 for _ in axes)))
+        for axis in reversed(axes):
+            if axis == last:
+                x = self._along(xp, x)
+            elif axis == 0:
+                x = self._leading(xp, x)
+            else:
+                block = 16 if x.shape[-1] >= LANES else 256
+                x = kernels.total(xp, x, axes=(axis,), block=block)
+        return x
+
+    def _along(self, xp: Namespace, x: Array) -> Array:
+        """Over the last axis; in equal parts where a longer run is added at a third of the speed."""
+        n = x.shape[-1]
+        parts = -(-n // RUN)
+        if parts > 1 and self.form.apart and n % parts == 0:
+            x = xp.sum(xp.reshape(x, (*x.shape[:-1], parts, n // parts)), axis=-1)
+        return xp.sum(x, axis=-1, keepdims=True)
+
+    def _leading(self, xp: Namespace, x: Array) -> Array:
+        """Over the first axis, which may have any length: in equal parts, and what is left."""
+        splits, whole = self.form.splits, self.form.whole
+        part = math.prod(splits)
+        rows = x.shape[0] // part
+        head = xp.reshape(x if whole else x[: rows * part], (rows, *splits, *x.shape[1:]))
+        for axis in range(len(splits), 0, -1):
+            head = xp.sum(head, axis=axis)
+        head = xp.sum(head, axis=0, keepdims=True)
+        return head if whole else head + xp.sum(x[rows * part :], axis=0, keepdims=True)

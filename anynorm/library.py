@@ -1,0 +1,80 @@
+"""What the rest of the house knows of an array library, whichever it is."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from anynorm.kernels import PURE, Arithmetic, Array, Namespace
+
+BLOCK = 256
+"""The longest run that a library is trusted to add in one go, if it is not known to do better."""
+WRITTEN_OUT = 2**18
+"""So many numbers at most are written out along the rows of an array, to be read by one operation."""
+
+
+class Library(NamedTuple):
+    """What the rest of the house needs to know of an array library."""
+
+    name: str
+    xp: Namespace
+    readable: Callable[[Array], bool]
+    """Whether a number can be read out of the array now, at no cost: it is neither traced, nor lazy, nor on a GPU."""
+    constant: Callable[[Array], Array]
+    """The array as a constant, to which no gradient flows."""
+    most: Callable[[Array], float]
+    """The largest number of a readable array."""
+    least: Callable[[Array], float]
+    block: int | None
+    """The longest run of numbers that this library is trusted to add in one go; None where it blocks its own sums."""
+    plain_block: int | None
+    """The same, of arrays that are `plain`: what a compiler would make of a sum is no matter there."""
+    device: Callable[[Array], Any]
+    """The device, or None where there is but one or the library itself is the better judge."""
+    quiet: Callable[[], AbstractContextManager[Any]]
+    """Silences the library's warnings of overflow and invalid values, which the results show."""
+    uniform: bool = False
+    """Whether any two of its arrays go together: one device, and none of them odd."""
+    oddity: Callable[[Array], str] | None = None
+    """What keeps an array of this library from being a plain one: "" for a plain one."""
+    subnormal: Callable[[Array, float], Array] | None = None
+    """The subnormal numbers of an array times a power of two, and 0 elsewhere, if the library flushes them to 0."""
+    traced: Callable[[], bool] = lambda: False
+    """Whether a compiler follows what happens now, to whom a shape may be more than numbers."""
+    contiguous: Callable[[Array], bool] = lambda x: False
+    """Whether neighbouring axes of the array are one in memory too."""
+    threaded: bool = False
+    """Whether several of its own threads share an operation on an array that is not on a GPU."""
+    products: bool = False
+    """Whether it adds fastest by multiplying with ones."""
+    norm: Callable[[Array], Array] | None = None
+    """The norm along the last axis, where it adds squares fastest as those of the norms of short runs."""
+    writeable: Callable[[Array], bool] = lambda x: False
+    """Whether the array may be written to."""
+    present: Callable[..., bool] = lambda *arrays: True
+    """Whether the numbers of these arrays are there, neither traced nor lazy, and nothing records what they become."""
+    plain: Callable[..., bool] = lambda *arrays: False
+    """Whether a result of these arrays may be written part by part: they are present, and not on a GPU."""
+    records: Callable[[list[Array]], bool] | None = None
+    """Whether autograd, and nothing else, records what becomes of these arrays; None where there is none."""
+    overlap: Callable[[Array, Array], bool] = lambda x, out: True
+    """Whether two arrays may have memory in common."""
+    same: Callable[[Array, Array], bool] = lambda x, out: False
+    """Whether two arrays of one shape are one in memory."""
+    into: Callable[[Array], Arithmetic] = lambda place: PURE
+    """Arithmetic whose results are all written to one place."""
+    casts: bool = True
+    """Whether assignment to a part of an array casts what is assigned."""
+    chunked: bool = False
+    """Whether its arrays are lazy and in chunks, which are arrays of another library."""
+    busy: Callable[[], AbstractContextManager[Any]] = nullcontext
+    """As `quiet`, where block after block is worked on."""
+    summing: Callable[[Callable[[Array], Any]], Callable[[Array], Any]] = lambda all_reduce: all_reduce
+    """The function that sums over replicas, with its derivative: the same of the cotangents."""
+    shared: Callable[[Array, Callable[[Array], Any]], Any] = lambda x, all_reduce: x
+    """The array as one that all replicas have, to which the cotangents of all of them flow, where autograd records."""
+    host: Callable[[Array], Any] = np.asarray
+    """The array in NumPy, where bfloat16 may be any dtype of two bytes."""
+    large: Callable[[tuple[int, ...], Array, Any], Array | None] = lambda shape, like, dtype: None
+    """New memory of a shape and a dtype, beside an array, where it is so large that the library's own costs more."""
