@@ -83,13 +83,13 @@ def normalize(call: Call, name: str, *, keep: bool) -> tuple[Array, Spread] | No
             xhat = kernels.less(x, spread) * compiler.stored(kernels.inverse_root(xp, spread.var + plan.eps, flat=1.0))
         elif scaled:
             of = _scaled(compiler, plan, x, sums)
-            xhat, found = of.xhat, tuple(each for each in of.spread if each is not None)
+            xhat, found = of.xhat, tuple(sums.own(each) for each in of.spread if each is not None)
         else:
             pivot = sums.pivot(xp, x) if plan.centred else None
             d, left, var = kernels.shifted(xp, x, pivot, groups=sums, centred=plan.centred)
             rstd = kernels.inverse_root(xp, var + plan.eps, flat=1.0 if plan.tiny else None)
-            d = d if left is None else d - sums.kept(left)
-            xhat = d * sums.kept(rstd)
+            d = d if left is None else d - sums.kept(xp, left)
+            xhat = d * sums.kept(xp, rstd)
             # sums, not means: one more loop over the groups would keep those over x from becoming one
             found = tuple(sums.sums)
         return xp.astype(kernels.affine(xhat, gamma, beta), kind, copy=False), *found
@@ -149,7 +149,7 @@ def gradients(
         if scaled:
             of = _scaled(compiler, plan, x, sums)
         else:
-            mean, rest, rstd = parts
+            mean, rest, rstd = (sums.given(xp, each) for each in parts)
             xhat = None if x is None else kernels.less(x, Spread(mean, rest, None)) * rstd
             of = Standardized(xhat, rstd, Spread(mean, rest, None))
         xhat, found = of.xhat, []
@@ -159,7 +159,7 @@ def gradients(
                 g = dy if alone else kernels.affine(dy, gamma, None)
                 g, left, _ = kernels.shifted(xp, g, sums.pivot(xp, g), groups=sums)
                 leaning = Spread(None, None, sums.mean_product(xp, g, of.xhat))
-                dx = kernels.upright(g - sums.kept(left), leaning, of)
+                dx = kernels.upright(g - sums.kept(xp, left), leaning, of)
                 dx = kernels.affine(dx, gamma if alone else None, None)
             else:
                 groups = None if given else sums

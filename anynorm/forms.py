@@ -12,7 +12,9 @@ from anynorm.kernels import Arithmetic, Array, Namespace
 FEW = 32
 """So many values of a group tell its mean well enough for a pivot."""
 LANES = 16
-"""A row of fewer numbers is added number by number, and short parts only cost."""
+"""So many numbers are computed at a time."""
+WIDE = 512
+"""Rows of so many numbers are added fewer at a time, as they lie far apart."""
 RUN = 4096
 """The longest run that inductor adds without a stack of partial sums."""
 LARGE = 2**15
@@ -48,6 +50,12 @@ class Form(NamedTuple):
         return bool(self.axes) and (not self._trailing or bool(self.rows))
 
     @property
+    def short(self) -> int:
+        """The length of a last axis that is too short to be a loop of its own, and is one of several of a group."""
+        n, last = self.view.shape[-1], len(self.view.shape) - 1
+        return n if n < LANES and last in self.axes and len(self.axes) > 1 and not self._trailing else 0
+
+    @property
     def _trailing(self) -> bool:
         last = len(self.view.shape)
         return self.axes == tuple(range(last - len(self.axes), last))
@@ -61,7 +69,7 @@ class Form(NamedTuple):
 def joined(shape: tuple[int, ...], axes: tuple[int, ...], beside: tuple[tuple[int, ...], ...]) -> Form:
     """The form of arrays of a shape, averaged over these axes, beside arrays of other shapes."""
     view = layouts.joined(shape, axes, list(beside))
-    n, radix = view.shape[0], 16 if view.shape[-1] >= LANES else 256
+    n, radix = view.shape[0], 16 if view.shape[-1] >= WIDE else 256
     levels = 0
     while n >= 4096 * radix**levels:
         levels += 1
@@ -99,7 +107,7 @@ class Sums:
         """The mean of each group, beside x."""
         total = self.total(xp, x, self.axes)
         self.sums.append(total)
-        return self.kept(total / self.divisor)
+        return self.kept(xp, total / self.divisor)
 
     def mean_product(self, xp: Namespace, x: Array, other: Array, *, ops: Arithmetic = kernels.PURE) -> Array:
         """Of x * other."""
@@ -112,14 +120,26 @@ class Sums:
             some[axis] = part
         values = x[tuple(some)]
         self.sums.append(xp.sum(values, axis=self.axes, keepdims=True))
-        return self.kept(self.sums[-1] / math.prod([values.shape[axis] for axis in self.axes]))
+        return self.kept(xp, self.sums[-1] / math.prod([values.shape[axis] for axis in self.axes]))
 
-    def kept(self, value: Array) -> Array:
+    def kept(self, xp: Namespace, value: Array) -> Array:
         """A value for each group that is used in another loop than it comes from, where it would be computed again.
 
         In one loop they go without: what is stored would part it in two, and to read the numbers again costs more.
         """
-        return self.compiler.stored(value) if self.form.apart else value
+        return self.compiler.stored(self._beside(xp, value)) if self.form.apart else value
+
+    def given(self, xp: Namespace, value: Array | None) -> Array | None:
+        """A value for each group that is there already."""
+        return value if value is None or not self.form.short else self.compiler.stored(self._beside(xp, value))
+
+    def own(self, value: Array) -> Array:
+        """A value for each group as it was before it was kept."""
+        return value[..., :1] if self.form.short else value
+
+    def _beside(self, xp: Namespace, value: Array) -> Array:
+        """Beside each number of a last axis that is short: all that lies side by side is one row with it."""
+        return xp.concat([value] * self.form.short, axis=-1) if value.shape[-1] < self.form.short else value
 
     def total(self, xp: Namespace, x: Array, axes: tuple[int, ...]) -> Array:
         """The sum over these axes, the innermost first."""
@@ -130,13 +150,16 @@ class Sums:
             kept = x.shape[: axes[0]]
             rows = xp.reshape(x, (*kept, math.prod([x.shape[axis] for axis in axes])))
             return xp.reshape(self._along(xp, rows), (*kept, *(1 for _ in axes)))
-        for axis in reversed(axes):
+        order = list(reversed(axes))
+        if self.form.short and order[0] == last:  # for the others all that lies side by side is one row
+            order.append(order.pop(0))
+        for axis in order:
             if axis == last:
                 x = self._along(xp, x)
             elif axis == 0:
                 x = self._leading(xp, x)
             else:
-                block = 16 if x.shape[-1] >= LANES else 256
+                block = kernels.even_run(x.shape[axis], 1, 16 if x.shape[-1] >= WIDE else 256)
                 x = kernels.total(xp, x, axes=(axis,), block=block)
         return x
 

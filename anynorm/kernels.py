@@ -351,7 +351,7 @@ def along(xp: Namespace, x: Array, weights: Array, *, groups: Groups) -> Array:
 def across(xp: Namespace, weights: Array, x: Array) -> Array:
     """The sum of the rows of x, each times its weight: a product of matrices, of `LEADING` rows in one go."""
     n = x.shape[0]
-    run = _even(n, 1, LEADING)
+    run = even_run(n, 1, LEADING)
     whole = n - n % run
     parts = []
     if whole:
@@ -564,11 +564,11 @@ def _longest(shape: tuple[int, ...], axis: int) -> int:
     """The length of the runs that BLAS adds along an axis."""
     n, rows = shape[axis], math.prod(shape[:axis])
     if axis < len(shape) - 1:
-        return _even(n, 1, LEADING)
-    return RUN if rows > LOCKED or rows * n < WORTH else _even(n, LOCKED // rows + 1, RUN)
+        return even_run(n, 1, LEADING)
+    return RUN if rows > LOCKED or rows * n < WORTH else even_run(n, LOCKED // rows + 1, RUN)
 
 
-def _even(n: int, pieces: int, most: int) -> int:
+def even_run(n: int, pieces: int, most: int) -> int:
     """The length, at most that, of so many equal runs of n numbers, or of a few more; `most` if there are none such."""
     pieces = max(pieces, -(-n // most))
     return next((n // k for k in range(pieces, min(4 * pieces, n // 16) + 1) if n % k == 0), most)
@@ -613,7 +613,7 @@ def _dot(xp: Namespace, x: Array, other: Array) -> Array:
 def _squares(xp: Namespace, x: Array, norm: Callable[[Array], Array]) -> Array:
     """The sum of squares of each run along the last axis; in runs so short it is as exact as adding them one by one."""
     n = x.shape[-1]
-    run = min(_even(n, 1, NORMED), n)
+    run = min(even_run(n, 1, NORMED), n)
     whole = n - n % run
     norms = norm(xp.reshape(x[..., :whole], (*x.shape[:-1], n // run, run)))
     if whole < n:
