@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 from anynorm import kernels
+from anynorm.arrays import empty
 from anynorm.calls import Call, Plan
 from anynorm.engines import Arrays, Compiler, compiler_of, load, name_of
 from anynorm.forms import Form, Sums, joined
@@ -95,7 +96,7 @@ def normalize(call: Call, name: str, *, keep: bool) -> tuple[Array, Spread] | No
         return xp.astype(kernels.affine(xhat, gamma, beta), kind, copy=False), *found
 
     arrays: Arrays = [call.x, call.gamma, call.beta, *(call.spread or ())]
-    form = _form(plan, arrays)
+    form = _form(plan.view.shape, plan.view.axes, arrays)
     key = ("normalize", plan.eps, plan.centred, counted, scaled)
     place = None if call.out is None else compiler.place(plan.library, call.out, arrays)
     y, *found = _run(compiler, plan.library, form, inner, key, body, arrays, call.x.dtype, place)
@@ -141,36 +142,43 @@ def gradients(
     outer = None if dtype is None else name_of(dtype)
     pivoted = outer is not None and plan.centred and not (given or scaled)
 
-    def body(dy: Array, x: Array | None, gamma: Array | None, *parts: Array | None) -> Any:
-        xp = compiler.xp
-        sums: Any = Sums(form, compiler, dy, counted=counted)
-        dy = xp.astype(dy, getattr(xp, inner), copy=False)
-        x = None if x is None else xp.astype(x, getattr(xp, inner), copy=False)
-        if scaled:
-            of = _scaled(compiler, plan, x, sums)
-        else:
-            mean, rest, rstd = (sums.given(xp, each) for each in parts)
-            xhat = None if x is None else kernels.less(x, Spread(mean, rest, None)) * rstd
-            of = Standardized(xhat, rstd, Spread(mean, rest, None))
-        xhat, found = of.xhat, []
-        if outer is not None:
-            if pivoted:
-                alone = kernels.alone(gamma, form.axes)
-                g = dy if alone else kernels.affine(dy, gamma, None)
-                g, left, _ = kernels.shifted(xp, g, sums.pivot(xp, g), groups=sums)
-                leaning = Spread(None, None, sums.mean_product(xp, g, of.xhat))
-                dx = kernels.upright(g - sums.kept(xp, left), leaning, of)
-                dx = kernels.affine(dx, gamma if alone else None, None)
+    def part(arrays: Sequence[Any], place: Array | None) -> list[Array]:
+        form = _form(arrays[0].shape, plan.view.axes, arrays, shapes)
+        roles = [None if shape is None else _ones(form.of(shape)) for shape in shapes]
+
+        def body(dy: Array, x: Array | None, gamma: Array | None, *parts: Array | None) -> Any:
+            xp = compiler.xp
+            sums: Any = Sums(form, compiler, dy, counted=counted)
+            dy = xp.astype(dy, getattr(xp, inner), copy=False)
+            x = None if x is None else xp.astype(x, getattr(xp, inner), copy=False)
+            if scaled:
+                of = _scaled(compiler, plan, x, sums)
             else:
-                groups = None if given else sums
-                dx = kernels.input_gradient(xp, dy, gamma, of, groups=groups, centred=plan.centred)
-            found.append(xp.astype(dx, getattr(xp, outer), copy=False))
-            if pivoted:
-                found += sums.sums[1:3]
-        for axes, factor in zip(roles, (xhat, None), strict=False):
-            if axes is not None:
-                found.append(sums.total(xp, kernels.affine(dy, factor, None) * 1.0, axes))
-        return tuple(found)
+                mean, rest, rstd = (sums.given(xp, each) for each in parts)
+                xhat = None if x is None else kernels.less(x, Spread(mean, rest, None)) * rstd
+                of = Standardized(xhat, rstd, Spread(mean, rest, None))
+            xhat, found = of.xhat, []
+            if outer is not None:
+                if pivoted:
+                    alone = kernels.alone(gamma, form.axes)
+                    g = dy if alone else kernels.affine(dy, gamma, None)
+                    g, left, _ = kernels.shifted(xp, g, sums.pivot(xp, g), groups=sums)
+                    leaning = Spread(None, None, sums.mean_product(xp, g, of.xhat))
+                    dx = kernels.upright(g - sums.kept(xp, left), leaning, of)
+                    dx = kernels.affine(dx, gamma if alone else None, None)
+                else:
+                    groups = None if given else sums
+                    dx = kernels.input_gradient(xp, dy, gamma, of, groups=groups, centred=plan.centred)
+                found.append(xp.astype(dx, getattr(xp, outer), copy=False))
+                if pivoted:
+                    found += sums.sums[1:3]
+            for axes, factor in zip(roles, (xhat, None), strict=False):
+                if axes is not None:
+                    found.append(sums.total(xp, kernels.affine(dy, factor, None) * 1.0, axes))
+            return tuple(found)
+
+        key = ("gradients", outer, plan.eps, plan.centred, counted, scaled, given, *roles)
+        return _run(compiler, plan.library, form, inner, key, body, arrays, dtype, place)
 
     xp = plan.library.xp
     arrays = [dy, call.x, call.gamma]
@@ -178,10 +186,7 @@ def gradients(
         with plan.library.quiet():
             flat = 1.0 if plan.tiny or given else None
             arrays += [spread.mean, spread.rest, kernels.inverse_root(xp, spread.var + plan.eps, flat=flat)]
-    form = _form(plan, arrays, shapes)
-    roles = [None if shape is None else _ones(form.of(shape)) for shape in shapes]
-    key = ("gradients", outer, plan.eps, plan.centred, counted, scaled, given, *roles)
-    left = iter(_run(compiler, plan.library, form, inner, key, body, arrays, dtype, None))
+    left = iter(_in_parts(plan, compiler, part, arrays, dtype, shapes) or part(arrays, None))
     dx = None if dtype is None else xp.reshape(next(left), plan.view.shape)
     if pivoted:
         with plan.library.quiet():
@@ -189,6 +194,36 @@ def gradients(
             if not (_fair(plan.library, sums, squares, plan.groups.divisor) and plan.library.most(squares) < math.inf):
                 return None
     return dx, *(None if shape is None else xp.reshape(next(left), shape) for shape in shapes)
+
+
+def _in_parts(
+    plan: Plan,
+    compiler: Compiler,
+    part: Callable[[Arrays, Array | None], list[Array]],
+    arrays: Arrays,
+    dtype: Any,
+    shapes: Sequence[tuple[int, ...] | None],
+) -> list[Array] | None:
+    """The gradients of a large array, some groups at a time: what the sums over rows leave for others to add is small.
+
+    None where all groups go together, or nothing is summed over them.
+    """
+    (n, *rest), summed = plan.view.shape, [shape[0] == 1 for shape in shapes if shape is not None]
+    step = PART // max(1, math.prod(rest))
+    if dtype is None or 0 in plan.view.axes or not any(summed) or not 0 < step <= n // 4:
+        return None
+    dx = empty(plan.view.shape, arrays[0], dtype)
+    if compiler.place(plan.library, dx, ()) is None:
+        return None
+    found: list[list[Array]] = []
+    for i in range(0, n, step):
+        these = [each if each is None or each.shape[0] == 1 else each[i : i + step, ...] for each in arrays]
+        found.append(part(these, dx[i : i + step, ...])[1:])
+    xp, joined = plan.library.xp, []
+    for every, total in zip(zip(*found, strict=True), [False] * (len(found[0]) - len(summed)) + summed, strict=True):
+        whole = xp.concat(every, axis=0)
+        joined.append(kernels.total(xp, whole, axes=(0,), block=PARTS) if total else whole)
+    return [dx, *joined]
 
 
 def _scaled(compiler: Compiler, plan: Plan, x: Array, sums: Any) -> Standardized:
@@ -199,10 +234,12 @@ def _scaled(compiler: Compiler, plan: Plan, x: Array, sums: Any) -> Standardized
     )
 
 
-def _form(plan: Plan, arrays: Arrays, shapes: Sequence[tuple[int, ...] | None] = ()) -> Form:
-    """The form of a plan's view, beside the other arrays and arrays of these shapes."""
+def _form(
+    shape: tuple[int, ...], axes: tuple[int, ...], arrays: Arrays, shapes: Sequence[tuple[int, ...] | None] = ()
+) -> Form:
+    """The form of a shape averaged over these axes, beside the other arrays and arrays of these shapes."""
     beside = [tuple(each.shape) for each in arrays if each is not None]
-    return joined(plan.view.shape, plan.view.axes, (*beside, *(shape for shape in shapes if shape is not None)))
+    return joined(tuple(shape), axes, (*beside, *(shape for shape in shapes if shape is not None)))
 
 
 def _ones(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -242,6 +279,9 @@ def _run(
         return [compiler.leave(library, each, given[0]) for each in function(arrays, place)]
 
 
+PART = 2**24
+"""So many numbers of a large gradient are compiled for at a time."""
+PARTS = 16
 _functions: dict[Hashable, Callable[..., Any]] = {}
 _lock = threading.RLock()
 _FLOATS = ("bfloat16", "float16", "float32", "float64")

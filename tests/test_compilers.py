@@ -146,6 +146,57 @@ def test_a_batch_of_another_size_compiles_nothing_anew(compiler, backend):
     assert versions(backend) == before
 
 
+@pytest.mark.cells("torch")
+def test_a_shape_that_comes_again_needs_no_checks_of_the_compiler(compiler, backend, monkeypatch):
+    gamma, beta = float32(32, offset=1), float32(32)
+    checked, whole = [], engines._Graphs.__init__
+
+    def counted(graphs, *given):
+        whole(graphs, *given)
+        compiled = graphs.compiled
+        graphs.compiled = lambda *arrays: checked.append(1) or compiled(*arrays)
+
+    monkeypatch.setattr(engines._Graphs, "__init__", counted)
+    monkeypatch.setattr(compilers, "_functions", {})
+    results = []
+    for n in (5, 6, 5, 6, 5):
+        x = float32((n, 32), offset=n)
+        results.append([each.copy() for each in (anynorm.layer_norm(x, gamma, beta, out=x), x)])
+        np.testing.assert_allclose(x, standardized(float32((n, 32), offset=n), 1) * gamma + beta, atol=1e-5)
+    assert len(checked) == 2
+    np.testing.assert_array_equal(results[0], results[4])
+    same = anynorm.layer_norm(float32((5, 32), offset=5), beta, beta)  # one array twice
+    np.testing.assert_allclose(same, standardized(float32((5, 32)), 1) * beta + beta, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("norm", "shape", "options"),
+    [
+        (anynorm.layer_norm, (103, 40), {}),
+        (anynorm.rms_norm, (103, 40), {}),
+        (anynorm.group_norm, (103, 4, 5), {"groups": 2}),
+        (anynorm.group_norm, (103, 5, 4), {"groups": 2, "channel_axis": -1}),
+    ],
+    ids=lambda each: getattr(each, "__name__", None),
+)
+@pytest.mark.cells("torch")
+def test_a_large_gradient_is_that_of_its_parts(compiler, monkeypatch, norm, shape, options):
+    x, dy = float32(shape, offset=2), float32(shape)[::-1].copy()
+    gamma = np.linspace(1, 2, shape[options.get("channel_axis", 1)], dtype=np.float32)
+    _, pullback = anynorm.vjp(norm, x, gamma, **options)
+    taken = []
+    for size in (compilers.PART, 10 * x[0].size):
+        monkeypatch.setattr(compilers, "PART", size)
+        monkeypatch.setattr(compilers, "_run", lambda *given, run=compilers._run: taken.append(1) or run(*given))
+        found = pullback(dy)
+        monkeypatch.undo()
+    assert len(taken) == 1 + 11
+    with anynorm.options(compiler="none"):
+        expected = anynorm.vjp(norm, x, gamma, **options)[1](dy)
+    for ours, each in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, each, rtol=2e-6, atol=2e-5)
+
+
 def _plain(norm, x, gamma, options):
     with anynorm.options(compiler="none"):
         y, pullback = anynorm.vjp(norm, x, gamma, **options)
