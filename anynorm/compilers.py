@@ -263,11 +263,8 @@ def _run(
     with compiler.exact(inner):
         arrays = [None if each is None else compiler.enter(library, each, form.of(each.shape)) for each in given]
         # all that a version is good for, so that the compiler never makes a second one of its own accord
-        key = (
-            *(compiler.name, inner, key, form.kind),
-            *(None if each is None else (name_of(each.dtype), *(n == 1 for n in each.shape)) for each in arrays),
-            compiler.state(arrays[0]),
-        )
+        kinds = [None if each is None else (each.dtype, each.shape[0] == 1, each.shape[1:]) for each in arrays]
+        key = (compiler.name, inner, key, form.kind, *kinds, compiler.state(arrays[0]))
         function = _functions.get(key)
         if function is None:
             with _lock:

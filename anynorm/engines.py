@@ -98,7 +98,7 @@ class _Torch:
         return empty(shape, x, getattr(self.torch, name_of(dtype)))
 
     def state(self, x: Array) -> Hashable:
-        return str(x.device), self.torch.get_num_threads(), self.torch.is_inference_mode_enabled()
+        return x.device, self.torch.get_num_threads(), self.torch.is_inference_mode_enabled()
 
     def stored(self, x: Array) -> Array:
         return self.torch.as_strided(x, x.shape, x.stride())
