@@ -208,9 +208,9 @@ def _in_parts(
 
     None where all groups go together, or nothing is summed over them.
     """
-    (n, *rest), summed = plan.view.shape, [shape[0] == 1 for shape in shapes if shape is not None]
+    (n, *rest), wanted = plan.view.shape, [shape for shape in shapes if shape is not None]
     step = PART // max(1, math.prod(rest))
-    if dtype is None or 0 in plan.view.axes or not any(summed) or not 0 < step <= n // 4:
+    if dtype is None or 0 in plan.view.axes or all(shape[0] > 1 for shape in wanted) or not 0 < step <= n // 4:
         return None
     dx = empty(plan.view.shape, arrays[0], dtype)
     if compiler.place(plan.library, dx, ()) is None:
@@ -220,9 +220,11 @@ def _in_parts(
         these = [each if each is None or each.shape[0] == 1 else each[i : i + step, ...] for each in arrays]
         found.append(part(these, dx[i : i + step, ...])[1:])
     xp, joined = plan.library.xp, []
-    for every, total in zip(zip(*found, strict=True), [False] * (len(found[0]) - len(summed)) + summed, strict=True):
-        whole = xp.concat(every, axis=0)
-        joined.append(kernels.total(xp, whole, axes=(0,), block=PARTS) if total else whole)
+    of_groups = len(found[0]) - len(wanted)
+    for every, shape in zip(zip(*found, strict=True), [(n,)] * of_groups + wanted, strict=True):
+        # a part of one group has lost its first axis
+        whole = xp.concat([xp.reshape(each, (-1, *shape[1:])) for each in every], axis=0)
+        joined.append(kernels.total(xp, whole, axes=(0,), block=PARTS) if shape[0] == 1 else whole)
     return [dx, *joined]
 
 
