@@ -1,5 +1,6 @@
 """Everything that is checked, a session each: `nox` runs what needs no GPU, `nox --no-venv -t cuda` the rest."""
 
+import os
 import sys
 import tomllib
 from pathlib import Path
@@ -32,7 +33,7 @@ def tests(session, cell):
     """One cell of the table in tests/cells.py, with its own library and no other."""
     install(session, *cell.groups)
     paths = session.posargs or (["tests", "anynorm", "README.md"] if cell.id == "numpy-cpu" else ["tests"])
-    pytest(session, f"--cell={cell.id}", *paths)
+    pytest(session, f"--cell={cell.id}", *paths, processes=2 if "cuda" not in cell.tags else os.cpu_count() // 2)
 
 
 @nox.session
@@ -97,9 +98,9 @@ def bench(session):
     session.run("python", "docs/benchmarks", *session.posargs)
 
 
-def pytest(session, *args):
-    """In two processes, with a thread each where a library would start one for every processor."""
-    session.run("python", "-m", "pytest", "--numprocesses=2", *args, env={"OMP_NUM_THREADS": "1"})
+def pytest(session, *args, processes=2):
+    """In so many processes, with a thread each where a library would start one for every processor."""
+    session.run("python", "-m", "pytest", f"--numprocesses={processes}", *args, env={"OMP_NUM_THREADS": "1"})
 
 
 def install(session, *groups):

@@ -17,6 +17,7 @@ import numpy as np
 
 from anynorm.kernels import PURE, Arithmetic, Array
 from anynorm.library import BLOCK, Library
+from anynorm.of_cupy import cupy_library
 from anynorm.of_jax import jax_library
 from anynorm.of_numpy import numpy_library, quiet
 from anynorm.of_torch import torch_library
@@ -62,6 +63,8 @@ def compute_dtype(library: Library, name: str, x: Array) -> Any:
     """The dtype that the argument `name` is computed in; a TypeError if it is not real and floating, or not plain."""
     if library.oddity is not None and (oddity := library.oddity(x)):
         raise TypeError(f"{name} must be a plain array, got one that is {oddity}")
+    if library.traced():  # by a compiler that may not know how to look another library's dtypes up
+        return _find_compute_dtype(library, name, x.dtype)
     try:
         return _compute_dtypes[library.name, x.dtype]
     except KeyError:
@@ -372,7 +375,7 @@ def _library(x: Array) -> Library:
             host=lambda x: _host(x.compute()),
         )
     if array_api_compat.is_cupy_array(x):
-        return unreadable._replace(host=lambda x: x.get())
+        return cupy_library(unreadable)
     return unreadable
 
 

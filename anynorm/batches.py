@@ -166,6 +166,7 @@ def of(x: ArrayT, *, axis: Axis, weights: Any = None) -> Moments[ArrayT]:
 def moments_of(call: Call, spread: Spread) -> Moments[Any]:
     """The moments that a call took, as the caller sees them."""
     with call.plan.library.quiet():
+        spread = spread.astype(call.plan.library.xp, call.plan.dtype)
         mean, rest = kernels.renormalized(call.plan.library.xp, spread.mean, spread.rest)
     mean, rest, var = (schedules.statistic(call, each) for each in (mean, rest, spread.var))
     count: Any = call.plan.layout.group_size

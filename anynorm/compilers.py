@@ -1,4 +1,4 @@
-"""The kernels through the compiler of a library: `torch.compile`, `jax.jit`, `cupy.fuse`.
+"""The kernels through the compiler of a library: `torch.compile`, `jax.jit`.
 
 Arrays of other libraries go to the compiler's and come back without a copy. What is compiled belongs to a class of
 shapes: axes that are treated alike are one, and the first of what is left, as a rule the batch, may have any length.
@@ -21,7 +21,7 @@ from anynorm.library import Library
 def chosen(call: Call, arrays: list[Array]) -> str:
     """The compiler that the kernels are handed to with these arrays; "none" if another has them, or little is to do.
 
-    CuPy's is not one of these: it makes `affine` alone.
+    CuPy's is not one of these: its arrays are computed by programs of their own anyway.
     """
     name, plan = call.compiler, call.plan
     if name == "none" or not plan.library.present(*arrays):
@@ -43,6 +43,13 @@ def safe(call: Call, name: str, x: Array) -> bool:
     return call.spread is not None or name != "torch" or not call.plan.library.readable(x)
 
 
+def wide(call: Call, name: str, x: Array) -> bool:
+    """Whether the statistics are computed in float64, and are of this dtype: numbers of any size have squares there."""
+    return (
+        name == "torch" and call.spread is None and name_of(call.plan.dtype) == "float32" and call.plan.library.wide(x)
+    )
+
+
 def copied(call: Call) -> Array:
     """A copy of x, by the threads of PyTorch where these are at work anyway."""
     library, x = call.plan.library, call.x
@@ -55,16 +62,6 @@ def copied(call: Call) -> Array:
     return library.xp.asarray(x, copy=True)
 
 
-def affine(call: Call, xhat: Array) -> Array:
-    """`kernels.affine`; with CuPy's compiler, in one kernel."""
-    if call.compiler != "cupy" or call.plan.library.name != "cupy" or call.gamma is None or call.beta is None:
-        return kernels.affine(xhat, call.gamma, call.beta)
-    with _lock:
-        if "cupy" not in _functions:
-            _functions["cupy"] = load("cupy", "CuPy").fuse(lambda *arrays: kernels.affine(*arrays))
-    return _functions["cupy"](xhat, call.gamma, call.beta)
-
-
 def normalize(call: Call, name: str, *, keep: bool) -> tuple[Array, Spread] | None:
     """The result of a call, of the caller's shape, in `out` if it may lie there; and its statistics.
 
@@ -72,7 +69,8 @@ def normalize(call: Call, name: str, *, keep: bool) -> tuple[Array, Spread] | No
     least. None where numbers must be looked at more closely than what is compiled does.
     """
     plan, compiler = call.plan, compiler_of(name)
-    scaled = call.spread is None and safe(call, name, call.x)
+    widened = wide(call, name, call.x)
+    scaled = call.spread is None and not widened and safe(call, name, call.x)
     inner, counted = name_of(plan.dtype), plan.groups.divisor != 1
 
     def body(x: Array, gamma: Array | None, beta: Array | None, *given: Array | None) -> Any:
@@ -82,6 +80,11 @@ def normalize(call: Call, name: str, *, keep: bool) -> tuple[Array, Spread] | No
         if given:
             spread, found = Spread(*given), ()
             xhat = kernels.less(x, spread) * compiler.stored(kernels.inverse_root(xp, spread.var + plan.eps, flat=1.0))
+        elif widened:
+            of = kernels.standardize_wide(
+                xp, x, groups=sums, axes=form.axes, eps=plan.eps, centred=plan.centred, dtype=xp.float64
+            )
+            xhat, found = of.xhat, tuple(each for each in of.spread if keep and each is not None)
         elif scaled:
             of = _scaled(compiler, plan, x, sums)
             xhat, found = of.xhat, tuple(sums.own(each) for each in of.spread if each is not None)
@@ -97,7 +100,7 @@ def normalize(call: Call, name: str, *, keep: bool) -> tuple[Array, Spread] | No
 
     arrays: Arrays = [call.x, call.gamma, call.beta, *(call.spread or ())]
     form = _form(plan.view.shape, plan.view.axes, arrays)
-    key = ("normalize", plan.eps, plan.centred, counted, scaled)
+    key = ("normalize", plan.eps, plan.centred, counted, scaled, widened and (keep,))
     place = None if call.out is None else compiler.place(plan.library, call.out, arrays)
     y, *found = _run(compiler, plan.library, form, inner, key, body, arrays, call.x.dtype, place)
     y = plan.library.xp.reshape(y, plan.layout.shape)
@@ -107,7 +110,9 @@ def normalize(call: Call, name: str, *, keep: bool) -> tuple[Array, Spread] | No
         return y, call.spread
     xp = plan.library.xp
     found = [xp.reshape(each, plan.spread.shape) for each in found]
-    if scaled:
+    if not found:
+        return y, Spread(None, None, None)
+    if scaled or widened:
         return y, Spread(*found) if plan.centred else Spread(None, None, *found)
     if not plan.centred:
         return y, Spread(None, None, found[0] / plan.groups.divisor)
@@ -137,10 +142,11 @@ def gradients(
     None where numbers must be looked at more closely than what is compiled does.
     """
     plan, compiler, given = call.plan, compiler_of(name), call.spread is not None
-    scaled = not given and safe(call, name, dy)
+    widened = wide(call, name, dy)
+    scaled = not given and not widened and safe(call, name, dy)
     inner, counted = name_of(plan.dtype), plan.groups.divisor != 1
     outer = None if dtype is None else name_of(dtype)
-    pivoted = outer is not None and plan.centred and not (given or scaled)
+    pivoted = outer is not None and plan.centred and not (given or scaled or widened)
 
     def part(arrays: Sequence[Any], place: Array | None) -> list[Array]:
         form = _form(arrays[0].shape, plan.view.axes, arrays, shapes)
@@ -153,6 +159,11 @@ def gradients(
             x = None if x is None else xp.astype(x, getattr(xp, inner), copy=False)
             if scaled:
                 of = _scaled(compiler, plan, x, sums)
+            elif widened:
+                spread = Spread(*parts)
+                rstd = compiler.stored(kernels.inverse_root(xp, spread.var + plan.eps, flat=1.0))
+                xhat = None if x is None else kernels.standardize_narrow(xp, x, spread, rstd)
+                of = Standardized(xhat, rstd, spread)
             else:
                 mean, rest, rstd = (sums.given(xp, each) for each in parts)
                 xhat = None if x is None else kernels.less(x, Spread(mean, rest, None)) * rstd
@@ -166,6 +177,9 @@ def gradients(
                     leaning = Spread(None, None, sums.mean_product(xp, g, of.xhat))
                     dx = kernels.upright(g - sums.kept(xp, left), leaning, of)
                     dx = kernels.affine(dx, gamma if alone else None, None)
+                elif widened:
+                    how = {"axes": form.axes, "centred": plan.centred, "dtype": xp.float64}
+                    dx = kernels.input_gradient_wide(xp, dy, x, gamma, of, groups=sums, **how)
                 else:
                     groups = None if given else sums
                     dx = kernels.input_gradient(xp, dy, gamma, of, groups=groups, centred=plan.centred)
@@ -174,15 +188,19 @@ def gradients(
                     found += sums.sums[1:3]
             for axes, factor in zip(roles, (xhat, None), strict=False):
                 if axes is not None:
-                    found.append(sums.total(xp, kernels.affine(dy, factor, None) * 1.0, axes))
+                    product = kernels.affine(dy, factor, None) * 1.0
+                    product = xp.astype(product, xp.float64) if widened else product
+                    found.append(xp.astype(sums.total(xp, product, axes), getattr(xp, inner), copy=False))
             return tuple(found)
 
-        key = ("gradients", outer, plan.eps, plan.centred, counted, scaled, given, *roles)
+        key = ("gradients", outer, plan.eps, plan.centred, counted, scaled, widened, given, *roles)
         return _run(compiler, plan.library, form, inner, key, body, arrays, dtype, place)
 
     xp = plan.library.xp
     arrays = [dy, call.x, call.gamma]
-    if not scaled:  # a root for each number, and not for each group, is what a compiler would make of the variance
+    if widened:
+        arrays += spread
+    elif not scaled:  # a root for each number, and not for each group, is what a compiler would make of the variance
         with plan.library.quiet():
             flat = 1.0 if plan.tiny or given else None
             arrays += [spread.mean, spread.rest, kernels.inverse_root(xp, spread.var + plan.eps, flat=flat)]
@@ -210,6 +228,8 @@ def _in_parts(
     """
     (n, *rest), wanted = plan.view.shape, [shape for shape in shapes if shape is not None]
     step = PART // max(1, math.prod(rest))
+    if not plan.library.readable(arrays[0]):  # a GPU adds in parts of its own
+        return None
     if dtype is None or 0 in plan.view.axes or all(shape[0] > 1 for shape in wanted) or not 0 < step <= n // 4:
         return None
     dx = empty(plan.view.shape, arrays[0], dtype)
@@ -261,21 +281,22 @@ def _run(
     place: Array | None,
 ) -> list[Array]:
     """The results of the compiled body; the first, unless `dtype` is None, is of x's shape and goes to that place."""
-    shape = form.view.shape
-    with compiler.exact(inner):
+    shape, own = form.view.shape, None
+    with compiler.exact(inner), compiler.beside(library, given[0]):
         arrays = [None if each is None else compiler.enter(library, each, form.of(each.shape)) for each in given]
         # all that a version is good for, so that the compiler never makes a second one of its own accord
         kinds = [None if each is None else (each.dtype, each.shape[0] == 1, each.shape[1:]) for each in arrays]
-        key = (compiler.name, inner, key, form.kind, *kinds, compiler.state(arrays[0]))
+        if place is None and dtype is not None:
+            own = place = compiler.empty(library, shape, dtype, given[0])
+        key = (compiler.name, inner, key, form.kind, *kinds, place is None, compiler.state(arrays[0]))
         function = _functions.get(key)
         if function is None:
             with _lock:
                 function = _functions.get(key) or _functions.setdefault(key, compiler.compile(body))
         if place is not None:
             place = compiler.enter(library, place, shape)
-        elif dtype is not None:
-            place = compiler.empty(library, shape, dtype, arrays[0])
-        return [compiler.leave(library, each, given[0]) for each in function(arrays, place)]
+        found = [compiler.leave(library, each, given[0]) for each in function(arrays, place)]
+        return found if own is None else [own, *found[1:]]
 
 
 PART = 2**24

@@ -1,5 +1,6 @@
 """The libraries that compile: how arrays go to one and come back, and what it makes of a function."""
 
+import sys
 import threading
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -27,6 +28,9 @@ class Compiler(Protocol):
     def exact(self, dtype: str) -> AbstractContextManager[Any]:
         """Where arrays of this dtype keep it."""
 
+    def beside(self, library: Library, x: Array) -> AbstractContextManager[Any]:
+        """Where what is computed waits for what the other library is still computing, and is waited for in turn."""
+
     def enter(self, library: Library, x: Array, shape: tuple[int, ...]) -> Array:
         """An array of another library as one of this, of this shape and without gaps."""
 
@@ -36,8 +40,8 @@ class Compiler(Protocol):
     def place(self, library: Library, out: Array, arrays: Arrays) -> Array | None:
         """`out`, if what is made of the arrays can be written straight to it."""
 
-    def empty(self, library: Library, shape: tuple[int, ...], dtype: Any, x: Array) -> Array | None:
-        """A place that the result is written to, if there is to be one."""
+    def empty(self, library: Library, shape: tuple[int, ...], dtype: Any, like: Array) -> Array | None:
+        """An array of the other library that the result is written to, if there is to be one."""
 
     def state(self, x: Array) -> Hashable:
         """What else a compiled function depends upon."""
@@ -64,6 +68,15 @@ class _Torch:
 
     def exact(self, dtype: str) -> AbstractContextManager[Any]:  # noqa: ARG002
         return nullcontext()
+
+    def beside(self, library: Library, x: Array) -> AbstractContextManager[Any]:
+        if library.name != "cupy":
+            return nullcontext()
+        theirs, cuda = sys.modules["cupy"].cuda.get_current_stream().ptr, self.torch.cuda
+        if theirs == cuda.current_stream(x.device.id).cuda_stream:
+            return nullcontext()
+        stream: AbstractContextManager[Any] = cuda.stream(cuda.ExternalStream(theirs, device=x.device.id))
+        return stream
 
     def enter(self, library: Library, x: Array, shape: tuple[int, ...]) -> Array:
         if library.name == "torch":
@@ -92,10 +105,10 @@ class _Torch:
         native = library.name == "torch" or (library.name == "numpy" and out.dtype.isnative)
         return out if alone and native and library.contiguous(out) else None
 
-    def empty(self, library: Library, shape: tuple[int, ...], dtype: Any, x: Array) -> Array | None:
-        if library.name == "numpy":  # which asks for huge pages
-            return self.enter(library, library.xp.empty(shape, dtype=dtype.newbyteorder("=")), shape)
-        return empty(shape, x, getattr(self.torch, name_of(dtype)))
+    def empty(self, library: Library, shape: tuple[int, ...], dtype: Any, like: Array) -> Array | None:
+        if library.name == "numpy":
+            return library.xp.empty(shape, dtype=dtype.newbyteorder("="))
+        return empty(shape, like, dtype) if library.name in ("torch", "cupy") else None
 
     def state(self, x: Array) -> Hashable:
         return x.device, self.torch.get_num_threads(), self.torch.is_inference_mode_enabled()
@@ -216,6 +229,9 @@ class _Jax:
     def exact(self, dtype: str) -> AbstractContextManager[Any]:
         return self.jax.enable_x64(True) if dtype == "float64" else nullcontext()
 
+    def beside(self, library: Library, x: Array) -> AbstractContextManager[Any]:  # noqa: ARG002
+        return nullcontext()
+
     def enter(self, library: Library, x: Array, shape: tuple[int, ...]) -> Array:
         if library.name == "torch":
             x = self.xp.from_dlpack(x.detach().contiguous())
@@ -241,7 +257,7 @@ class _Jax:
     def place(self, library: Library, out: Array, arrays: Arrays) -> Array | None:  # noqa: ARG002
         return None
 
-    def empty(self, library: Library, shape: tuple[int, ...], dtype: Any, x: Array) -> Array | None:  # noqa: ARG002
+    def empty(self, library: Library, shape: tuple[int, ...], dtype: Any, like: Array) -> Array | None:  # noqa: ARG002
         return None
 
     def state(self, x: Array) -> Hashable:  # noqa: ARG002
@@ -279,8 +295,8 @@ def load(name: str, called: str) -> Any:
 
 @cache
 def name_of(dtype: Any) -> str:
-    """The name of a dtype, the same in every library."""
-    return str(dtype).rpartition(".")[2]
+    """The name of a dtype, the same in every library; some have types for dtypes."""
+    return getattr(dtype, "__name__", None) or str(dtype).rpartition(".")[2]
 
 
 _compilers: dict[str, Compiler] = {}

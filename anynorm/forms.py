@@ -100,6 +100,7 @@ class Sums:
 
     def __init__(self, form: Form, compiler: Compiler, x: Array, *, counted: bool) -> None:
         self.form, self.compiler, self.axes = form, compiler, form.axes
+        self.well = compiler.sums_well(x)
         self.divisor = float(math.prod([x.shape[axis] for axis in form.axes])) if counted else 1.0
         self.sums: list[Array] = []
 
@@ -127,15 +128,19 @@ class Sums:
 
         In one loop they go without: what is stored would part it in two, and to read the numbers again costs more.
         """
-        return self.compiler.stored(self._beside(xp, value)) if self.form.apart else value
+        return self.compiler.stored(self._beside(xp, value)) if self.form.apart and not self.well else value
 
     def given(self, xp: Namespace, value: Array | None) -> Array | None:
         """A value for each group that is there already."""
-        return value if value is None or not self.form.short else self.compiler.stored(self._beside(xp, value))
+        return (
+            value
+            if value is None or self.well or not self.form.short
+            else self.compiler.stored(self._beside(xp, value))
+        )
 
     def own(self, value: Array) -> Array:
         """A value for each group as it was before it was kept."""
-        return value[..., :1] if self.form.short else value
+        return value[..., :1] if self.form.short and not self.well else value
 
     def _beside(self, xp: Namespace, value: Array) -> Array:
         """Beside each number of a last axis that is short: all that lies side by side is one row with it."""
@@ -143,7 +148,7 @@ class Sums:
 
     def total(self, xp: Namespace, x: Array, axes: tuple[int, ...]) -> Array:
         """The sum over these axes, the innermost first."""
-        if not axes or self.compiler.sums_well(x):
+        if not axes or self.well:
             return xp.sum(x, axis=axes, keepdims=True) if axes else x
         last = len(self.form.view.shape) - 1
         if axes == self.form.rows:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from anynorm import batches, calls, chunks, compilers, norms, schedules
+from anynorm import batches, calls, chunks, compilers, fused, norms, schedules
 from anynorm.arrays import check_device, compute_dtype, empty, one_library, pytree
 from anynorm.calls import Call, Fit, Plan
 from anynorm.combinations import Wanted
@@ -83,7 +83,7 @@ def vjp(norm: Callable[..., Any], x: Array, /, *params: Array | None, **options:
         if chunks.takes(call):  # an array of Dask cannot be written to
             kept, (y, of) = call.x, chunks.normalize(call)
             spread = of
-        elif compilers.chosen(call, arrays) != "none":
+        elif compilers.chosen(call, arrays) != "none" or fused.takes(call, arrays):
             kept = compilers.copied(call)
             y, of = schedules.normalize(call)
             spread = of

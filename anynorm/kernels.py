@@ -113,7 +113,7 @@ class Spread(NamedTuple):
             return self
         mean, var = xp.astype(self.mean, dtype, copy=False), xp.astype(self.var, dtype, copy=False)
         lost = self.mean - xp.astype(mean, self.mean.dtype, copy=False)
-        return Spread(mean, _finite(xp, xp.astype(lost + self.rest, dtype, copy=False)), var)
+        return Spread(mean, xp.astype(_finite(xp, lost + self.rest), dtype, copy=False), var)
 
 
 class Standardized(NamedTuple):
@@ -182,6 +182,46 @@ def standardize_with(xp: Namespace, x: Array, spread: Spread, *, eps: float, ops
     """(x - mean) / sqrt(var + eps) for statistics that are given: inference."""
     rstd = inverse_root(xp, spread.var + eps, flat=1.0)
     return Standardized(ops.multiply(less(x, spread, ops=ops), rstd), rstd, spread)
+
+
+def standardize_wide(
+    xp: Namespace, x: Array, *, groups: Means, axes: tuple[int, ...], eps: float, centred: bool, dtype: Any
+) -> Standardized:
+    """`standardize` for numbers of any size, by sums in a wider dtype, in which the square of each of them exists.
+
+    The pivot is one of the numbers of the group: the square of what it leaves of the mean is at most as many times the
+    variance as there are numbers, and so many digits the wider dtype has to spare. The statistics are of that dtype.
+    """
+    wide = xp.astype(x, dtype)
+    pivot = first(wide, axes) if centred else None
+    _, left, var = shifted(xp, wide, pivot, groups=groups, centred=centred)
+    rstd = inverse_root(xp, var + eps, flat=1.0)
+    spread = Spread(None, None, var) if left is None else Spread(*renormalized(xp, pivot, left), var)
+    return Standardized(standardize_narrow(xp, x, spread, rstd), rstd, spread)
+
+
+def standardize_narrow(xp: Namespace, x: Array, spread: Spread, rstd: Array) -> Array:
+    """(x - mean) * rstd in the dtype of x, for statistics of a wider one: a power of two is taken out of x."""
+    unit, rstd = factors(xp, rstd, x.dtype)
+    if spread.mean is not None:
+        spread = Spread(spread.mean * unit, spread.rest * unit, rstd).astype(xp, x.dtype)
+    return less(x * xp.astype(unit, x.dtype), spread) * xp.astype(rstd, x.dtype)
+
+
+def factors(xp: Namespace, rstd: Array, dtype: Any) -> tuple[Array, Array]:
+    """A power of two and another number, of which rstd is the product, and which a narrower dtype has room for."""
+    step, one = limits(xp, dtype).step, xp.ones_like(rstd)
+    large, small = rstd > step, rstd < 1 / step
+    unit, inverse = (xp.where(large, one * factor, xp.where(small, one / factor, one)) for factor in (step, 1 / step))
+    return unit, rstd * inverse
+
+
+def first(x: Array, axes: tuple[int, ...]) -> Array:
+    """The first number of each group."""
+    index: list[Any] = [slice(None)] * len(x.shape)
+    for axis in axes:
+        index[axis] = slice(0, 1)
+    return x[tuple(index)]
 
 
 def deviations(
@@ -271,6 +311,33 @@ def input_gradient(
         return places.result.multiply(g, of.rstd)
     g, leaning = lean(xp, g, of.xhat, groups=groups, centred=centred, places=places)
     return upright(g, leaning, of, places=places)
+
+
+def input_gradient_wide(
+    xp: Namespace,
+    dy: Array,
+    x: Array,
+    gamma: Array | None,
+    of: Standardized,
+    *,
+    groups: Means,
+    axes: tuple[int, ...],
+    centred: bool,
+    dtype: Any,
+) -> Array:
+    """`input_gradient` by sums in the wider dtype of the statistics, of numbers of any size."""
+    if alone(gamma, axes):
+        return input_gradient_wide(xp, dy, x, None, of, groups=groups, axes=axes, centred=centred, dtype=dtype) * gamma
+    g = affine(dy, gamma, None)
+    wide = xp.astype(g, dtype)
+    slope = groups.mean_product(xp, wide, less(xp.astype(x, dtype), of.spread) * of.rstd)
+    if centred:
+        mean = groups.mean(xp, wide)
+        g = less(g, Spread(mean, xp.zeros_like(mean), slope).astype(xp, g.dtype))
+    g = g - of.xhat * xp.astype(slope, g.dtype)
+    for factor in factors(xp, of.rstd, g.dtype):
+        g = g * xp.astype(factor, g.dtype)
+    return g
 
 
 def alone(gamma: Array | None, axes: tuple[int, ...]) -> bool:

@@ -50,6 +50,8 @@ class Library(NamedTuple):
     """Whether it adds fastest by multiplying with ones."""
     norm: Callable[[Array], Array] | None = None
     """The norm along the last axis, where it adds squares fastest as those of the norms of short runs."""
+    wide: Callable[[Array], bool] = lambda x: False
+    """Whether sums in float64 take no longer than to read what is added: on a GPU that has this dtype."""
     writeable: Callable[[Array], bool] = lambda x: False
     """Whether the array may be written to."""
     present: Callable[..., bool] = lambda *arrays: True
@@ -74,6 +76,11 @@ class Library(NamedTuple):
     """The function that sums over replicas, with its derivative: the same of the cotangents."""
     shared: Callable[[Array, Callable[[Array], Any]], Any] = lambda x, all_reduce: x
     """The array as one that all replicas have, to which the cotangents of all of them flow, where autograd records."""
+    launch: Callable[[str, tuple[int, int], int, list[Array], tuple[int, int, float], bool], None] | None = None
+    """Runs the text of a program on a GPU: over a grid of blocks, of so many threads, with arrays and with the number
+    and the length of the groups, long or not, and what a sum is divided by."""
+    on: Callable[[Array], AbstractContextManager[Any]] = lambda x: nullcontext()
+    """Where programs run on the device of an array, and memory is that device's."""
     host: Callable[[Array], Any] = np.asarray
     """The array in NumPy, where bfloat16 may be any dtype of two bytes."""
     large: Callable[[tuple[int, ...], Array, Any], Array | None] = lambda shape, like, dtype: None

@@ -37,6 +37,7 @@ def torch_library(xp: Namespace) -> Library:
         oddity=lambda x: "" if x.layout is torch.strided else f"{x.layout}".removeprefix("torch."),
         traced=torch.compiler.is_compiling,
         contiguous=lambda x: type(x) in (torch.Tensor, torch.nn.Parameter) and x.is_contiguous(),
+        wide=lambda x: x.device.type == "cuda",
         writeable=_writeable,
         present=_present,
         plain=lambda *arrays: _present(*arrays) and all(x.device.type == "cpu" for x in arrays),

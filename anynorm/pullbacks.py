@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
-from anynorm import combinations, compilers, kernels, weights
+from anynorm import combinations, compilers, fused, kernels, weights
 from anynorm.arrays import empty, zeros
 from anynorm.blocks import Block, blocks, both, share, within
 from anynorm.calls import Call, Plan
@@ -66,6 +66,11 @@ def _pull(call: Call, dy: Array, wanted: Wanted, of: Standardized | Spread | Non
             compiled = compilers.gradients(call, dy, wanted.dtype, wanted.parameters, known, compiler)
             if compiled is not None:
                 return compiled
+        if fused.takes(call, arrays):
+            with plan.library.on(dy):
+                found = fused.gradients(call, dy, wanted, of)
+            if found is not None:
+                return found
         if in_blocks(call, arrays) and ordinary(plan, of.var):
             return _in_blocks(call, dy, wanted, of)
         of = None

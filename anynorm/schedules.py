@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from anynorm import compilers, kernels, passes, replicas, weights
+from anynorm import compilers, fused, kernels, passes, replicas, weights
 from anynorm.arrays import empty
 from anynorm.calls import Call, Plan
 from anynorm.kernels import Array, Spread, Standardized
@@ -37,6 +37,9 @@ def normalize(call: Call, *, keep: bool = True, copy: Array | None = None) -> No
                     if out is not None and y is not out:
                         out[...] = y
                     return Normalized(y if out is None else out, spread)
+    if fused.takes(call, given):
+        with plan.library.on(call.x):
+            return Normalized(*fused.normalize(call, keep=keep))
     if in_blocks(call, given):
         return _in_blocks(call, keep, copy)
     with plan.library.quiet():
@@ -49,6 +52,9 @@ def normalize(call: Call, *, keep: bool = True, copy: Array | None = None) -> No
 
 def survey(call: Call) -> Spread:
     """The statistics of a call alone."""
+    if fused.takes(call, arrays(call)):
+        with call.plan.library.on(call.x):
+            return fused.survey(call)
     if in_blocks(call, arrays(call)):
         return passes.run(call, None, False, True)
     with call.plan.library.quiet():
@@ -93,7 +99,7 @@ def standardize(call: Call) -> Standardized:
 
 def affine(call: Call, standardized: Standardized) -> Array:
     """The normalized array in the dtype and the shape of the caller's x."""
-    y = compilers.affine(call, standardized.xhat)
+    y = kernels.affine(standardized.xhat, call.gamma, call.beta)
     if standardized.stray is not None:
         constant = call.plan.library.constant
         stray, *parameters = (

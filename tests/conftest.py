@@ -18,7 +18,7 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "cells(*libraries): runs in the cells of these libraries alone")
+    config.addinivalue_line("markers", "cells(*names): runs in these cells alone, or those of these libraries")
     cell = next(cell for cell in CELLS if cell.id == config.getoption("--cell"))
     settings.load_profile("lazy" if cell.library in ("jax", "dask") else "eager")
     try:
@@ -28,10 +28,10 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    library = config.stash[_BACKENDS][0].library
+    library, cell = config.stash[_BACKENDS][0].library, config.getoption("--cell")
     chosen, others = [], []
     for item in items:
-        wanted = all(library in marker.args for marker in item.iter_markers("cells"))
+        wanted = all({library, cell} & {*marker.args} for marker in item.iter_markers("cells"))
         (chosen if wanted else others).append(item)
     items[:] = chosen
     config.hook.pytest_deselected(items=others)

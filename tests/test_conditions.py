@@ -137,7 +137,7 @@ def test_given_means_of_any_size_beside_the_spread(backend, shape, mean, block_b
     assert np.max(np.abs(found - exact)) < 3e-6
 
 
-@pytest.mark.cells("numpy", "torch")
+@pytest.mark.cells("numpy", "torch-cpu")
 def test_the_quick_way_is_left_where_the_gradient_has_a_mean(backend, taken):
     if backend.tracked:
         pytest.skip(reason="what autograd records is run whole")
@@ -187,7 +187,7 @@ def test_a_gamma_of_zeros_and_of_extremes(backend):
             np.testing.assert_allclose(backend.numpy(ours)[:, channel], each[:, channel], rtol=0, atol=atol)
 
 
-@pytest.mark.cells("numpy", "torch")
+@pytest.mark.cells("numpy", "torch-cpu")
 @pytest.mark.parametrize(
     ("size", "gamma", "quick"), [(1, [1, 0], True), (1e-12, [1, 1e30], False), (1e15, [1, 1e-30], False)]
 )

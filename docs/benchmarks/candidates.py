@@ -12,7 +12,7 @@ from works import Work
 
 import anynorm
 
-COMPILED = (("numpy", "torch"), ("numpy", "jax"), ("torch", "torch"), ("cupy", "torch"), ("cupy", "cupy"))
+COMPILED = (("numpy", "torch"), ("numpy", "jax"), ("torch", "torch"), ("cupy", "torch"))
 """A library, and the compiler to hand its arrays to."""
 
 

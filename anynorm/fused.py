@@ -1,0 +1,265 @@
+"""The kernels as programs of a GPU, where the library runs the text of one: as few passes as there are.
+
+Numbers of up to four bytes are added up in float64, in which each has a square; those of eight are scaled first.
+"""
+
+import threading
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple
+
+from anynorm import cuda, kernels
+from anynorm.arrays import empty
+from anynorm.calls import Call, Plan
+from anynorm.combinations import Wanted
+from anynorm.cuda import Number, Operand, Program, Shape, Sums
+from anynorm.engines import name_of
+from anynorm.kernels import Array, Spread, Standardized
+
+Arrays = Sequence[Array | None]
+Found = tuple[Sequence[Number], Sequence[Number]]
+"""What is written for each number, and what there is for each group."""
+
+
+def takes(call: Call, arrays: list[Array]) -> bool:
+    """Whether what is computed of these arrays is a program."""
+    plan = call.plan
+    return (
+        plan.library.launch is not None
+        and call.weights is None
+        and call.all_reduce is None
+        and plan.nbytes > 0
+        and all(name_of(each.dtype) in cuda.STORED for each in arrays)
+        and all(step % each.itemsize == 0 for each in arrays for step in each.strides)
+    )
+
+
+def normalize(call: Call, *, keep: bool) -> tuple[Array, Spread]:
+    """The result of a call, in `out` where there is one; and its statistics, if they are to be kept."""
+    plan, out, xp = call.plan, call.out, call.plan.library.xp
+    target = out if out is not None and _apart(call, out) else empty(plan.layout.shape, call.x, call.x.dtype)
+    inputs = [call.x, call.gamma, call.beta, *((call.spread.mean, call.spread.var) if call.spread else ())]
+
+    def body(words: Any, numbers: list[Any], sums: Sums) -> Found:
+        x, gamma, beta, *given = numbers
+        if given:
+            of = kernels.standardize_with(words, x, Spread(given[0], None, given[1]), eps=plan.eps)
+            return [kernels.affine(of.xhat, gamma, beta)], []
+        of = _standardized(plan, words, x, sums)
+        return [kernels.affine(of.xhat, gamma, beta)], [each for each in of.spread if keep and each is not None]
+
+    axes = plan.view.axes if call.spread is None else _rows(plan)
+    kinds = [xp.float64] * (0 if call.spread is not None or not keep else 3 if plan.centred else 1)
+    found = _run(plan, ("normalize", keep), axes, inputs, [xp.reshape(target, plan.view.shape)], kinds, body)
+    if out is not None and target is not out:
+        out[...] = target
+    y = target if out is None else out
+    return y, call.spread or _spread(plan, found)
+
+
+def survey(call: Call) -> Spread:
+    """The statistics of a call."""
+
+    def body(words: Any, numbers: list[Any], sums: Sums) -> Found:
+        of = _standardized(call.plan, words, numbers[0], sums)
+        return [], [each for each in of.spread if each is not None]
+
+    kinds = [call.plan.library.xp.float64] * (3 if call.plan.centred else 1)
+    return _spread(call.plan, _run(call.plan, "survey", call.plan.view.axes, [call.x], [], kinds, body))
+
+
+def gradients(call: Call, dy: Array, wanted: Wanted, spread: Spread) -> tuple[Array | None, ...] | None:
+    """`pullbacks.pull` by statistics in float64, or such as were given; None where numbers must be scaled."""
+    plan, given, xp = call.plan, call.spread is not None, call.plan.library.xp
+    if not given and name_of(plan.dtype) != "float32":
+        return None
+    parts = [spread.mean, spread.rest, _root(plan, spread)]
+
+    def standardized(words: Any, x: Number | None, parts: list[Any]) -> Standardized:
+        mean, rest, rstd = parts
+        own, xhat = Spread(mean, rest, None), None
+        if x is not None:
+            xhat = kernels.less(x, own) * rstd if given else kernels.standardize_narrow(words, x, own, rstd)
+        return Standardized(xhat, rstd, own)
+
+    def of_x(words: Any, numbers: list[Any], sums: Sums) -> Found:
+        dy, x, gamma, *parts = numbers
+        of, centred = standardized(words, x, parts), plan.centred
+        if given:
+            return [kernels.input_gradient(words, dy, gamma, of, groups=None, centred=centred)], []
+        how = {"axes": plan.view.axes, "centred": centred, "dtype": words.float64}
+        return [kernels.input_gradient_wide(words, dy, x, gamma, of, groups=sums, **how)], []
+
+    dx = None
+    if wanted.dtype is not None:
+        dx = empty(plan.view.shape, dy, wanted.dtype)
+        axes = _rows(plan) if given else plan.view.axes
+        _run(plan, ("of x", given), axes, [dy, None if given else call.x, call.gamma, *parts], [dx], [], of_x)
+    found: list[Array | None] = [None for _ in wanted.parameters]
+    for shape in dict.fromkeys(wanted.parameters):
+        if shape is None:
+            continue
+        these = [i for i, each in enumerate(wanted.parameters) if each == shape]
+        axes = tuple(axis for axis, n in enumerate(shape) if n == 1 < plan.view.shape[axis])
+
+        def of_parameters(
+            words: Any, numbers: list[Any], _: Sums, these: list[int] = these, axes: tuple[int, ...] = axes
+        ) -> Found:
+            dy, x, *parts = numbers
+            xhat = None if x is None else standardized(words, x, parts).xhat
+            products = [kernels.affine(dy, None if i else xhat, None) for i in these]
+            if not axes:
+                return products, []
+            wide = [words.astype(each, words.float64) for each in products]
+            totals = [words.sum(each, axis=axes, keepdims=True) for each in wide]
+            return [], [words.astype(each, dy.dtype) for each in totals]
+
+        inputs = [dy, *([call.x, *parts] if 0 in these else [None] * 4)]
+        each = [] if axes else [empty(plan.view.shape, dy, plan.dtype) for _ in these]
+        kinds = [plan.dtype for _ in these] if axes else []
+        totals = _run(plan, ("of parameters", given, *these), axes or _rows(plan), inputs, each, kinds, of_parameters)
+        for i, total in zip(these, totals or each, strict=True):
+            found[i] = xp.reshape(total, shape)
+    return dx, *found
+
+
+def _root(plan: Plan, spread: Spread) -> Array:
+    """1 / sqrt(var + eps): a root for each group, and not for each number."""
+
+    def body(words: Any, numbers: list[Any], sums: Sums) -> Found:  # noqa: ARG001
+        return [kernels.inverse_root(words, numbers[0] + plan.eps, flat=1.0)], []
+
+    rstd = empty(tuple(spread.var.shape), spread.var, spread.var.dtype)
+    _run(plan, "root", _rows(plan), [spread.var], [rstd], [], body)
+    return rstd
+
+
+def _standardized(plan: Plan, words: Any, x: Number | None, sums: Sums) -> Standardized:
+    if name_of(plan.dtype) == "float32":
+        how = {"axes": plan.view.axes, "eps": plan.eps, "centred": plan.centred, "dtype": words.float64}
+        return kernels.standardize_wide(words, x, groups=sums, **how)
+    groups: Any = sums
+    return kernels.standardize_scaled(words, x, groups=groups, eps=plan.eps, centred=plan.centred)
+
+
+def _spread(plan: Plan, found: list[Array]) -> Spread:
+    if not found:
+        return Spread(None, None, None)
+    return Spread(*found) if plan.centred else Spread(None, None, *found)
+
+
+def _rows(plan: Plan) -> tuple[int, ...]:
+    """The axis along which threads go, where there are no groups."""
+    return (len(plan.view.shape) - 1,)
+
+
+def _apart(call: Call, out: Array) -> bool:
+    """Whether nothing that is still to be read lies where the result is written."""
+    plan, library = call.plan, call.plan.library
+    if out.shape != plan.view.shape and not library.contiguous(out):
+        return False
+    others = [call.gamma, call.beta, *(call.spread or ())]
+    if any(each is not None and library.overlap(each, out) for each in others):
+        return False
+    if not library.overlap(call.x, out):
+        return True
+    # a block reads all of a group before it writes any of it, unless it shares the group with others
+    own = Shape(plan.view.shape, plan.view.axes, (_operand(call.x),)).splits == 1
+    return own and library.same(call.x, library.xp.reshape(out, plan.view.shape))
+
+
+class _Step(NamedTuple):
+    """A program, and what it is started with."""
+
+    program: Program
+    grid: tuple[int, int]
+    partial: tuple[int, int, int] | None
+    """The shape of what it leaves to the next, if it is not the last."""
+
+
+class _Steps(NamedTuple):
+    """What a call needs, found once."""
+
+    plan: Plan
+    steps: list[_Step]
+    threads: int
+    sizes: tuple[int, int, float]
+    """How many groups there are, how many numbers they have, and what a sum is divided by."""
+    large: bool
+    kept: tuple[int, ...]
+    """The shape of what there is for each group."""
+
+
+def _run(
+    plan: Plan,
+    what: Hashable,
+    axes: tuple[int, ...],
+    inputs: Arrays,
+    results: list[Array],
+    kinds: list[Any],
+    body: Callable[[Any, list[Any], Sums], Found],
+) -> list[Array]:
+    """Run a body over the groups along these axes; what there is for each of them, in these dtypes."""
+    arrays = [*inputs, *results]
+    key = (id(plan), what, tuple([each if each is None else (each.dtype, each.shape, each.strides) for each in arrays]))
+    found = _known.get(key)
+    if found is None:
+        if len(_known) >= MOST:
+            _known.clear()
+        found = _known[key] = _steps(plan, what, axes, inputs, results, body)
+    library, xp = plan.library, plan.library.xp
+    assert library.launch is not None
+    given = [each for each in arrays if each is not None]
+    like, before = given[0], list[Array]()
+    of_groups = [empty(found.kept, like, kind) for kind in kinds]
+    for program, grid, partial in found.steps:
+        places = of_groups if partial is None else [empty(partial, like, xp.float64)]
+        library.launch(program.text, grid, found.threads, [*given, *before, *places], found.sizes, found.large)
+        if partial is not None:
+            before.append(_together(xp, places[0], program.totals))
+    return of_groups
+
+
+def _together(xp: Any, partial: Array, totals: tuple[int, ...]) -> Array:
+    """What several blocks added up, or found to be the smallest or the largest."""
+    if not any(totals):
+        return xp.sum(partial, axis=0)
+    taken = (xp.sum, xp.min, xp.max)
+    return xp.stack([taken[how](partial[:, i, :], axis=0) for i, how in enumerate(totals)], axis=0)
+
+
+def _steps(
+    plan: Plan,
+    what: Hashable,
+    axes: tuple[int, ...],
+    inputs: Arrays,
+    results: list[Array],
+    body: Callable[[Any, list[Any], Sums], Found],
+) -> _Steps:
+    arrays = [*inputs, *results]
+    operands = tuple(None if each is None else _operand(each) for each in arrays)
+    whole = tuple(max(each.shape[axis] for each in operands if each) for axis in range(len(plan.view.shape)))
+    shape = Shape(whole, axes, operands)
+    key = (what, plan.eps, plan.centred, name_of(plan.dtype), plan.view.axes, shape.kind)
+    with _lock:
+        if key not in _programs:
+            _programs[key] = cuda.programs(shape, len(inputs), body)
+    steps, blocks = [], -(-shape.groups // shape.together)
+    for program in _programs[key]:
+        last = program is _programs[key][-1]
+        splits = 1 if last and not results else shape.splits
+        steps.append(_Step(program, (blocks, splits), None if last else (splits, len(program.totals), shape.groups)))
+    kept = tuple(1 if axis in axes else n for axis, n in enumerate(whole))
+    sizes = (shape.groups, shape.length, plan.groups.divisor)
+    return _Steps(plan, steps, shape.threads, sizes, shape.large, kept)
+
+
+def _operand(x: Array) -> Operand:
+    steps = tuple(0 if n == 1 else step // x.itemsize for n, step in zip(x.shape, x.strides, strict=True))
+    return Operand(name_of(x.dtype), tuple(x.shape), steps)
+
+
+MOST = 1024
+"""So many calls are remembered."""
+_known: dict[Hashable, _Steps] = {}
+_programs: dict[Hashable, list[Program]] = {}
+_lock = threading.Lock()

@@ -1,0 +1,66 @@
+"""A GPU for the programs of anynorm, on the processor: each block in turn, with a thread for each group."""
+
+import ctypes
+import hashlib
+import re
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+HEAD = """
+#include <cmath>
+#include <cstring>
+using std::sqrt;
+#define __device__ static inline
+#define __global__
+struct Index3 { int x, y; };
+static Index3 blockIdx, gridDim, threadIdx;
+static inline float __uint_as_float(unsigned bits) { float x; memcpy(&x, &bits, 4); return x; }
+static inline unsigned __float_as_uint(float x) { unsigned bits; memcpy(&bits, &x, 4); return bits; }
+"""
+TAIL = """
+extern "C" void run(int blocks, int splits, int threads, void **a, long long groups, long long count, double divisor) {
+  gridDim.y = splits;
+  for (blockIdx.y = 0; blockIdx.y < splits; blockIdx.y++)
+    for (blockIdx.x = 0; blockIdx.x < blocks; blockIdx.x++)
+      for (threadIdx.x = 0; threadIdx.x < threads; threadIdx.x++)
+        normalized(ARGUMENTS, groups, count, divisor);
+}
+"""
+HALVES = {
+    r'asm\("cvt.f32.f16.*?\);': "_Float16 h; memcpy(&h, &x.bits, 2); y = h;",
+    r'asm\("cvt.rn.f16.f32.*?\);': "_Float16 h = x; memcpy(&y.bits, &h, 2);",
+}
+
+
+def launch(text, grid, threads, arrays, sizes, large):
+    """As `Library.launch`."""
+    # one lane for each group: what threads say to each other is for a GPU alone
+    together = int(re.search(r"#define TOGETHER (\d+)", text)[1])
+    function = _compiled(re.sub(r"#define LANES \d+", "#define LANES 1", text))
+    pointers = (ctypes.c_void_p * len(arrays))(*[each.ctypes.data for each in arrays])
+    function(*grid, together, pointers, *sizes[:2], ctypes.c_double(sizes[2]))
+
+
+@cache
+def _compiled(text):
+    signature = re.search(r"void normalized\((.*), Index groups", text)[1]
+    kinds = [re.sub(r"(.*\*)\w+", r"\1", each) for each in signature.split(", ")]
+    arguments = ", ".join(f"({kind})a[{i}]" for i, kind in enumerate(kinds))
+    for pattern, instead in HALVES.items():
+        text = re.sub(pattern, instead, text)
+    source = HEAD + text + TAIL.replace("ARGUMENTS", arguments)
+    path = Path(_folder().name) / f"{hashlib.sha256(source.encode()).hexdigest()[:24]}.so"
+    command = ["g++", "-O1", "-std=c++17", "-shared", "-fPIC", "-w", "-x", "c++", "-", "-o", str(path)]
+    made = subprocess.run(command, input=source, text=True, capture_output=True)
+    assert made.returncode == 0, made.stderr + source
+    function = ctypes.CDLL(path).run
+    function.argtypes = [ctypes.c_int] * 3 + [ctypes.c_void_p] + [ctypes.c_longlong] * 2 + [ctypes.c_double]
+    function.restype = None
+    return function
+
+
+@cache
+def _folder():
+    return tempfile.TemporaryDirectory()
