@@ -320,7 +320,8 @@ def _key(
                 continue
             key += (type(array), array.dtype, array.shape)
             if not library.uniform:
-                key += (library.device(array), library.oddity and library.oddity(array))
+                device = library.device(array)  # CuPy's cannot be hashed
+                key += (getattr(device, "id", device), library.oddity and library.oddity(array))
         whole = tuple(key)
         hash(whole)
     except (AttributeError, TypeError):

@@ -7,6 +7,7 @@ shapes: axes that are treated alike are one, and the first of what is left, as a
 import math
 import threading
 from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from typing import Any
 
 from anynorm import kernels
@@ -81,9 +82,8 @@ def normalize(call: Call, name: str, *, keep: bool) -> tuple[Array, Spread] | No
             spread, found = Spread(*given), ()
             xhat = kernels.less(x, spread) * compiler.stored(kernels.inverse_root(xp, spread.var + plan.eps, flat=1.0))
         elif widened:
-            of = kernels.standardize_wide(
-                xp, x, groups=sums, axes=form.axes, eps=plan.eps, centred=plan.centred, dtype=xp.float64
-            )
+            how: dict[str, Any] = {"axes": form.axes, "eps": plan.eps, "centred": plan.centred, "dtype": xp.float64}
+            of = kernels.standardize_wide(xp, x, groups=sums, kept=partial(sums.kept, xp), **how)
             xhat, found = of.xhat, tuple(each for each in of.spread if keep and each is not None)
         elif scaled:
             of = _scaled(compiler, plan, x, sums)
@@ -162,8 +162,8 @@ def gradients(
             elif widened:
                 spread = Spread(*parts)
                 rstd = compiler.stored(kernels.inverse_root(xp, spread.var + plan.eps, flat=1.0))
-                xhat = None if x is None else kernels.standardize_narrow(xp, x, spread, rstd)
-                of = Standardized(xhat, rstd, spread)
+                own = kernels.narrow(xp, spread, rstd, dy.dtype, kept=compiler.stored)
+                of = Standardized(None if x is None else kernels.by(x, own), rstd, spread)
             else:
                 mean, rest, rstd = (sums.given(xp, each) for each in parts)
                 xhat = None if x is None else kernels.less(x, Spread(mean, rest, None)) * rstd
@@ -178,8 +178,8 @@ def gradients(
                     dx = kernels.upright(g - sums.kept(xp, left), leaning, of)
                     dx = kernels.affine(dx, gamma if alone else None, None)
                 elif widened:
-                    how = {"axes": form.axes, "centred": plan.centred, "dtype": xp.float64}
-                    dx = kernels.input_gradient_wide(xp, dy, x, gamma, of, groups=sums, **how)
+                    how: dict[str, Any] = {"axes": form.axes, "centred": plan.centred, "kept": partial(sums.kept, xp)}
+                    dx = kernels.input_gradient_wide(xp, dy, x, gamma, of, own, groups=sums, **how)
                 else:
                     groups = None if given else sums
                     dx = kernels.input_gradient(xp, dy, gamma, of, groups=groups, centred=plan.centred)

@@ -11,11 +11,15 @@ from typing import Any, NamedTuple
 
 from anynorm.kernels import PURE, Arithmetic, Namespace
 
-LANES = ((512, 32), (2048, 128), (16384, 256), (math.inf, 512))
-"""Up to so many numbers a group has so many threads; a short group fewer than a warp."""
+LANES = ((128, 32), (512, 128), (4096, 256), (math.inf, 512))
+"""Up to so many packs a group has so many threads; a short group fewer than a warp."""
 WARP = 32
 BLOCK = 256
-"""So many threads of groups that have fewer are together."""
+"""So many threads are together, where groups have fewer than a warp."""
+PACK = 16
+"""A thread reads so many bytes at once, where they lie side by side."""
+SEVERAL = 4
+"""It has as many numbers of a group at least, if there are as many."""
 COLUMNS = 32
 """So many groups that lie side by side are read at once."""
 BUSY = 1056
@@ -55,22 +59,22 @@ class Number:
         return self.writer.first(self)
 
     def __add__(self, other: Any) -> "Number":
-        return self.writer.write(None, "{} + {}", self, other)
+        return self.writer.write(None, "plus({}, {})", self, other)
 
     def __radd__(self, other: Any) -> "Number":
-        return self.writer.write(None, "{} + {}", other, self)
+        return self.writer.write(None, "plus({}, {})", other, self)
 
     def __sub__(self, other: Any) -> "Number":
-        return self.writer.write(None, "{} - {}", self, other)
+        return self.writer.write(None, "minus({}, {})", self, other)
 
     def __rsub__(self, other: Any) -> "Number":
-        return self.writer.write(None, "{} - {}", other, self)
+        return self.writer.write(None, "minus({}, {})", other, self)
 
     def __mul__(self, other: Any) -> "Number":
-        return self.writer.write(None, "{} * {}", self, other)
+        return self.writer.write(None, "times({}, {})", self, other)
 
     def __rmul__(self, other: Any) -> "Number":
-        return self.writer.write(None, "{} * {}", other, self)
+        return self.writer.write(None, "times({}, {})", other, self)
 
     def __truediv__(self, other: Any) -> "Number":
         return self.writer.write(None, "{} / {}", self, other)
@@ -95,6 +99,9 @@ class Number:
 
     def __ne__(self, other: object) -> "Number":  # type: ignore[override]
         return self.writer.write("bool", "{} != {}", self, other)
+
+    def __and__(self, other: Any) -> "Number":
+        return self.writer.write("bool", "{} && {}", self, other)
 
     def __invert__(self) -> "Number":
         return self.writer.write("bool", "!{}", self)
@@ -129,7 +136,7 @@ class Words:
         """A number of another dtype."""
         if x.dtype == dtype:
             return x
-        cast = x.writer.write(dtype, "{}", x)
+        cast = x.writer.write(dtype, "widened({})" if dtype == "float64" else "narrowed({})", x)
         cast.operand, cast.shape = x.operand, x.shape
         return cast
 
@@ -219,8 +226,8 @@ class Total(NamedTuple):
 class Writer:
     """The statements of a program, as they come."""
 
-    def __init__(self, axes: tuple[int, ...], operands: Sequence[Operand | None]) -> None:
-        self.axes = axes
+    def __init__(self, axes: tuple[int, ...], operands: Sequence[Operand | None], pack: int) -> None:
+        self.axes, self.pack = axes, pack
         self.totals: list[Total] = []
         self.statements: list[tuple[int, bool, str]] = []
         """With the loops that must have ended before, and whether it differs within a group."""
@@ -233,13 +240,24 @@ class Writer:
         if dtype is None:
             dtype = max(each.dtype for each in numbers if each.dtype != "bool")
         wide = any(each.dtype == "float64" for each in numbers)
-        words = [part.name if isinstance(part, Number) else _literal(part, wide=wide) for part in parts]
+        mixed = wide and any(each.dtype == "float32" for each in numbers)
+        words = [
+            _literal(part, wide=wide)
+            if not isinstance(part, Number)
+            else f"widened({part.name})"
+            if mixed and part.dtype == "float32"
+            else part.name
+            for part in parts
+        ]
         level, each = max(part.level for part in numbers), any(part.each for part in numbers)
         return self._stated(dtype, text.format(*words), level, each=each)
 
     def first(self, x: Number) -> Number:
         """The first number of the group that one comes from, in its dtype."""
-        return self._stated(x.dtype, f"read(p{x.operand}[0])", 0, each=False)
+        assert x.operand is not None
+        own = self.numbers[x.operand]
+        value = f"read(p{x.operand}[0])"
+        return self._stated(x.dtype, f"widened({value})" if own and own.dtype != x.dtype else value, 0, each=False)
 
     def over(self, how: int, x: Number) -> Number:
         """What all numbers of a group come to, which ends a loop."""
@@ -249,7 +267,7 @@ class Writer:
     def _read(self, i: int, operand: Operand) -> Number:
         each = operand.varies(self.axes)
         dtype = "float64" if operand.dtype == "float64" else "float32"
-        number = self._stated(dtype, f"read(p{i}[{_step(i, operand, self.axes)}])", 0, each=each)
+        number = self._stated(dtype, f"read({_place(i, operand, self.axes, self.pack)})", 0, each=each)
         number.operand, number.shape = i, operand.shape
         return number
 
@@ -270,11 +288,32 @@ class Shape(NamedTuple):
     whole: tuple[int, ...]
     axes: tuple[int, ...]
     operands: tuple[Operand | None, ...]
+    aligned: bool = False
+    """Whether all of them start where a pack may."""
 
     @property
     def kept(self) -> tuple[int, ...]:
         """The other axes."""
         return tuple(axis for axis in range(len(self.whole)) if axis not in self.axes)
+
+    @property
+    def pack(self) -> int:
+        """How many numbers a thread has side by side, and does the same to."""
+        last, these = len(self.whole) - 1, [each for each in self.operands if each is not None]
+        pack = PACK // SIZES[these[0].dtype]
+        if not self.aligned or last not in self.axes or self.whole[last] % pack:
+            return 1
+        for each in these:
+            if each.steps[last] not in (0, 1) or (each.steps[last] and any(step % pack for step in each.steps[:-1])):
+                return 1
+        return pack
+
+    @property
+    def packed(self) -> "Shape":
+        """The same, of packs for numbers."""
+        pack, whole = self.pack, (*self.whole[:-1], self.whole[-1] // self.pack)
+        operands = [each and each._replace(steps=(*each.steps[:-1], each.steps[-1] * pack)) for each in self.operands]
+        return self._replace(whole=whole, operands=tuple(operands))
 
     @property
     def length(self) -> int:
@@ -298,24 +337,25 @@ class Shape(NamedTuple):
         """How many threads a group has."""
         if self.columns:
             return BLOCK // COLUMNS
-        lanes = next(lanes for most, lanes in LANES if self.length <= most)
-        return lanes if lanes > WARP else min(lanes, 2 ** max(0, (self.length - 1).bit_length() - 2))
+        packs = self.length // self.pack
+        lanes = next(lanes for most, lanes in LANES if packs <= most)
+        return lanes if lanes > WARP else min(lanes, _power(min(packs, self.length // SEVERAL)))
+
+    @property
+    def together(self) -> int:
+        """How many groups a block has."""
+        return COLUMNS if self.columns else BLOCK // self.lanes if self.lanes <= WARP else 1
+
+    @property
+    def threads(self) -> int:
+        """How many a block has."""
+        return self.lanes * self.together
 
     @property
     def splits(self) -> int:
         """By how many blocks a group is shared: as many as a GPU has room for, if they have enough to do."""
         blocks = -(-self.groups // self.together)
         return 1 if blocks > BUSY // 8 else max(1, min(BUSY // blocks, self.length // (WORTH // self.together)))
-
-    @property
-    def together(self) -> int:
-        """How many groups a block has."""
-        return COLUMNS if self.columns else max(1, BLOCK // self.lanes)
-
-    @property
-    def threads(self) -> int:
-        """How many a block has."""
-        return self.lanes * self.together
 
     @property
     def large(self) -> bool:
@@ -329,11 +369,15 @@ class Shape(NamedTuple):
     @property
     def kind(self) -> Hashable:
         """All that the text depends upon, which the length of the first axis is not."""
-        return self.whole[1:], self.axes, self._operands, self.large, self.lanes, self.columns, self.splits > 1
+        operands = tuple(
+            each and (each.dtype, each.shape[0] == 1, each.shape[1:], each.steps) for each in self.operands
+        )
+        return self.whole[1:], self.axes, operands, self.large, self.lanes, self.columns, self.splits > 1, self.pack
 
-    @property
-    def _operands(self) -> Hashable:
-        return tuple(each and (each.dtype, each.shape[0] == 1, each.shape[1:], each.steps) for each in self.operands)
+
+def _power(n: int) -> int:
+    """The largest power of two that is no more than n, and 1 at least."""
+    return 1 << max(0, n.bit_length() - 1)
 
 
 class Program(NamedTuple):
@@ -348,23 +392,24 @@ def programs(
     shape: Shape,
     inputs: int,
     body: Callable[[Any, list[Number | None], Sums], tuple[Sequence[Number], Sequence[Number]]],
+    *,
+    apart: bool,
 ) -> list[Program]:
     """One program, or one for each loop where several blocks share a group.
 
     `body` makes of the numbers of the inputs, the first of the operands, what is written to the others, and what there
-    is for each group.
+    is for each group. `apart` says that nothing that is written to is read.
     """
-    writer = Writer(shape.axes, shape.operands[:inputs])
+    writer = Writer(shape.axes, shape.operands[:inputs], shape.pack)
     each, of_groups = body(Words, writer.numbers, Sums(writer))
     last = max([0, *(1 + total.level for total in writer.totals)])
-    if shape.splits == 1:
-        return [Program(_text(shape, writer, inputs, each, of_groups, range(last + 1)), ())]
+    loops = [range(last + 1)] if shape.splits == 1 else [range(loop, loop + 1) for loop in range(last + 1)]
     return [
         Program(
-            _text(shape, writer, inputs, each, of_groups, range(loop, loop + 1)),
-            () if loop == last else tuple(total.how for total in writer.totals if total.level == loop),
+            _text(shape, writer, inputs, each, of_groups, some, apart=apart),
+            () if last in some else tuple(total.how for total in writer.totals if total.level == some.start),
         )
-        for loop in range(last + 1)
+        for some in loops
     ]
 
 
@@ -375,15 +420,15 @@ def _text(
     each: Sequence[Number],
     of_groups: Sequence[Number],
     loops: range,
+    *,
+    apart: bool,
 ) -> str:
     """The program that runs these loops; what those before added up is read."""
-    last = max([0, *(1 + total.level for total in writer.totals)])
-    kept, axes, operands = shape.kept, shape.axes, shape.operands
-    arguments = [
-        f"{'const ' * (i < inputs)}{STORED[operand.dtype]} *a{i}"
-        for i, operand in enumerate(operands)
-        if operand is not None
-    ]
+    last, pack = max([0, *(1 + total.level for total in writer.totals)]), shape.pack
+    shape_of_packs, kept, axes = shape.packed, shape.kept, shape.axes
+    operands = [(i, operand) for i, operand in enumerate(shape_of_packs.operands) if operand is not None]
+    alone = "__restrict__ " if apart else ""
+    arguments = [f"{'const ' * (i < inputs)}{STORED[operand.dtype]} *{alone}a{i}" for i, operand in operands]
     before = range(loops.start)
     arguments += [f"const double *c{loop}" for loop in before]
     if last in loops:
@@ -393,42 +438,51 @@ def _text(
     lines = [
         f'extern "C" __global__ void normalized({", ".join(arguments)}, Index groups, Index count, double divisor) {{'
     ]
-    lines += SLOTS
-    lines += _divided("group", "k", kept, shape.whole)
-    for i, operand in enumerate(operands):
-        if operand is not None:
-            lines.append(f"const auto p{i} = a{i} + ({_offset('k', kept, operand)});")
+    lines += [*SLOTS, *_divided("group", "k", kept, shape_of_packs.whole)]
+    lines += [f"const auto p{i} = a{i} + ({_offset('k', kept, operand)});" for i, operand in operands]
     for loop in before:
         totals = [(k, total) for k, total in enumerate(writer.totals) if total.level == loop]
         lines += [f"const {total.type} t{k} = c{loop}[{i} * groups + group];" for i, (k, total) in enumerate(totals)]
     lines += [text for level, differs, text in writer.statements if not differs and level <= loops.start]
+    totals = []
     for loop in loops:
         totals = [(k, total) for k, total in enumerate(writer.totals) if total.level == loop]
-        if totals or (loop == last and each):
+        results = each if loop == last else ()
+        if totals or results:
             lines += [f"{total.type} s{k} = {IDENTITY[total.how]};" for k, total in totals]
-            lines += [*LOOP, *_divided("j", "i", axes, shape.whole)]
-            for i, operand in enumerate(operands):
-                if operand is not None and operand.varies(axes):
-                    lines.append(f"const Index o{i} = {_offset('i', axes, operand)};")
+            lines += [f"#pragma unroll {2 if pack > 1 else 8}", *LOOP, *_divided("j", "i", axes, shape_of_packs.whole)]
+            packs = [(i, operand) for i, operand in operands if operand.varies(axes)]
+            lines += [f"const Index o{i} = {_offset('i', axes, operand)};" for i, operand in packs]
+            packs = [(i, operand) for i, operand in packs if pack > 1 and operand.steps[-1]]
+            places = {i: f"Pack<{STORED[operand.dtype]}>" for i, operand in packs}
+            lines += [
+                f"const {kind} q{i} = *(const {kind} *)(p{i} + o{i});" for i, kind in places.items() if i < inputs
+            ]
+            if results:
+                lines += [f"{kind} q{i};" for i, kind in places.items() if i >= inputs]
+            lines += ["#pragma unroll", f"for (int u = 0; u < {pack}; u++) {{"]
             lines += [text for level, differs, text in writer.statements if differs and level <= loop]
             lines += [f"s{k} = join<{total.how}>(s{k}, ({total.type}){total.of});" for k, total in totals]
-            if loop == last:
-                for i, number in enumerate(each, inputs):
-                    lines.append(f"if (live) write(p{i}[{_step(i, operands[i], axes)}], {number.name});")
+            for i, number in enumerate(results, inputs):
+                place = _place(i, shape.operands[i], axes, pack)
+                lines.append(f"{'' if i in places else 'if (live) '}write({place}, {number.name});")
+            lines.append("}")
+            if results:
+                lines += [f"if (live) *({kind} *)(p{i} + o{i}) = q{i};" for i, kind in places.items() if i >= inputs]
             lines.append("}")
         lines += [f"const {total.type} t{k} = across<{total.how}>(s{k});" for k, total in totals]
         if loop + 1 in loops:
             lines += [text for level, differs, text in writer.statements if not differs and level == loop + 1]
     if last in loops:
         written = [f"g{i}[group] = {number.name};" for i, number in enumerate(of_groups)]
-        lines += [f"if (live && lane == 0 && blockIdx.y == 0) {{ {' '.join(written)} }}"]
+        lines.append(f"if (live && lane == 0 && blockIdx.y == 0) {{ {' '.join(written)} }}")
     else:
-        written = [
-            f"partial[(blockIdx.y * {len(totals)} + {i}) * groups + group] = t{k};" for i, (k, _) in enumerate(totals)
-        ]
-        lines += [f"if (live && lane == 0) {{ {' '.join(written)} }}"]
+        places_of = f"(blockIdx.y * {len(totals)} + {{}}) * groups + group"
+        written = [f"partial[{places_of.format(i)}] = t{k};" for i, (k, _) in enumerate(totals)]
+        lines.append(f"if (live && lane == 0) {{ {' '.join(written)} }}")
     head = [f"#define LANES {shape.lanes}", f"#define COLUMNS {COLUMNS * shape.columns}"]
-    head += [f"#define TOGETHER {shape.together}", f"typedef {'long long' if shape.large else 'int'} Index;", PREAMBLE]
+    head += [f"#define TOGETHER {shape.together}", f"#define PACK {pack}"]
+    head += [f"typedef {'long long' if shape.large else 'int'} Index;", ASSEMBLY, PREAMBLE]
     return "\n".join([*head, *lines, "}", ""])
 
 
@@ -446,12 +500,15 @@ def _offset(name: str, axes: tuple[int, ...], operand: Operand) -> str:
     return " + ".join([f"{name}{axis} * {operand.steps[axis]}" for axis in axes if operand.steps[axis]]) or "0"
 
 
-def _step(i: int, operand: Operand | None, axes: tuple[int, ...]) -> str:
-    """How far a number of a group is from its first."""
-    return f"o{i}" if operand is not None and operand.varies(axes) else "0"
+def _place(i: int, operand: Operand | None, axes: tuple[int, ...], pack: int) -> str:
+    """Where a number of a group is."""
+    if operand is not None and pack > 1 and operand.steps[-1]:
+        return f"q{i}.a[u]"
+    return f"p{i}[o{i}]" if operand is not None and operand.varies(axes) else f"p{i}[0]"
 
 
 TYPES = {"float32": "float", "float64": "double", "bool": "bool"}
+SIZES = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}
 STORED = {"float32": "float", "float64": "double", "float16": "Half", "bfloat16": "Bfloat"}
 IDENTITY = ("0", "(1e300 * 1e300)", "-(1e300 * 1e300)")
 """Of a sum, of the smallest and of the largest."""
@@ -466,22 +523,36 @@ SLOTS = [
     "const Index share = (count + gridDim.y - 1) / gridDim.y, start = share * blockIdx.y;",
     "const Index stop = start + share < count ? start + share : count;",
 ]
-LOOP = ["#pragma unroll 4", "for (Index j = start + lane; j < stop; j += LANES) {"]
-PREAMBLE = """
+LOOP = ["for (Index j = start + lane; j < stop; j += LANES) {"]
+ASSEMBLY = """
 struct Half { unsigned short bits; };
 struct Bfloat { unsigned short bits; };
 
-__device__ float read(const float &x) { return x; }
-__device__ double read(const double &x) { return x; }
+// in words of the machine, as CuPy has its compiler take subnormal numbers of float32 for 0
+#define SAY(word, a, b) float y; asm(word " %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b)); return y
+__device__ float plus(float a, float b) { SAY("add.rn.f32", a, b); }
+__device__ float minus(float a, float b) { SAY("sub.rn.f32", a, b); }
+__device__ float times(float a, float b) { SAY("mul.rn.f32", a, b); }
+__device__ double widened(float x) { double y; asm("cvt.f64.f32 %0, %1;" : "=d"(y) : "f"(x)); return y; }
+__device__ float narrowed(double x) { float y; asm("cvt.rn.f32.f64 %0, %1;" : "=f"(y) : "d"(x)); return y; }
 __device__ float read(const Half &x) { float y; asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits)); return y; }
-__device__ float read(const Bfloat &x) { return __uint_as_float((unsigned)x.bits << 16); }
-__device__ void write(float &y, float x) { y = x; }
-__device__ void write(double &y, double x) { y = x; }
 __device__ void write(Half &y, float x) { asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y.bits) : "f"(x)); }
+__device__ float read(const Bfloat &x) { return __uint_as_float((unsigned)x.bits << 16); }
 __device__ void write(Bfloat &y, float x) {
   const unsigned bits = __float_as_uint(x);
   y.bits = x != x ? 0x7fc0 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
 }
+"""
+PREAMBLE = """
+template <class T> struct alignas(sizeof(T) * PACK < 16 ? sizeof(T) * PACK : 16) Pack { T a[PACK]; };
+
+__device__ double plus(double a, double b) { return a + b; }
+__device__ double minus(double a, double b) { return a - b; }
+__device__ double times(double a, double b) { return a * b; }
+__device__ float read(const float &x) { return x; }
+__device__ double read(const double &x) { return x; }
+__device__ void write(float &y, float x) { y = x; }
+__device__ void write(double &y, double x) { y = x; }
 
 template <int HOW, class T> __device__ T join(T a, T b) {
   return HOW == 0 ? a + b : HOW == 1 ? (b < a ? b : a) : (b > a ? b : a);

@@ -18,6 +18,10 @@ MOST_LENGTHS = 256
 """So many lengths of the first axis are remembered, of each function."""
 
 
+AT_ONCE = 256
+"""So many operations make up a value for each group; above inductor's own 30 it would be an array between two loops."""
+
+
 class Compiler(Protocol):
     """A library as a compiler."""
 
@@ -173,7 +177,11 @@ class _Graphs:
         return results
 
     def _backend(self, graph: Any, inputs: list[Array]) -> Callable[..., Any]:
-        function = self.torch._dynamo.lookup_backend("inductor")(graph, inputs)
+        inductor = self.torch._dynamo.lookup_backend("inductor")
+        config: Any = import_module("torch._inductor.config")
+        one = any(getattr(each, "is_cuda", False) for each in inputs)  # on a GPU a group is one loop after the other
+        with config.patch(realize_opcount_threshold=AT_ONCE) if one else nullcontext():
+            function = inductor(graph, inputs)
 
         def noted(*given: Any) -> Any:
             results = function(*given)

@@ -42,21 +42,22 @@ class Form(NamedTuple):
     @property
     def rows(self) -> tuple[int, ...]:
         """The axes, if groups are rows in memory that other arrays divide further: their sums share one loop then."""
-        return self.axes if self._trailing and 1 < len(self.axes) < len(self.view.shape) else ()
+        return self.axes if self.trailing and 1 < len(self.axes) < len(self.view.shape) else ()
 
     @property
     def apart(self) -> bool:
         """Whether the sums over groups and what is done with these are loops of their own."""
-        return bool(self.axes) and (not self._trailing or bool(self.rows))
+        return bool(self.axes) and (not self.trailing or bool(self.rows))
 
     @property
     def short(self) -> int:
         """The length of a last axis that is too short to be a loop of its own, and is one of several of a group."""
         n, last = self.view.shape[-1], len(self.view.shape) - 1
-        return n if n < LANES and last in self.axes and len(self.axes) > 1 and not self._trailing else 0
+        return n if n < LANES and last in self.axes and len(self.axes) > 1 and not self.trailing else 0
 
     @property
-    def _trailing(self) -> bool:
+    def trailing(self) -> bool:
+        """Whether a group is all that lies side by side."""
         last = len(self.view.shape)
         return self.axes == tuple(range(last - len(self.axes), last))
 
@@ -128,15 +129,13 @@ class Sums:
 
         In one loop they go without: what is stored would part it in two, and to read the numbers again costs more.
         """
-        return self.compiler.stored(self._beside(xp, value)) if self.form.apart and not self.well else value
+        apart = not self.form.trailing if self.well else self.form.apart
+        return self.compiler.stored(self._beside(xp, value)) if apart else value
 
     def given(self, xp: Namespace, value: Array | None) -> Array | None:
         """A value for each group that is there already."""
-        return (
-            value
-            if value is None or self.well or not self.form.short
-            else self.compiler.stored(self._beside(xp, value))
-        )
+        beside = value is not None and self.form.short and not self.well
+        return self.compiler.stored(self._beside(xp, value)) if beside else value
 
     def own(self, value: Array) -> Array:
         """A value for each group as it was before it was kept."""
@@ -144,7 +143,8 @@ class Sums:
 
     def _beside(self, xp: Namespace, value: Array) -> Array:
         """Beside each number of a last axis that is short: all that lies side by side is one row with it."""
-        return xp.concat([value] * self.form.short, axis=-1) if value.shape[-1] < self.form.short else value
+        short = not self.well and value.shape[-1] < self.form.short
+        return xp.concat([value] * self.form.short, axis=-1) if short else value
 
     def total(self, xp: Namespace, x: Array, axes: tuple[int, ...]) -> Array:
         """The sum over these axes, the innermost first."""

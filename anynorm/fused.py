@@ -49,7 +49,8 @@ def normalize(call: Call, *, keep: bool) -> tuple[Array, Spread]:
 
     axes = plan.view.axes if call.spread is None else _rows(plan)
     kinds = [xp.float64] * (0 if call.spread is not None or not keep else 3 if plan.centred else 1)
-    found = _run(plan, ("normalize", keep), axes, inputs, [xp.reshape(target, plan.view.shape)], kinds, body)
+    place, apart = xp.reshape(target, plan.view.shape), out is None or target is not out
+    found = _run(plan, ("normalize", keep), axes, inputs, [place], kinds, body, apart=apart)
     if out is not None and target is not out:
         out[...] = target
     y = target if out is None else out
@@ -78,7 +79,7 @@ def gradients(call: Call, dy: Array, wanted: Wanted, spread: Spread) -> tuple[Ar
         mean, rest, rstd = parts
         own, xhat = Spread(mean, rest, None), None
         if x is not None:
-            xhat = kernels.less(x, own) * rstd if given else kernels.standardize_narrow(words, x, own, rstd)
+            xhat = kernels.less(x, own) * rstd if given else kernels.by(x, kernels.narrow(words, own, rstd, x.dtype))
         return Standardized(xhat, rstd, own)
 
     def of_x(words: Any, numbers: list[Any], sums: Sums) -> Found:
@@ -86,8 +87,9 @@ def gradients(call: Call, dy: Array, wanted: Wanted, spread: Spread) -> tuple[Ar
         of, centred = standardized(words, x, parts), plan.centred
         if given:
             return [kernels.input_gradient(words, dy, gamma, of, groups=None, centred=centred)], []
-        how = {"axes": plan.view.axes, "centred": centred, "dtype": words.float64}
-        return [kernels.input_gradient_wide(words, dy, x, gamma, of, groups=sums, **how)], []
+        own = kernels.narrow(words, of.spread, of.rstd, x.dtype)
+        how: dict[str, Any] = {"groups": sums, "axes": plan.view.axes, "centred": centred}
+        return [kernels.input_gradient_wide(words, dy, x, gamma, of, own, **how)], []
 
     dx = None
     if wanted.dtype is not None:
@@ -135,7 +137,7 @@ def _root(plan: Plan, spread: Spread) -> Array:
 
 def _standardized(plan: Plan, words: Any, x: Number | None, sums: Sums) -> Standardized:
     if name_of(plan.dtype) == "float32":
-        how = {"axes": plan.view.axes, "eps": plan.eps, "centred": plan.centred, "dtype": words.float64}
+        how: dict[str, Any] = {"axes": plan.view.axes, "eps": plan.eps, "centred": plan.centred, "dtype": words.float64}
         return kernels.standardize_wide(words, x, groups=sums, **how)
     groups: Any = sums
     return kernels.standardize_scaled(words, x, groups=groups, eps=plan.eps, centred=plan.centred)
@@ -197,18 +199,22 @@ def _run(
     results: list[Array],
     kinds: list[Any],
     body: Callable[[Any, list[Any], Sums], Found],
+    *,
+    apart: bool = True,
 ) -> list[Array]:
     """Run a body over the groups along these axes; what there is for each of them, in these dtypes."""
     arrays = [*inputs, *results]
-    key = (id(plan), what, tuple([each if each is None else (each.dtype, each.shape, each.strides) for each in arrays]))
+    library, xp = plan.library, plan.library.xp
+    assert library.launch is not None
+    given = [each for each in arrays if each is not None]
+    aligned = all([library.aligned(each) for each in given])  # noqa: C419 - a generator takes longer
+    layouts = tuple([each if each is None else (each.dtype, each.shape, each.strides) for each in arrays])
+    key = (id(plan), what, aligned, apart, layouts)
     found = _known.get(key)
     if found is None:
         if len(_known) >= MOST:
             _known.clear()
-        found = _known[key] = _steps(plan, what, axes, inputs, results, body)
-    library, xp = plan.library, plan.library.xp
-    assert library.launch is not None
-    given = [each for each in arrays if each is not None]
+        found = _known[key] = _steps(plan, what, axes, inputs, results, body, aligned=aligned, apart=apart)
     like, before = given[0], list[Array]()
     of_groups = [empty(found.kept, like, kind) for kind in kinds]
     for program, grid, partial in found.steps:
@@ -234,22 +240,25 @@ def _steps(
     inputs: Arrays,
     results: list[Array],
     body: Callable[[Any, list[Any], Sums], Found],
+    *,
+    aligned: bool,
+    apart: bool,
 ) -> _Steps:
     arrays = [*inputs, *results]
     operands = tuple(None if each is None else _operand(each) for each in arrays)
     whole = tuple(max(each.shape[axis] for each in operands if each) for axis in range(len(plan.view.shape)))
-    shape = Shape(whole, axes, operands)
-    key = (what, plan.eps, plan.centred, name_of(plan.dtype), plan.view.axes, shape.kind)
+    shape = Shape(whole, axes, operands, aligned)
+    key = (what, apart, plan.eps, plan.centred, name_of(plan.dtype), plan.view.axes, shape.kind)
     with _lock:
         if key not in _programs:
-            _programs[key] = cuda.programs(shape, len(inputs), body)
+            _programs[key] = cuda.programs(shape, len(inputs), body, apart=apart)
     steps, blocks = [], -(-shape.groups // shape.together)
     for program in _programs[key]:
         last = program is _programs[key][-1]
         splits = 1 if last and not results else shape.splits
         steps.append(_Step(program, (blocks, splits), None if last else (splits, len(program.totals), shape.groups)))
     kept = tuple(1 if axis in axes else n for axis, n in enumerate(whole))
-    sizes = (shape.groups, shape.length, plan.groups.divisor)
+    sizes = (shape.groups, shape.length // shape.pack, plan.groups.divisor)
     return _Steps(plan, steps, shape.threads, sizes, shape.large, kept)
 
 

@@ -184,36 +184,70 @@ def standardize_with(xp: Namespace, x: Array, spread: Spread, *, eps: float, ops
     return Standardized(ops.multiply(less(x, spread, ops=ops), rstd), rstd, spread)
 
 
+class Narrow(NamedTuple):
+    """Statistics of a wide dtype, as a narrow one has room for them: (x * unit - mean - rest) * rstd is xhat."""
+
+    unit: Array
+    """A power of two."""
+    mean: Array | None
+    """Of x * unit; None where x is not centred."""
+    rest: Array | None
+    rstd: Array
+    """Of x * unit."""
+
+
+def itself(value: Array) -> Array:
+    """A value for each group, computed wherever it is used."""
+    return value
+
+
 def standardize_wide(
-    xp: Namespace, x: Array, *, groups: Means, axes: tuple[int, ...], eps: float, centred: bool, dtype: Any
+    xp: Namespace,
+    x: Array,
+    *,
+    groups: Means,
+    axes: tuple[int, ...],
+    eps: float,
+    centred: bool,
+    dtype: Any,
+    kept: Callable[[Array], Array] = itself,
 ) -> Standardized:
-    """`standardize` for numbers of any size, by sums in a wider dtype, in which the square of each of them exists.
+    """`standardize` for numbers of any size, by sums in a wide dtype, in which the square of each of them exists.
 
     The pivot is one of the numbers of the group: the square of what it leaves of the mean is at most as many times the
-    variance as there are numbers, and so many digits the wider dtype has to spare. The statistics are of that dtype.
+    variance as there are numbers, and so many digits the wide dtype has to spare. The statistics are of that dtype.
     """
     wide = xp.astype(x, dtype)
     pivot = first(wide, axes) if centred else None
     _, left, var = shifted(xp, wide, pivot, groups=groups, centred=centred)
+    mean = None if pivot is None else pivot + left
+    spread = Spread(mean, None if mean is None else xp.zeros_like(mean), var)
     rstd = inverse_root(xp, var + eps, flat=1.0)
-    spread = Spread(None, None, var) if left is None else Spread(*renormalized(xp, pivot, left), var)
-    return Standardized(standardize_narrow(xp, x, spread, rstd), rstd, spread)
+    return Standardized(by(x, narrow(xp, spread, rstd, x.dtype, kept=kept)), rstd, spread)
 
 
-def standardize_narrow(xp: Namespace, x: Array, spread: Spread, rstd: Array) -> Array:
-    """(x - mean) * rstd in the dtype of x, for statistics of a wider one: a power of two is taken out of x."""
-    unit, rstd = factors(xp, rstd, x.dtype)
-    if spread.mean is not None:
-        spread = Spread(spread.mean * unit, spread.rest * unit, rstd).astype(xp, x.dtype)
-    return less(x * xp.astype(unit, x.dtype), spread) * xp.astype(rstd, x.dtype)
-
-
-def factors(xp: Namespace, rstd: Array, dtype: Any) -> tuple[Array, Array]:
-    """A power of two and another number, of which rstd is the product, and which a narrower dtype has room for."""
+def narrow(
+    xp: Namespace, spread: Spread, rstd: Array, dtype: Any, *, kept: Callable[[Array], Array] = itself
+) -> Narrow:
+    """What a narrow dtype is standardized by."""
     step, one = limits(xp, dtype).step, xp.ones_like(rstd)
     large, small = rstd > step, rstd < 1 / step
+    if spread.mean is not None:  # of numbers that are not small themselves they are all the same
+        large = large & (spread.mean < 1) & (spread.mean > -1)
     unit, inverse = (xp.where(large, one * factor, xp.where(small, one / factor, one)) for factor in (step, 1 / step))
-    return unit, rstd * inverse
+    mean = rest = None
+    if spread.mean is not None:
+        whole = spread.mean * unit
+        mean = xp.astype(whole, dtype)
+        rest = kept(xp.astype(whole - xp.astype(mean, rstd.dtype), dtype))
+        mean = kept(mean)
+    rstd = xp.minimum(rstd * inverse, one * float(xp.finfo(dtype).max))
+    return Narrow(kept(xp.astype(unit, dtype)), mean, rest, kept(xp.astype(rstd, dtype)))
+
+
+def by(x: Array, of: Narrow) -> Array:
+    """xhat."""
+    return less(x * of.unit, Spread(of.mean, of.rest, of.rstd)) * of.rstd
 
 
 def first(x: Array, axes: tuple[int, ...]) -> Array:
@@ -319,25 +353,25 @@ def input_gradient_wide(
     x: Array,
     gamma: Array | None,
     of: Standardized,
+    own: Narrow,
     *,
     groups: Means,
     axes: tuple[int, ...],
     centred: bool,
-    dtype: Any,
+    kept: Callable[[Array], Array] = itself,
 ) -> Array:
-    """`input_gradient` by sums in the wider dtype of the statistics, of numbers of any size."""
+    """`input_gradient` by sums in the wide dtype of the statistics, of numbers of any size."""
     if alone(gamma, axes):
-        return input_gradient_wide(xp, dy, x, None, of, groups=groups, axes=axes, centred=centred, dtype=dtype) * gamma
-    g = affine(dy, gamma, None)
+        how: dict[str, Any] = {"groups": groups, "axes": axes, "centred": centred, "kept": kept}
+        return input_gradient_wide(xp, dy, x, None, of, own, **how) * gamma
+    g, dtype = affine(dy, gamma, None), of.rstd.dtype
     wide = xp.astype(g, dtype)
     slope = groups.mean_product(xp, wide, less(xp.astype(x, dtype), of.spread) * of.rstd)
     if centred:
-        mean = groups.mean(xp, wide)
-        g = less(g, Spread(mean, xp.zeros_like(mean), slope).astype(xp, g.dtype))
-    g = g - of.xhat * xp.astype(slope, g.dtype)
-    for factor in factors(xp, of.rstd, g.dtype):
-        g = g * xp.astype(factor, g.dtype)
-    return g
+        whole = groups.mean(xp, wide)
+        mean = xp.astype(whole, g.dtype)
+        g = g - kept(mean) - kept(xp.astype(whole - xp.astype(mean, dtype), g.dtype))
+    return (g - of.xhat * kept(xp.astype(slope, g.dtype))) * own.rstd * own.unit
 
 
 def alone(gamma: Array | None, axes: tuple[int, ...]) -> bool:

@@ -79,6 +79,8 @@ class Library(NamedTuple):
     launch: Callable[[str, tuple[int, int], int, list[Array], tuple[int, int, float], bool], None] | None = None
     """Runs the text of a program on a GPU: over a grid of blocks, of so many threads, with arrays and with the number
     and the length of the groups, long or not, and what a sum is divided by."""
+    aligned: Callable[[Array], bool] = lambda x: False
+    """Whether an array starts at a multiple of 16 bytes."""
     on: Callable[[Array], AbstractContextManager[Any]] = lambda x: nullcontext()
     """Where programs run on the device of an array, and memory is that device's."""
     host: Callable[[Array], Any] = np.asarray

@@ -18,6 +18,7 @@ def cupy_library(lazy: Library) -> Library:
         subnormal=_subnormal,
         wide=lambda x: True,
         launch=_launch,
+        aligned=lambda x: x.data.ptr % 16 == 0,
         on=lambda x: x.device,
         host=lambda x: x.get(),
     )

@@ -8,6 +8,8 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
+from anynorm import cuda
+
 HEAD = """
 #include <cmath>
 #include <cstring>
@@ -28,10 +30,17 @@ extern "C" void run(int blocks, int splits, int threads, void **a, long long gro
         normalized(ARGUMENTS, groups, count, divisor);
 }
 """
-HALVES = {
-    r'asm\("cvt.f32.f16.*?\);': "_Float16 h; memcpy(&h, &x.bits, 2); y = h;",
-    r'asm\("cvt.rn.f16.f32.*?\);': "_Float16 h = x; memcpy(&y.bits, &h, 2);",
-}
+ASSEMBLY = """
+struct Half { unsigned short bits; };
+struct Bfloat { unsigned short bits; };
+__device__ float plus(float a, float b) { return a + b; }
+__device__ float minus(float a, float b) { return a - b; }
+__device__ float times(float a, float b) { return a * b; }
+__device__ double widened(float x) { return x; }
+__device__ float narrowed(double x) { return x; }
+__device__ float read(const Half &x) { _Float16 y; memcpy(&y, &x.bits, 2); return y; }
+__device__ void write(Half &y, float x) { _Float16 z = x; memcpy(&y.bits, &z, 2); }
+""" + cuda.ASSEMBLY[cuda.ASSEMBLY.index("__device__ float read(const Bfloat") :]
 
 
 def launch(text, grid, threads, arrays, sizes, large):
@@ -46,11 +55,10 @@ def launch(text, grid, threads, arrays, sizes, large):
 @cache
 def _compiled(text):
     signature = re.search(r"void normalized\((.*), Index groups", text)[1]
-    kinds = [re.sub(r"(.*\*)\w+", r"\1", each) for each in signature.split(", ")]
+    kinds = [re.sub(r"(.*\*).*", r"\1", each) for each in signature.split(", ")]
     arguments = ", ".join(f"({kind})a[{i}]" for i, kind in enumerate(kinds))
-    for pattern, instead in HALVES.items():
-        text = re.sub(pattern, instead, text)
-    source = HEAD + text + TAIL.replace("ARGUMENTS", arguments)
+    assert cuda.ASSEMBLY in text
+    source = HEAD + text.replace(cuda.ASSEMBLY, ASSEMBLY) + TAIL.replace("ARGUMENTS", arguments)
     path = Path(_folder().name) / f"{hashlib.sha256(source.encode()).hexdigest()[:24]}.so"
     command = ["g++", "-O1", "-std=c++17", "-shared", "-fPIC", "-w", "-x", "c++", "-", "-o", str(path)]
     made = subprocess.run(command, input=source, text=True, capture_output=True)

@@ -1,6 +1,7 @@
 """The benchmarks: that what is compared is the same thing, and that the report says what was seen."""
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -176,6 +177,25 @@ def test_a_report_is_read_as_it_was_written_and_old_rows_are_kept(tmp_path):
     assert [row.work for row in new.rows] == ["old", "new"]
     new.keep(again.rows)
     assert [row.work for row in new.rows] == ["old", "new"]
+
+
+@once
+def test_what_was_measured_before_ctrl_c_is_written(tmp_path, capsys):
+    command = runpy.run_path(str(FOLDER / "__main__.py"))["main"]
+    measured = []
+
+    def interrupted(*arguments):
+        if measured:
+            raise KeyboardInterrupt
+        measured.append(measure.measure(*arguments))
+        return measured[0]
+
+    command.__globals__["measure"] = interrupted
+    asked = ["--quick", "--only", "layer norm", "--library", "numpy", "--compilers", "--to", str(tmp_path)]
+    assert command(asked) == 130
+    assert "bench: interrupted" in capsys.readouterr().err
+    found = report.Report.read(tmp_path / "cpu.json")
+    assert [row.work for row in found.rows] == [measured[0].work]
 
 
 @once

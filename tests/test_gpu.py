@@ -84,9 +84,9 @@ def test_numbers_are_exact_at_every_offset_and_magnitude(compiler, backend, offs
 
 
 def test_constants_and_nan_are_what_they_are_elsewhere(compiler, backend):
-    for value in (0.0, 0.1, 7.7e5, 2.2e30, 1e-40):
+    for value, eps in ((0.0, 0), (0.1, 0), (-7.7e5, 0), (2.2e30, 0), (1e-40, 0), (3e38, 1e-40), (1.0, 1e-300)):
         x = backend.array(np.full((3, 30), value), "float32")
-        backend.check(anynorm.layer_norm(x, eps=0), np.zeros((3, 30)), dtype="float32", tolerance=0)
+        backend.check(anynorm.layer_norm(x, eps=eps), np.zeros((3, 30)), dtype="float32", tolerance=0)
     numbers = np.random.default_rng(0).standard_normal((4, 30)).astype(np.float32)
     numbers[2, 7] = np.nan
     y = backend.numpy(anynorm.layer_norm(backend.array(numbers, "float32")))

@@ -39,7 +39,10 @@ class BadArgumentError(Exception):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure and write; the exit code is 0, 1 if something is missing, 2 if asked wrongly, 130 after Ctrl-C."""
+    """Measure and write; the exit code is 0, 1 if something is missing, 2 if asked wrongly, 130 after Ctrl-C.
+
+    What was measured before Ctrl-C is written.
+    """
     chosen = _parser().parse_args(arguments)
     try:
         _run(chosen)
@@ -58,16 +61,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def bench(
     chosen: argparse.Namespace, device: Device, *, begin: Callable[[Work, str], None], end: Callable[[Row], None]
 ) -> Report:
-    """Measure what was chosen; `begin` and `end` are told of each row."""
+    """Measure what was chosen; `begin` and `end` are told of each row. After Ctrl-C there are those measured so far."""
     found = _candidates(chosen)
     tasks = [(work, dtype) for dtype in _dtypes(chosen) for work in _works(chosen)]
     seconds = (chosen.seconds or SECONDS[chosen.device]) / len(tasks)
-    rows = []
-    for work, dtype in tasks:
-        begin(work, dtype)
-        rows.append(measure(work, dtype, found, device, 0.0 if chosen.quick and not chosen.seconds else seconds))
-        end(rows[-1])
-    return Report(chosen.device, machine(device), chosen.quick, rows)
+    report = Report(chosen.device, machine(device), chosen.quick, [])
+    try:
+        for work, dtype in tasks:
+            begin(work, dtype)
+            row = measure(work, dtype, found, device, 0.0 if chosen.quick and not chosen.seconds else seconds)
+            report.rows.append(row)
+            end(row)
+    except KeyboardInterrupt:
+        if not report.rows:
+            raise
+        report.stopped = True
+    return report
 
 
 def _run(chosen: argparse.Namespace) -> None:
@@ -85,6 +94,8 @@ def _run(chosen: argparse.Namespace) -> None:
     write(report, folder, figure=drawn)
     figured = ", .json and .svg" if drawn else f" and .json, and no figure: that takes matplotlib and times of {PEER}"
     print(f"Wrote {folder / chosen.device}.md{figured}.")
+    if report.stopped:
+        raise KeyboardInterrupt
 
 
 def _old(chosen: argparse.Namespace, device: Device) -> Sequence[Row]:
@@ -141,7 +152,7 @@ def _seconds(text: str) -> float:
 
 
 def _works(chosen: argparse.Namespace) -> list[Work]:
-    works = [*WORKS, *(GIGABYTE if chosen.device == "cuda" else ())]
+    works = [*(GIGABYTE if chosen.device == "cuda" else ()), *WORKS]
     if chosen.quick:
         works = list(dict.fromkeys(work.shortened(SHORT) for work in works))
     if chosen.only is not None:

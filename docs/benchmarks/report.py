@@ -25,6 +25,8 @@ class Report:
     short: bool
     """Whether the shapes were cut down."""
     rows: list[Row]
+    stopped: bool = False
+    """Whether there was to be more."""
 
     def to_json(self) -> str:
         """All of it."""
