@@ -84,6 +84,7 @@ def gradients(call: Call, dy: Array, wanted: Wanted, spread: Spread) -> tuple[Ar
 
     def of_x(words: Any, numbers: list[Any], sums: Sums) -> Found:
         dy, x, gamma, *parts = numbers
+        dy = words.astype(dy, name_of(plan.dtype))
         of, centred = standardized(words, x, parts), plan.centred
         if given:
             return [kernels.input_gradient(words, dy, gamma, of, groups=None, centred=centred)], []
@@ -107,6 +108,7 @@ def gradients(call: Call, dy: Array, wanted: Wanted, spread: Spread) -> tuple[Ar
             words: Any, numbers: list[Any], _: Sums, these: list[int] = these, axes: tuple[int, ...] = axes
         ) -> Found:
             dy, x, *parts = numbers
+            dy = words.astype(dy, name_of(plan.dtype))
             xhat = None if x is None else standardized(words, x, parts).xhat
             products = [kernels.affine(dy, None if i else xhat, None) for i in these]
             if not axes:
