@@ -95,12 +95,17 @@ def demo(session):
 def bench(session):
     """Measure and write the report: `nox -s bench`, or `nox --no-venv -s bench -- --device cuda`."""
     install(session, "bench")
-    session.run("python", "docs/benchmarks", *session.posargs)
+    session.run(*python(session), "docs/benchmarks", *session.posargs)
 
 
 def pytest(session, *args, processes=2):
     """In so many processes, with a thread each where a library would start one for every processor."""
-    session.run("python", "-m", "pytest", f"--numprocesses={processes}", *args, env={"OMP_NUM_THREADS": "1"})
+    session.run(*python(session), "-m", "pytest", f"--numprocesses={processes}", *args, env={"OMP_NUM_THREADS": "1"})
+
+
+def python(session):
+    """The session's interpreter; the one that nox runs in, where that must bring its own packages (--no-venv)."""
+    return ["python"] if session.venv_backend != "none" else [sys.executable]
 
 
 def install(session, *groups):
