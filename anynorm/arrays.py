@@ -122,7 +122,8 @@ def zeros(shape: int | tuple[int, ...], like: Array, dtype: Any) -> Array:
 
 def writeable(x: Array) -> Array:
     """A NumPy array, or one more of the same memory that may be written to: some libraries take no other."""
-    return x if x.flags.writeable else np.asarray(_Writeable(x))
+    # a dtype that is foreign to NumPy does not go through its interface
+    return x if x.flags.writeable else np.asarray(_Writeable(x)).view(x.dtype)
 
 
 def extent(library: Library, x: Array) -> tuple[float, float]:

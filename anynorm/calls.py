@@ -227,14 +227,13 @@ def _prepare(
     if moments is not None:
         given = Spread(_ready(plan, mean, plan.spread), None, _ready(plan, var, plan.spread))
     compiler = "none" if plan.library.traced() or weights is not None else current().compiler
-    call = Call(plan, x, _ready(plan, gamma, plan.gamma), _ready(plan, beta, plan.beta), given, out, compiler)
-    if weights is None:
-        return call
-    check_weights(plan.library, weights)
-    if plan.given:  # to moments that are given they make no difference
-        return call
-    with plan.library.quiet():
-        return call._replace(weights=_weigh(plan, plan.library.constant(weights)))
+    params, found = (_ready(plan, gamma, plan.gamma), _ready(plan, beta, plan.beta)), None
+    if weights is not None:
+        check_weights(plan.library, weights)
+        if not plan.given:  # to moments that are given they make no difference
+            with plan.library.quiet():
+                found = _weigh(plan, plan.library.constant(weights))
+    return Call(plan, x, *params, given, out, compiler, found)
 
 
 def _weigh(plan: Plan, weights: Array) -> Weights:
@@ -285,17 +284,18 @@ def _of_replicas(call: Call, weights: Array | None, all_reduce: Callable[[Array]
     plan = call.plan
     library, xp = plan.library, plan.library.xp
     sums = library.summing(all_reduce)
-    call = call._replace(all_reduce=sums, compiler="none")
-    if plan.given:
-        return call
-    with library.quiet():
-        x = xp.astype(library.constant(call.x), plan.dtype, copy=False)
-        if weights is None:
-            ready = zeros((1,) * len(plan.view.shape), x, plan.dtype) + 1.0
-        else:
-            ready = _ready(plan, library.constant(weights), plan.weights)
-        join = joining(xp, sums)
-        return call._replace(weights=replicas.weigh(xp, x, ready, groups=plan.groups, eps=plan.eps, join=join))
+    found = call.weights
+    if not plan.given:
+        with plan.library.quiet():
+            x = xp.astype(library.constant(call.x), plan.dtype, copy=False)
+            if weights is None:
+                ready = zeros((1,) * len(plan.view.shape), x, plan.dtype) + 1.0
+            else:
+                ready = _ready(plan, library.constant(weights), plan.weights)
+            join = joining(xp, sums)
+            found = replicas.weigh(xp, x, ready, groups=plan.groups, eps=plan.eps, join=join)
+    # not by `_replace`: a compiler must build it again where the sum over replicas breaks its graph
+    return Call(plan, call.x, call.gamma, call.beta, call.spread, call.out, "none", found, sums)
 
 
 def _key(

@@ -84,7 +84,9 @@ def normalize(call: Call, name: str, *, keep: bool) -> tuple[Array, Spread] | No
         elif widened:
             how: dict[str, Any] = {"axes": form.axes, "eps": plan.eps, "centred": plan.centred, "dtype": xp.float64}
             of = kernels.standardize_wide(xp, x, groups=sums, kept=partial(sums.kept, xp), **how)
-            xhat, found = of.xhat, tuple(each for each in of.spread if keep and each is not None)
+            xhat, found = of.xhat, ()
+            if keep:  # not the variance, beside which Triton 3.6 cannot place the mean
+                found = (*sums.sums, *([of.spread.mean] if plan.centred else []))
         elif scaled:
             of = _scaled(compiler, plan, x, sums)
             xhat, found = of.xhat, tuple(sums.own(each) for each in of.spread if each is not None)
@@ -112,10 +114,14 @@ def normalize(call: Call, name: str, *, keep: bool) -> tuple[Array, Spread] | No
     found = [xp.reshape(each, plan.spread.shape) for each in found]
     if not found:
         return y, Spread(None, None, None)
-    if scaled or widened:
+    if scaled:
         return y, Spread(*found) if plan.centred else Spread(None, None, *found)
     if not plan.centred:
         return y, Spread(None, None, found[0] / plan.groups.divisor)
+    if widened:
+        sums, squares, mean = found
+        var = (squares - sums * (1 / plan.groups.divisor) * sums) / plan.groups.divisor
+        return y, Spread(mean, xp.zeros_like(mean), var)
     few_sums, sums, squares = found
     if not _fair(plan.library, sums, squares, plan.groups.divisor):
         return None
@@ -292,7 +298,7 @@ def _run(
         function = _functions.get(key)
         if function is None:
             with _lock:
-                function = _functions.get(key) or _functions.setdefault(key, compiler.compile(body))
+                function = _functions.get(key) or _functions.setdefault(key, compiler.compile(body, rows=form.trailing))
         if place is not None:
             place = compiler.enter(library, place, shape)
         found = [compiler.leave(library, each, given[0]) for each in function(arrays, place)]

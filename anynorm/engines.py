@@ -56,8 +56,13 @@ class Compiler(Protocol):
     def sums_well(self, x: Array) -> bool:
         """Whether a sum over any axes at once is fast and exact."""
 
-    def compile(self, body: Callable[..., Any]) -> Callable[[list[Array | None], Array | None], Sequence[Array]]:
-        """The function of the arrays that writes the first result to the place, if that is not None."""
+    def compile(
+        self, body: Callable[..., Any], *, rows: bool
+    ) -> Callable[[list[Array | None], Array | None], Sequence[Array]]:
+        """The function of the arrays that writes the first result to the place, if that is not None.
+
+        `rows` says that a group is all that lies side by side.
+        """
 
 
 class _Torch:
@@ -123,7 +128,9 @@ class _Torch:
     def sums_well(self, x: Array) -> bool:
         return bool(x.device.type != "cpu")
 
-    def compile(self, body: Callable[..., Any]) -> Callable[[list[Array | None], Array | None], Sequence[Array]]:
+    def compile(
+        self, body: Callable[..., Any], *, rows: bool
+    ) -> Callable[[list[Array | None], Array | None], Sequence[Array]]:
         torch = self.torch
 
         def target(arrays: list[Array | None], place: Array | None) -> Any:
@@ -135,7 +142,7 @@ class _Torch:
 
         # torch.compile keeps its versions by code object, and refuses the ninth: each function has one of its own
         own = FunctionType(target.__code__.replace(), target.__globals__, target.__name__, None, target.__closure__)
-        compiled = _Graphs(self.torch, own)
+        compiled = _Graphs(self.torch, own, rows=rows)
 
         def function(arrays: list[Array | None], place: Array | None) -> Sequence[Array]:
             with torch.no_grad():
@@ -152,8 +159,8 @@ class _Graphs:
     without them where that length comes again.
     """
 
-    def __init__(self, torch: Any, function: Callable[..., Any]) -> None:
-        self.torch = torch
+    def __init__(self, torch: Any, function: Callable[..., Any], *, rows: bool) -> None:
+        self.torch, self.rows = torch, rows
         self.compiled = torch.compile(function, fullgraph=True, dynamic=False, backend=self._backend)
         self.last = threading.local()
         self.known: dict[int, _Graph] = {}
@@ -179,7 +186,8 @@ class _Graphs:
     def _backend(self, graph: Any, inputs: list[Array]) -> Callable[..., Any]:
         inductor = self.torch._dynamo.lookup_backend("inductor")
         config: Any = import_module("torch._inductor.config")
-        one = any(getattr(each, "is_cuda", False) for each in inputs)  # on a GPU a group is one loop after the other
+        # on a GPU one kernel then reads a row, and reads it again
+        one = self.rows and any(getattr(each, "is_cuda", False) for each in inputs)
         with config.patch(realize_opcount_threshold=AT_ONCE) if one else nullcontext():
             function = inductor(graph, inputs)
 
@@ -277,7 +285,12 @@ class _Jax:
     def sums_well(self, x: Array) -> bool:  # noqa: ARG002
         return False
 
-    def compile(self, body: Callable[..., Any]) -> Callable[[list[Array | None], Array | None], Sequence[Array]]:
+    def compile(
+        self,
+        body: Callable[..., Any],
+        *,
+        rows: bool,  # noqa: ARG002
+    ) -> Callable[[list[Array | None], Array | None], Sequence[Array]]:
         compiled = self.jax.jit(body)
         return lambda arrays, place: compiled(*arrays)
 

@@ -5,6 +5,7 @@ Numbers of up to four bytes are added up in float64, in which each has a square;
 
 import threading
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 from anynorm import cuda, kernels
@@ -24,13 +25,19 @@ def takes(call: Call, arrays: list[Array]) -> bool:
     """Whether what is computed of these arrays is a program."""
     plan = call.plan
     return (
-        plan.library.launch is not None
+        plan.library.programs is not None
         and call.weights is None
         and call.all_reduce is None
         and plan.nbytes > 0
         and all(name_of(each.dtype) in cuda.STORED for each in arrays)
         and all(step % each.itemsize == 0 for each in arrays for step in each.strides)
     )
+
+
+def on(call: Call, x: Array) -> AbstractContextManager[Any]:
+    """Where programs run that take this array."""
+    assert call.plan.library.programs is not None
+    return call.plan.library.programs.on(x)
 
 
 def normalize(call: Call, *, keep: bool) -> tuple[Array, Spread]:
@@ -206,10 +213,10 @@ def _run(
 ) -> list[Array]:
     """Run a body over the groups along these axes; what there is for each of them, in these dtypes."""
     arrays = [*inputs, *results]
-    library, xp = plan.library, plan.library.xp
-    assert library.launch is not None
+    programs, xp = plan.library.programs, plan.library.xp
+    assert programs is not None
     given = [each for each in arrays if each is not None]
-    aligned = all([library.aligned(each) for each in given])  # noqa: C419 - a generator takes longer
+    aligned = all([programs.aligned(each) for each in given])  # noqa: C419 - a generator takes longer
     layouts = tuple([each if each is None else (each.dtype, each.shape, each.strides) for each in arrays])
     key = (id(plan), what, aligned, apart, layouts)
     found = _known.get(key)
@@ -221,7 +228,7 @@ def _run(
     of_groups = [empty(found.kept, like, kind) for kind in kinds]
     for program, grid, partial in found.steps:
         places = of_groups if partial is None else [empty(partial, like, xp.float64)]
-        library.launch(program.text, grid, found.threads, [*given, *before, *places], found.sizes, found.large)
+        programs.launch(program.text, grid, found.threads, [*given, *before, *places], found.sizes, found.large)
         if partial is not None:
             before.append(_together(xp, places[0], program.totals))
     return of_groups

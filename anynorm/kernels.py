@@ -218,7 +218,7 @@ def standardize_wide(
     variance as there are numbers, and so many digits the wide dtype has to spare. The statistics are of that dtype.
     """
     wide = xp.astype(x, dtype)
-    pivot = first(wide, axes) if centred else None
+    pivot = kept(first(wide, axes)) if centred else None
     _, left, var = shifted(xp, wide, pivot, groups=groups, centred=centred)
     mean = None if pivot is None else pivot + left
     spread = Spread(mean, None if mean is None else xp.zeros_like(mean), var)
@@ -364,11 +364,14 @@ def input_gradient_wide(
     if alone(gamma, axes):
         how: dict[str, Any] = {"groups": groups, "axes": axes, "centred": centred, "kept": kept}
         return input_gradient_wide(xp, dy, x, None, of, own, **how) * gamma
-    g, dtype = affine(dy, gamma, None), of.rstd.dtype
+    g, dtype, pivot = affine(dy, gamma, None), of.rstd.dtype, None
     wide = xp.astype(g, dtype)
+    if centred and gamma is None:  # where all are the same nothing is left
+        pivot = kept(first(wide, axes))
+        wide = wide - pivot
     slope = groups.mean_product(xp, wide, less(xp.astype(x, dtype), of.spread) * of.rstd)
     if centred:
-        whole = groups.mean(xp, wide)
+        whole = groups.mean(xp, wide) if pivot is None else groups.mean(xp, wide) + pivot
         mean = xp.astype(whole, g.dtype)
         g = g - kept(mean) - kept(xp.astype(whole - xp.astype(mean, dtype), g.dtype))
     return (g - of.xhat * kept(xp.astype(slope, g.dtype))) * own.rstd * own.unit

@@ -14,6 +14,18 @@ WRITTEN_OUT = 2**18
 """So many numbers at most are written out along the rows of an array, to be read by one operation."""
 
 
+class Programs(NamedTuple):
+    """How a library runs programs of ours on a GPU."""
+
+    launch: Callable[[str, tuple[int, int], int, list[Array], tuple[int, int, float], bool], None]
+    """Run the text of one: over a grid of blocks, of so many threads, with arrays and with the number and the length of
+    the groups, long or not, and what a sum is divided by."""
+    aligned: Callable[[Array], bool]
+    """Whether an array starts at a multiple of 16 bytes."""
+    on: Callable[[Array], AbstractContextManager[Any]]
+    """Where programs run on the device of an array, and memory is that device's."""
+
+
 class Library(NamedTuple):
     """What the rest of the house needs to know of an array library."""
 
@@ -76,13 +88,8 @@ class Library(NamedTuple):
     """The function that sums over replicas, with its derivative: the same of the cotangents."""
     shared: Callable[[Array, Callable[[Array], Any]], Any] = lambda x, all_reduce: x
     """The array as one that all replicas have, to which the cotangents of all of them flow, where autograd records."""
-    launch: Callable[[str, tuple[int, int], int, list[Array], tuple[int, int, float], bool], None] | None = None
-    """Runs the text of a program on a GPU: over a grid of blocks, of so many threads, with arrays and with the number
-    and the length of the groups, long or not, and what a sum is divided by."""
-    aligned: Callable[[Array], bool] = lambda x: False
-    """Whether an array starts at a multiple of 16 bytes."""
-    on: Callable[[Array], AbstractContextManager[Any]] = lambda x: nullcontext()
-    """Where programs run on the device of an array, and memory is that device's."""
+    programs: Programs | None = None
+    """How it runs programs, if it does."""
     host: Callable[[Array], Any] = np.asarray
     """The array in NumPy, where bfloat16 may be any dtype of two bytes."""
     large: Callable[[tuple[int, ...], Array, Any], Array | None] = lambda shape, like, dtype: None

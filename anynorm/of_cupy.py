@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from anynorm.kernels import Array
-from anynorm.library import Library
+from anynorm.library import Library, Programs
 
 
 def cupy_library(lazy: Library) -> Library:
@@ -17,9 +17,7 @@ def cupy_library(lazy: Library) -> Library:
         same=lambda x, out: x.data.ptr == out.data.ptr and x.strides == out.strides,
         subnormal=_subnormal,
         wide=lambda x: True,
-        launch=_launch,
-        aligned=lambda x: x.data.ptr % 16 == 0,
-        on=lambda x: x.device,
+        programs=Programs(_launch, aligned=lambda x: x.data.ptr % 16 == 0, on=lambda x: x.device),
         host=lambda x: x.get(),
     )
 

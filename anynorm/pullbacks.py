@@ -67,7 +67,7 @@ def _pull(call: Call, dy: Array, wanted: Wanted, of: Standardized | Spread | Non
             if compiled is not None:
                 return compiled
         if fused.takes(call, arrays):
-            with plan.library.on(dy):
+            with fused.on(call, dy):
                 found = fused.gradients(call, dy, wanted, of)
             if found is not None:
                 return found

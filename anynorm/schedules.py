@@ -38,7 +38,7 @@ def normalize(call: Call, *, keep: bool = True, copy: Array | None = None) -> No
                         out[...] = y
                     return Normalized(y if out is None else out, spread)
     if fused.takes(call, given):
-        with plan.library.on(call.x):
+        with fused.on(call, call.x):
             return Normalized(*fused.normalize(call, keep=keep))
     if in_blocks(call, given):
         return _in_blocks(call, keep, copy)
@@ -53,7 +53,7 @@ def normalize(call: Call, *, keep: bool = True, copy: Array | None = None) -> No
 def survey(call: Call) -> Spread:
     """The statistics of a call alone."""
     if fused.takes(call, arrays(call)):
-        with call.plan.library.on(call.x):
+        with fused.on(call, call.x):
             return fused.survey(call)
     if in_blocks(call, arrays(call)):
         return passes.run(call, None, False, True)

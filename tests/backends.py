@@ -62,6 +62,9 @@ class Backend:
             return array.requires_grad_() if self.tracked else array
         if self.library == "dask":
             return self.xp.from_array(values.astype(dtype), chunks=tuple(max(1, -(-n // 2)) for n in values.shape))
+        if self.library == "cupy" and dtype != "bfloat16":  # CuPy would take what becomes subnormal for 0
+            with np.errstate(all="ignore"):
+                return self.xp.asarray(values.astype(dtype))
         if self.library in ("numpy", "cupy"):
             return self.xp.asarray(values).astype(self.dtype(dtype))
         if self.library == "strict":

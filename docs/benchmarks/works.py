@@ -121,6 +121,7 @@ GIGABYTE = (
     Work("layer_norm", (65536, 4096)),
     Work("rms_norm", (65536, 4096)),
     Work("batch_norm", (320, 64, 112, 112)),
+    Work("group_norm", (320, 64, 112, 112), groups=32),
     Work("layer_norm", (65536, 4096), gradient=True),
 )
 """About 1 GB in float32: for a GPU."""
