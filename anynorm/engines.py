@@ -14,6 +14,7 @@ from anynorm.kernels import Array, Namespace
 from anynorm.library import Library
 
 Arrays = Sequence[Array | None]
+Compiled = Callable[[list[Array | None], Array | None, Array | None], Sequence[Array]]
 MOST_LENGTHS = 256
 """So many lengths of the first axis are remembered, of each function."""
 
@@ -56,12 +57,10 @@ class Compiler(Protocol):
     def sums_well(self, x: Array) -> bool:
         """Whether a sum over any axes at once is fast and exact."""
 
-    def compile(
-        self, body: Callable[..., Any], *, rows: bool
-    ) -> Callable[[list[Array | None], Array | None], Sequence[Array]]:
-        """The function of the arrays that writes the first result to the place, if that is not None.
+    def compile(self, body: Callable[..., Any], *, rows: bool) -> Compiled:
+        """The function of the arrays that writes the first result to one place and the first array to another.
 
-        `rows` says that a group is all that lies side by side.
+        It does so where these are not None. `rows` says that a group is all that lies side by side.
         """
 
 
@@ -111,7 +110,7 @@ class _Torch:
 
     def place(self, library: Library, out: Array, arrays: Arrays) -> Array | None:
         alone = not any(each is not None and library.overlap(each, out) for each in arrays)
-        native = library.name == "torch" or (library.name == "numpy" and out.dtype.isnative)
+        native = library.name != "numpy" or out.dtype.isnative
         return out if alone and native and library.contiguous(out) else None
 
     def empty(self, library: Library, shape: tuple[int, ...], dtype: Any, like: Array) -> Array | None:
@@ -128,13 +127,13 @@ class _Torch:
     def sums_well(self, x: Array) -> bool:
         return bool(x.device.type != "cpu")
 
-    def compile(
-        self, body: Callable[..., Any], *, rows: bool
-    ) -> Callable[[list[Array | None], Array | None], Sequence[Array]]:
+    def compile(self, body: Callable[..., Any], *, rows: bool) -> Compiled:
         torch = self.torch
 
-        def target(arrays: list[Array | None], place: Array | None) -> Any:
+        def target(arrays: list[Array | None], place: Array | None, copy: Array | None) -> Any:
             results = body(*arrays)
+            if copy is not None:
+                copy.copy_(arrays[0])
             if place is None:
                 return results
             place.copy_(results[0])
@@ -144,9 +143,9 @@ class _Torch:
         own = FunctionType(target.__code__.replace(), target.__globals__, target.__name__, None, target.__closure__)
         compiled = _Graphs(self.torch, own, rows=rows)
 
-        def function(arrays: list[Array | None], place: Array | None) -> Sequence[Array]:
+        def function(arrays: list[Array | None], place: Array | None, copy: Array | None) -> Sequence[Array]:
             with torch.no_grad():
-                results = compiled(*arrays, place)
+                results = compiled(*arrays, place, copy)
             return results if place is None else [place, *results]
 
         return function
@@ -174,7 +173,7 @@ class _Graphs:
             if each is not None and each.shape[0] > 1:
                 self.torch._dynamo.mark_dynamic(each, 0)
         self.last.call = None
-        results: Sequence[Array] = self.compiled(list(arrays[:-1]), arrays[-1])
+        results: Sequence[Array] = self.compiled(list(arrays[:-2]), *arrays[-2:])
         graph = None if self.last.call is None else _graph(arrays, results, *self.last.call)
         self.last.call = None
         if graph is not None:
@@ -285,14 +284,9 @@ class _Jax:
     def sums_well(self, x: Array) -> bool:  # noqa: ARG002
         return False
 
-    def compile(
-        self,
-        body: Callable[..., Any],
-        *,
-        rows: bool,  # noqa: ARG002
-    ) -> Callable[[list[Array | None], Array | None], Sequence[Array]]:
+    def compile(self, body: Callable[..., Any], *, rows: bool) -> Compiled:  # noqa: ARG002
         compiled = self.jax.jit(body)
-        return lambda arrays, place: compiled(*arrays)
+        return lambda arrays, place, copy: compiled(*arrays)
 
 
 def compiler_of(name: str) -> Compiler:

@@ -83,13 +83,12 @@ def vjp(norm: Callable[..., Any], x: Array, /, *params: Array | None, **options:
         if chunks.takes(call):  # an array of Dask cannot be written to
             kept, (y, of) = call.x, chunks.normalize(call)
             spread = of
-        elif compilers.chosen(call, arrays) != "none" or fused.takes(call, arrays):
-            kept = compilers.copied(call)
-            y, of = schedules.normalize(call)
-            spread = of
-        elif schedules.in_blocks(call, arrays):
+        elif compilers.chosen(call, arrays) != "none" or fused.takes(call, arrays) or schedules.in_blocks(call, arrays):
             kept = empty(plan.view.shape, call.x, call.x.dtype)
-            y, of = schedules.normalize(call, copy=kept)
+            if plan.library.writeable(kept):
+                y, of = schedules.normalize(call, copy=kept)
+            else:  # nor is x
+                kept, (y, of) = call.x, schedules.normalize(call)
             spread = of
         else:
             of = schedules.standardize(call)

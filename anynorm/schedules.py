@@ -24,13 +24,13 @@ class Normalized(NamedTuple):
 def normalize(call: Call, *, keep: bool = True, copy: Array | None = None) -> Normalized:
     """The result of a call: compiled if it is to be; in blocks if it is large and may be written so; else whole.
 
-    In blocks x is copied on the way, if there is a place for it.
+    Unless it is whole, x is copied on the way, if there is a place for it.
     """
     plan, out, given = call.plan, call.out, arrays(call)
     compiler = compilers.chosen(call, given)
     if compiler != "none":
         with plan.library.quiet():
-            compiled = compilers.normalize(call, compiler, keep=keep)
+            compiled = compilers.normalize(call, compiler, keep=keep, copy=copy)
             if compiled is not None:
                 y, spread = compiled
                 if compilers.safe(call, compiler, call.x) or ordinary(plan, spread.var):
@@ -39,6 +39,8 @@ def normalize(call: Call, *, keep: bool = True, copy: Array | None = None) -> No
                     return Normalized(y if out is None else out, spread)
     if fused.takes(call, given):
         with fused.on(call, call.x):
+            if copy is not None:
+                copy[...] = call.x
             return Normalized(*fused.normalize(call, keep=keep))
     if in_blocks(call, given):
         return _in_blocks(call, keep, copy)
