@@ -39,9 +39,9 @@ def tests(session, cell):
 @nox.session
 def minimums(session):
     """The lowest versions of the two dependencies that pyproject.toml allows, under the newest of the test tools."""
-    session.install(*PROJECT["dependency-groups"]["test"])
+    pip(session, *PROJECT["dependency-groups"]["test"])
     # the test tools ask for a newer array-api-compat than the library does
-    session.install("--no-deps", ".", *(each.replace(">=", "==") for each in PROJECT["project"]["dependencies"]))
+    pip(session, "--no-deps", ".", *(each.replace(">=", "==") for each in PROJECT["project"]["dependencies"]))
     # neither what runs the text of programs nor what measures memory depends on them
     ignored = [f"--ignore=tests/{name}.py" for name in ("test_onnx", "test_fused", "test_benchmarks")]
     pytest(session, "--cell=numpy-cpu", "tests", *ignored, "-k", "not megabytes and not little_more and not larger")
@@ -58,8 +58,8 @@ def mpi(session):
 def freethreaded(session):
     """Without the interpreter's lock: `nox -s freethreaded`, where there is a python3.13t, which has no safetensors."""
     groups = [each for each in PROJECT["dependency-groups"]["test"] if "safetensors" not in each]
-    session.install("--only-binary=:all:", *groups, *PROJECT["project"]["dependencies"])  # the newest may have no wheel
-    session.install("-e", ".")
+    pip(session, "--only-binary=:all:", *groups, *PROJECT["project"]["dependencies"])  # the newest may have no wheel
+    pip(session, "-e", ".")
     without = "not safetensors and not pickles_and_packed and not saved_loaded_and_moved"
     session.env["PYTHON_GIL"] = "0"
     pytest(session, "--cell=numpy-cpu", "tests", "--ignore=tests/test_onnx.py", "-k", without)
@@ -67,14 +67,14 @@ def freethreaded(session):
 
 @nox.session
 def lint(session):
-    session.install(*PROJECT["dependency-groups"]["lint"])
+    pip(session, *PROJECT["dependency-groups"]["lint"])
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
 
 
 @nox.session
 def typecheck(session):
-    session.install(*PROJECT["dependency-groups"]["typecheck"], ".[demo]")
+    pip(session, *PROJECT["dependency-groups"]["typecheck"], ".[demo]")
     session.run("mypy")
 
 
@@ -88,7 +88,7 @@ def docs(session):
 @nox.session
 def demo(session):
     """The main job, and the command line around it."""
-    session.install(".[demo]", *PROJECT["dependency-groups"]["test"])
+    pip(session, ".[demo]", *PROJECT["dependency-groups"]["test"])
     session.run("anynorm", "demo", "--plot", str(Path(session.create_tmp()) / "anynorm-demo.png"))
     session.run("python", "-m", "pytest", "tests/test_cli.py", env={"ANYNORM_DEMO": "1"})
 
@@ -113,6 +113,11 @@ def pytest(session, *args, processes=2):
     )
 
 
+def pip(session, *args):
+    """Without compiling: of what is installed most is never imported."""
+    session.install("--no-compile", *args)
+
+
 def python(session):
     """The session's interpreter; the one that nox runs in, where that must bring its own packages (--no-venv)."""
     return ["python"] if session.venv_backend != "none" else [sys.executable]
@@ -123,4 +128,4 @@ def install(session, *groups):
     if session.venv_backend == "none":
         return
     packages = [package for group in groups for package in PROJECT["dependency-groups"].get(group, [])]
-    session.install(*packages, "-e", ".")
+    pip(session, *packages, "-e", ".")

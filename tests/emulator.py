@@ -60,7 +60,7 @@ def _compiled(text):
     assert cuda.ASSEMBLY in text
     source = HEAD + text.replace(cuda.ASSEMBLY, ASSEMBLY) + TAIL.replace("ARGUMENTS", arguments)
     path = Path(_folder().name) / f"{hashlib.sha256(source.encode()).hexdigest()[:24]}.so"
-    command = ["g++", "-O0", "-std=c++17", "-shared", "-fPIC", "-w", "-x", "c++", "-", "-o", str(path)]
+    command = ["g++", "-O0", "-std=c++14", "-shared", "-fPIC", "-w", "-x", "c++", "-", "-o", str(path)]
     made = subprocess.run(command, input=source, text=True, capture_output=True)
     assert made.returncode == 0, made.stderr + source
     function = ctypes.CDLL(path).run

@@ -19,6 +19,8 @@ def arrays(backend, case, x):
 @pytest.mark.parametrize("eps", [0, 1e-5])
 @pytest.mark.parametrize("value", [0.0, 0.1, -1e4 / 3, 2.2e30, 3.3e-30])
 def test_constant_input_gives_beta(backend, case, eps, value):
+    if backend.library == "jax" and TWO.index(case) % 3:
+        pytest.skip(reason="takes too long, and shows nothing new")
     x, gamma, beta = arrays(backend, case, np.full(case.shape, value))
     dtype = "float32"
     x = backend.array(np.full(case.shape, value), dtype)

@@ -551,7 +551,7 @@ LARGE = [
 
 
 @pytest.mark.cells("numpy")
-@pytest.mark.parametrize("kind", ["mask", "reals", "padding"])
+@pytest.mark.parametrize("kind", ["reals", "padding"])
 @pytest.mark.parametrize(
     ("norm", "shape", "options", "narrow"), LARGE, ids=lambda each: getattr(each, "__name__", str(each))
 )
