@@ -83,7 +83,7 @@ def vjp(norm: Callable[..., Any], x: Array, /, *params: Array | None, **options:
         if chunks.takes(call):  # an array of Dask cannot be written to
             kept, (y, of) = call.x, chunks.normalize(call)
             spread = of
-        elif compilers.chosen(call, arrays) != "none" or fused.takes(call, arrays) or schedules.in_blocks(call, arrays):
+        elif compilers.chosen(call, arrays) != "none" or fused.takes(call, arrays) or schedules.in_blocks(call):
             kept = empty(plan.view.shape, call.x, call.x.dtype)
             if plan.library.writeable(kept):
                 y, of = schedules.normalize(call, copy=kept)

@@ -73,7 +73,10 @@ class Groups(NamedTuple):
 
     def mean(self, xp: Namespace, x: Array) -> Array:
         """The mean of each group, beside x."""
-        if self.ones is None and self.block is not None:
+        if self.ones is not None:
+            if self.axes == (x.ndim - 1,) and self.ones.shape[0] == x.shape[-1]:
+                return _dot(xp, x, self.ones) / self.divisor
+        elif self.block is not None:
             n = math.prod([x.shape[axis] for axis in self.axes])
             if n == self.divisor <= self.block and self.axes:
                 return xp.mean(x, axis=self.axes, keepdims=True)

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
@@ -14,6 +14,8 @@ from anynorm.library import Library
 
 SHORT = 512
 """Shorter rows are joined."""
+FEW = 32
+"""Of so many numbers Python finds the largest before NumPy has begun."""
 
 
 def numpy_library(eager: Library) -> Library:
@@ -21,8 +23,8 @@ def numpy_library(eager: Library) -> Library:
     return eager._replace(
         device=lambda x: None,
         uniform=True,
-        most=lambda x: x.max(),
-        least=lambda x: x.min(),
+        most=lambda x: _extreme(max, x) if x.size <= FEW else x.max(),
+        least=lambda x: _extreme(min, x) if x.size <= FEW else x.min(),
         contiguous=lambda x: x.flags.c_contiguous,
         products=True,
         overlap=_overlap,
@@ -37,6 +39,12 @@ def numpy_library(eager: Library) -> Library:
 def quiet() -> AbstractContextManager[Any]:
     """No warnings of what the results show."""
     return np.errstate(all="ignore")
+
+
+def _extreme(of: Callable[[list[float]], float], x: Array) -> float:
+    values = x.ravel().tolist()
+    total = sum(values)
+    return of(values) if total == total else total  # NaN, wherever it is
 
 
 def _overlap(x: Array, out: Array) -> bool:

@@ -71,7 +71,7 @@ def _pull(call: Call, dy: Array, wanted: Wanted, of: Standardized | Spread | Non
                 found = fused.gradients(call, dy, wanted, of)
             if found is not None:
                 return found
-        if in_blocks(call, arrays) and ordinary(plan, of.var):
+        if in_blocks(call, dy) and ordinary(plan, of.var):
             return _in_blocks(call, dy, wanted, of)
         of = None
     if of is None and call.x is None:  # nothing that is wanted depends on it

@@ -26,9 +26,8 @@ def normalize(call: Call, *, keep: bool = True, copy: Array | None = None) -> No
 
     Unless it is whole, x is copied on the way, if there is a place for it.
     """
-    plan, out, given = call.plan, call.out, arrays(call)
-    compiler = compilers.chosen(call, given)
-    if compiler != "none":
+    plan, out = call.plan, call.out
+    if call.compiler != "none" and (compiler := compilers.chosen(call, arrays(call))) != "none":
         with plan.library.quiet():
             compiled = compilers.normalize(call, compiler, keep=keep, copy=copy)
             if compiled is not None:
@@ -37,12 +36,12 @@ def normalize(call: Call, *, keep: bool = True, copy: Array | None = None) -> No
                     if out is not None and y is not out:
                         out[...] = y
                     return Normalized(y if out is None else out, spread)
-    if fused.takes(call, given):
+    if plan.library.programs is not None and fused.takes(call, arrays(call)):
         with fused.on(call, call.x):
             if copy is not None:
                 copy[...] = call.x
             return Normalized(*fused.normalize(call, keep=keep))
-    if in_blocks(call, given):
+    if in_blocks(call):
         return _in_blocks(call, keep, copy)
     with plan.library.quiet():
         standardized = standardize(call)
@@ -57,20 +56,20 @@ def survey(call: Call) -> Spread:
     if fused.takes(call, arrays(call)):
         with fused.on(call, call.x):
             return fused.survey(call)
-    if in_blocks(call, arrays(call)):
+    if in_blocks(call):
         return passes.run(call, None, False, True)
     with call.plan.library.quiet():
         return standardize(call).spread
 
 
-def in_blocks(call: Call, arrays: list[Array]) -> bool:
-    """Whether what is computed of these arrays is large, and may be written part by part."""
+def in_blocks(call: Call, *beside: Array) -> bool:
+    """Whether what is computed of a call, and of what stands beside it, is large and may be written part by part."""
     plan = call.plan
     if call.all_reduce is not None:  # replicas wait for each other
         return False
     if plan.library.traced():  # by a compiler that cannot follow into the settings
         return False
-    return plan.nbytes >= min(SMALL, current().block_bytes) and plan.library.plain(*arrays)
+    return plan.nbytes >= min(SMALL, current().block_bytes) and plan.library.plain(*arrays(call), *beside)
 
 
 def standardize(call: Call) -> Standardized:

@@ -28,20 +28,27 @@ class Arrays(NamedTuple):
 
 def forward(work: Work, xp: Namespace, arrays: Arrays) -> Callable[..., Array]:
     """From x, gamma and, where the norm has one, beta to y."""
+    # all that is known before is found before: a small array would feel it
+    normalize, view, shape, beside = normalization(work, xp, arrays), work.view, work.shape, work.beside
 
     def y(x: Array, gamma: Array, beta: Array | None = None) -> Array:
-        normalized, _ = normalize(work, xp, arrays, x.reshape(work.view))
-        y = normalized.reshape(work.shape) * gamma.reshape(work.beside)
-        return y if beta is None else y + beta.reshape(work.beside)
+        normalized, _ = normalize(x)
+        return normalized * gamma if beta is None else normalized * gamma + beta
 
-    return y
+    def y_reshaped(x: Array, gamma: Array, beta: Array | None = None) -> Array:
+        normalized, _ = normalize(x.reshape(view))
+        y = normalized.reshape(shape) * gamma.reshape(beside)
+        return y if beta is None else y + beta.reshape(beside)
+
+    plain = view == shape and beside == (*(1 for _ in shape[1:]), shape[-1])
+    return y if plain else y_reshaped
 
 
 def gradient(work: Work, xp: Namespace, arrays: Arrays) -> tuple[Array, ...]:
     """Y and the gradients of sum(y * dy), by the chain rule."""
     x, gamma, *beta = arrays.differentiated(work)
     gamma = gamma.reshape(work.beside)
-    normalized, root = normalize(work, xp, arrays, x.reshape(work.view))
+    normalized, root = normalization(work, xp, arrays)(x.reshape(work.view))
     g = (arrays.dy * gamma).reshape(work.view)
     dx = g / root
     if not work.inference:
@@ -61,22 +68,31 @@ def gradient(work: Work, xp: Namespace, arrays: Arrays) -> tuple[Array, ...]:
     return y, dx.reshape(work.shape), dgamma, arrays.dy.sum(axis=axes)
 
 
-def normalize(work: Work, xp: Namespace, arrays: Arrays, x: Array) -> tuple[Array, Array]:
-    """X of mean 0 and variance 1, or of length 1, and the root that it was divided by."""
-    axes = work.axes
-    if work.norm == "weight_norm":
-        root = xp.sqrt((x * x).sum(axis=axes, keepdims=True))
+def normalization(work: Work, xp: Namespace, arrays: Arrays) -> Callable[[Array], tuple[Array, Array]]:
+    """From x to x of mean 0 and variance 1, or of length 1, and the root that it was divided by."""
+    over = {"axis": work.axes, "keepdims": True}
+    biased = {"correction": 0} if xp.__name__ == "torch" else {}  # the others divide by n unless told
+
+    def to_length_1(x: Array) -> tuple[Array, Array]:
+        root = xp.sqrt((x * x).sum(**over))
         return x / root, root
-    if work.norm == "rms_norm":
-        root = xp.sqrt((x * x).mean(axis=axes, keepdims=True) + EPS)
+
+    def to_square_1(x: Array) -> tuple[Array, Array]:
+        root = xp.sqrt((x * x).mean(**over) + EPS)
         return x / root, root
+
+    def to_variance_1(x: Array) -> tuple[Array, Array]:
+        root = xp.sqrt(x.var(**over, **biased) + EPS)
+        return (x - x.mean(**over)) / root, root
+
+    def given(x: Array) -> tuple[Array, Array]:
+        root = xp.sqrt(var + EPS)
+        return (x - mean) / root, root
+
     if work.inference:
         mean, var = arrays.mean.reshape(work.beside), arrays.var.reshape(work.beside)
-    else:
-        biased = {"correction": 0} if xp.__name__ == "torch" else {}  # the others divide by n unless told
-        mean, var = x.mean(axis=axes, keepdims=True), x.var(axis=axes, keepdims=True, **biased)
-    root = xp.sqrt(var + EPS)
-    return (x - mean) / root, root
+        return given
+    return {"weight_norm": to_length_1, "rms_norm": to_square_1}.get(work.norm, to_variance_1)
 
 
 def count(work: Work) -> int:
