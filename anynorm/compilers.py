@@ -295,7 +295,9 @@ def _run(
         function = _functions.get(key)
         if function is None:
             with _lock:
-                function = _functions.get(key) or _functions.setdefault(key, compiler.compile(body, rows=form.trailing))
+                if (function := _functions.get(key)) is None:
+                    function = compiler.compile(body, rows=form.trailing, large=form.large)
+                    _functions[key] = function
         places = [None if each is None else compiler.enter(library, each, shape) for each in (place, copy)]
         found = [compiler.leave(library, each, given[0]) for each in function(arrays, *places)]
         return found if own is None else [own, *found[1:]]

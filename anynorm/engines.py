@@ -57,10 +57,11 @@ class Compiler(Protocol):
     def sums_well(self, x: Array) -> bool:
         """Whether a sum over any axes at once is fast and exact."""
 
-    def compile(self, body: Callable[..., Any], *, rows: bool) -> Compiled:
+    def compile(self, body: Callable[..., Any], *, rows: bool, large: bool) -> Compiled:
         """The function of the arrays that writes the first result to one place and the first array to another.
 
-        It does so where these are not None. `rows` says that a group is all that lies side by side.
+        It does so where these are not None. `rows` says that a group is all that lies side by side, and `large` that
+        threads are worth it, whatever length of the first axis it is compiled for.
         """
 
 
@@ -127,7 +128,7 @@ class _Torch:
     def sums_well(self, x: Array) -> bool:
         return bool(x.device.type != "cpu")
 
-    def compile(self, body: Callable[..., Any], *, rows: bool) -> Compiled:
+    def compile(self, body: Callable[..., Any], *, rows: bool, large: bool) -> Compiled:
         torch = self.torch
 
         def target(arrays: list[Array | None], place: Array | None, copy: Array | None) -> Any:
@@ -141,7 +142,7 @@ class _Torch:
 
         # torch.compile keeps its versions by code object, and refuses the ninth: each function has one of its own
         own = FunctionType(target.__code__.replace(), target.__globals__, target.__name__, None, target.__closure__)
-        compiled = _Graphs(self.torch, own, rows=rows)
+        compiled = _Graphs(self.torch, own, rows=rows, large=large)
 
         def function(arrays: list[Array | None], place: Array | None, copy: Array | None) -> Sequence[Array]:
             with torch.no_grad():
@@ -158,8 +159,8 @@ class _Graphs:
     without them where that length comes again.
     """
 
-    def __init__(self, torch: Any, function: Callable[..., Any], *, rows: bool) -> None:
-        self.torch, self.rows = torch, rows
+    def __init__(self, torch: Any, function: Callable[..., Any], *, rows: bool, large: bool) -> None:
+        self.torch, self.rows, self.large = torch, rows, large
         self.compiled = torch.compile(function, fullgraph=True, dynamic=False, backend=self._backend)
         self.last = threading.local()
         self.known: dict[int, _Graph] = {}
@@ -185,9 +186,13 @@ class _Graphs:
     def _backend(self, graph: Any, inputs: list[Array]) -> Callable[..., Any]:
         inductor = self.torch._dynamo.lookup_backend("inductor")
         config: Any = import_module("torch._inductor.config")
-        # on a GPU one kernel then reads a row, and reads it again
-        one = self.rows and any(getattr(each, "is_cuda", False) for each in inputs)
-        with config.patch(realize_opcount_threshold=AT_ONCE) if one else nullcontext():
+        changes: dict[str, Any] = {}
+        if not any(getattr(each, "is_cuda", False) for each in inputs):
+            if self.large:  # inductor also takes from its cache what was compiled for fewer rows, without threads
+                changes["cpp.min_chunk_size"] = 1
+        elif self.rows:  # one kernel then reads a row, and reads it again
+            changes["realize_opcount_threshold"] = AT_ONCE
+        with config.patch(changes):
             function = inductor(graph, inputs)
 
         def noted(*given: Any) -> Any:
@@ -284,7 +289,7 @@ class _Jax:
     def sums_well(self, x: Array) -> bool:  # noqa: ARG002
         return False
 
-    def compile(self, body: Callable[..., Any], *, rows: bool) -> Compiled:  # noqa: ARG002
+    def compile(self, body: Callable[..., Any], *, rows: bool, large: bool) -> Compiled:  # noqa: ARG002
         compiled = self.jax.jit(body)
         return lambda arrays, place, copy: compiled(*arrays)
 

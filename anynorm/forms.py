@@ -18,7 +18,7 @@ WIDE = 512
 RUN = 4096
 """The longest run that inductor adds without a stack of partial sums."""
 LARGE = 2**15
-"""From so many numbers on a compiler should make use of threads; it decides once."""
+"""From so many numbers on a compiler is to make use of threads; it decides once."""
 
 
 class Form(NamedTuple):
@@ -31,6 +31,8 @@ class Form(NamedTuple):
     """Whether nothing is left then."""
     sample: tuple[slice, ...]
     """Where along each axis of a group some of its values are found."""
+    large: bool
+    """Whether a compiler is to make use of threads."""
     kind: Hashable
     """The class, said in full."""
 
@@ -77,7 +79,9 @@ def joined(shape: tuple[int, ...], axes: tuple[int, ...], beside: tuple[tuple[in
     splits, whole = (radix,) * levels, n % radix**levels == 0
     large = math.prod(view.shape) >= LARGE
     sample = _sample(view, large)
-    return Form(view, splits, whole, sample, (view.axes, view.shape[1:], splits, whole, *map(str, sample), large))
+    return Form(
+        view, splits, whole, sample, large, (view.axes, view.shape[1:], splits, whole, *map(str, sample), large)
+    )
 
 
 def _sample(view: layouts.View, large: bool) -> tuple[slice, ...]:

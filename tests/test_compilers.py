@@ -160,6 +160,20 @@ def test_a_batch_of_another_size_compiles_nothing_anew(compiler, backend):
 
 
 @pytest.mark.cells("torch")
+def test_threads_share_many_rows_though_few_were_compiled_first(compiler, backend):
+    from torch._inductor.utils import fresh_cache, run_and_get_code
+
+    threads = backend.xp.get_num_threads()
+    backend.xp.set_num_threads(2)
+    try:
+        with fresh_cache():
+            codes = [run_and_get_code(anynorm.layer_norm, float32((n, 48)))[1] for n in (2, 2000)]
+    finally:
+        backend.xp.set_num_threads(threads)
+    assert [["omp for" in code for code in found] for found in codes] == [[False], [True]]
+
+
+@pytest.mark.cells("torch")
 def test_a_shape_that_comes_again_needs_no_checks_of_the_compiler(compiler, backend, monkeypatch):
     gamma, beta = float32(32, offset=1), float32(32)
     checked, whole = [], engines._Graphs.__init__
