@@ -23,6 +23,8 @@ def parameters(case, rng, kind):
 
 @pytest.mark.parametrize("kind", ["short", "full-rank"])
 def test_norm_is_the_formula_of_its_paper(backend, case, kind):
+    if backend.library == "jax" and kind == "full-rank" and CASES.index(case) % 3:
+        pytest.skip(reason="takes too long, and shows nothing new")
     rng = np.random.default_rng(0)
     x, params = rng.standard_normal(case.shape) * 3 + 5, parameters(case, rng, kind)
     y = case.norm(backend.array(x), *map(backend.array, params), **case.options)

@@ -144,7 +144,7 @@ PADDED = [
 @pytest.mark.parametrize("padding", [0.0, np.nan, np.inf, -1e30])
 @pytest.mark.parametrize(("norm", "options", "alone"), PADDED, ids=lambda each: getattr(each, "__name__", str(each)))
 def test_a_mask_of_a_padded_batch_is_the_computation_without_padding(backend, norm, options, alone, padding):
-    only_if(np.isnan(padding), backend)
+    only_if(np.isnan(padding) and norm is not anynorm.instance_norm, backend)
     rng = np.random.default_rng(2)
     shape = (len(LENGTHS), 4, max(LENGTHS))
     x, dy, gamma, beta = (rng.standard_normal(s) for s in (shape, shape, (1, 4, 1), (1, 4, 1)))
@@ -292,6 +292,7 @@ def test_float32_keeps_its_digits_at_an_offset(backend, offset):
     ids=lambda each: getattr(each, "__name__", None),
 )
 def test_a_gradient_that_is_nearly_all_mean(backend, norm, shape, of, block_bytes, mean):
+    only_if(mean == 1e6, backend)
     rng = np.random.default_rng(18)
     x, dy = rng.standard_normal((2, *shape)).astype(np.float32)
     mask = rng.random(shape) > 0.4
@@ -307,8 +308,7 @@ def test_a_gradient_that_is_nearly_all_mean(backend, norm, shape, of, block_byte
     assert np.max(np.abs(found - exact)) < 4e-6 * np.max(np.abs(exact))
 
 
-@pytest.mark.parametrize("size", [1.0, 1e10, 1e20])
-@pytest.mark.parametrize("tiny", [1e-20, 1e-36, 1e-44])
+@pytest.mark.parametrize(("tiny", "size"), [(1e-20, 1.0), (1e-36, 1e10), (1e-44, 1e20), (1e-44, 1.0), (1e-20, 1e20)])
 def test_parts_that_weigh_next_to_nothing_in_a_gradient(backend, tiny, size):
     rng = np.random.default_rng(19)
     x, dy = rng.standard_normal((2, 60, 3, 5)).astype(np.float32)
