@@ -79,9 +79,8 @@ def joined(shape: tuple[int, ...], axes: tuple[int, ...], beside: tuple[tuple[in
     splits, whole = (radix,) * levels, n % radix**levels == 0
     large = math.prod(view.shape) >= LARGE
     sample = _sample(view, large)
-    return Form(
-        view, splits, whole, sample, large, (view.axes, view.shape[1:], splits, whole, *map(str, sample), large)
-    )
+    kind = (view.axes, view.shape[1:], splits, whole, *map(str, sample), large)
+    return Form(view, splits, whole, sample, large, kind)
 
 
 def _sample(view: layouts.View, large: bool) -> tuple[slice, ...]:

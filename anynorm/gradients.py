@@ -84,11 +84,9 @@ def vjp(norm: Callable[..., Any], x: Array, /, *params: Array | None, **options:
             kept, (y, of) = call.x, chunks.normalize(call)
             spread = of
         elif compilers.chosen(call, arrays) != "none" or fused.takes(call, arrays) or schedules.in_blocks(call):
-            kept = empty(plan.view.shape, call.x, call.x.dtype)
-            if plan.library.writeable(kept):
-                y, of = schedules.normalize(call, copy=kept)
-            else:  # nor is x
-                kept, (y, of) = call.x, schedules.normalize(call)
+            copy = None if plan.library.immutable else empty(plan.view.shape, call.x, call.x.dtype)
+            kept = call.x if copy is None else copy
+            y, of = schedules.normalize(call, copy=copy)
             spread = of
         else:
             of = schedules.standardize(call)

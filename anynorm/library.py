@@ -64,6 +64,8 @@ class Library(NamedTuple):
     """The norm along the last axis, where it adds squares fastest as those of the norms of short runs."""
     wide: Callable[[Array], bool] = lambda x: False
     """Whether sums in float64 take no longer than to read what is added: on a GPU that has this dtype."""
+    immutable: bool = False
+    """Whether its arrays never change, so that nobody need copy them."""
     writeable: Callable[[Array], bool] = lambda x: False
     """Whether the array may be written to."""
     present: Callable[..., bool] = lambda *arrays: True

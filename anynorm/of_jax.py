@@ -16,6 +16,7 @@ def jax_library(lazy: Library) -> Library:
         device=_devices,
         quiet=nullcontext,
         subnormal=_subnormal,
+        immutable=True,
         writeable=lambda out: False,
     )
 

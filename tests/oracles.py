@@ -134,6 +134,12 @@ def _at(case: Case, parameter: Any, index: tuple[int, ...], default: float) -> f
     return parameter[tuple(0 if n == 1 else i for i, n in zip(index, parameter.shape, strict=True))]
 
 
+def only_if(wanted, backend, *libraries):
+    """Where each case takes long, some of the cases must do: in a graph of its own, or compiled for each new shape."""
+    if backend.library in (libraries or ("jax", "dask")) and not wanted:
+        pytest.skip(reason="takes too long, and shows nothing new")
+
+
 measured = pytest.mark.skipif(
     not hasattr(np, "vecdot"), reason="before NumPy 2 the products of array-api-compat take memory of their own"
 )

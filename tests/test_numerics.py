@@ -259,3 +259,9 @@ def test_a_constant_group_has_the_gradient_of_its_eps_beside_any_other(backend, 
     dy = np.tile(np.arange(4.0), (2, 1))
     (dx,) = anynorm.vjp(anynorm.layer_norm, backend.array(x, "float32"))[1](backend.array(dy, "float32"))
     np.testing.assert_allclose(backend.numpy(dx)[0], (dy[0] - 1.5) / 1e-5**0.5, rtol=1e-5)
+
+
+def test_a_group_whose_sum_overflows_is_told_among_ordinary_ones(backend):
+    x = np.asarray([[1, 2, 3, 4], [3e38, 3e38, 3e38, -3e38], [5, 6, 8, 7]], dtype=np.float32)
+    y = anynorm.layer_norm(backend.array(x, "float32"))
+    backend.check(y, standardized(x.astype(np.float64), 1).astype(float), dtype="float32", tolerance=1e-5)

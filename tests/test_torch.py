@@ -257,7 +257,8 @@ def derivatives(torch, function, arrays, dy, weights):
     return y.detach(), *torch.autograd.grad(y, arrays, dy)
 
 
-@pytest.mark.parametrize(("kind", "dynamic"), [("mask", False), ("reals", True), ("integers", False)])
+@pytest.mark.parametrize("kind", ["mask", "reals", "integers"])
+@pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize(("norm", "options"), [(anynorm.batch_norm, {}), (anynorm.layer_norm, {"axis": 1})])
 def test_weights_are_an_argument_of_one_graph(backend, norm, options, dynamic, kind):
     torch = backend.xp

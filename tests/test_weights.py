@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from oracles import CASES, gradient, measured, peak, values
+from oracles import CASES, gradient, measured, only_if, peak, values
 
 import anynorm
 
@@ -29,12 +29,6 @@ def weights_of(kind, shape, rng):
     if kind == "mask of the last axis":
         return np.arange(shape[-1]) != 1, "bool"
     return np.asarray(0.25), None
-
-
-def only_if(wanted, backend):
-    """Where each new shape is compiled, or a graph of its own, some of the cases must do."""
-    if backend.library in ("jax", "dask") and not wanted:
-        pytest.skip(reason="takes too long, and shows nothing new")
 
 
 def constant(backend, numbers, dtype=None):
@@ -144,7 +138,7 @@ PADDED = [
 @pytest.mark.parametrize("padding", [0.0, np.nan, np.inf, -1e30])
 @pytest.mark.parametrize(("norm", "options", "alone"), PADDED, ids=lambda each: getattr(each, "__name__", str(each)))
 def test_a_mask_of_a_padded_batch_is_the_computation_without_padding(backend, norm, options, alone, padding):
-    only_if(np.isnan(padding) and norm is not anynorm.instance_norm, backend)
+    only_if(np.isnan(padding), backend)
     rng = np.random.default_rng(2)
     shape = (len(LENGTHS), 4, max(LENGTHS))
     x, dy, gamma, beta = (rng.standard_normal(s) for s in (shape, shape, (1, 4, 1), (1, 4, 1)))
@@ -280,7 +274,7 @@ def test_float32_keeps_its_digits_at_an_offset(backend, offset):
     backend.check(y, expected.astype(float), dtype="float32", tolerance=2e-5)
 
 
-@pytest.mark.parametrize("mean", [0, 10, 1e6])
+@pytest.mark.parametrize("mean", [0, 10, 1e4, 1e6])
 @pytest.mark.parametrize("block_bytes", [2**10, 2**22])
 @pytest.mark.parametrize(
     ("norm", "shape", "of"),
@@ -292,7 +286,8 @@ def test_float32_keeps_its_digits_at_an_offset(backend, offset):
     ids=lambda each: getattr(each, "__name__", None),
 )
 def test_a_gradient_that_is_nearly_all_mean(backend, norm, shape, of, block_bytes, mean):
-    only_if(mean == 1e6, backend)
+    only_if(mean != 1e4, backend, "strict")
+    only_if(mean == 1e6, backend, "jax")
     rng = np.random.default_rng(18)
     x, dy = rng.standard_normal((2, *shape)).astype(np.float32)
     mask = rng.random(shape) > 0.4
@@ -308,8 +303,10 @@ def test_a_gradient_that_is_nearly_all_mean(backend, norm, shape, of, block_byte
     assert np.max(np.abs(found - exact)) < 4e-6 * np.max(np.abs(exact))
 
 
-@pytest.mark.parametrize(("tiny", "size"), [(1e-20, 1.0), (1e-36, 1e10), (1e-44, 1e20), (1e-44, 1.0), (1e-20, 1e20)])
+@pytest.mark.parametrize("size", [1.0, 1e10, 1e20])
+@pytest.mark.parametrize("tiny", [1e-20, 1e-36, 1e-44])
 def test_parts_that_weigh_next_to_nothing_in_a_gradient(backend, tiny, size):
+    only_if((tiny == 1e-36) == (size == 1e10), backend, "strict")
     rng = np.random.default_rng(19)
     x, dy = rng.standard_normal((2, 60, 3, 5)).astype(np.float32)
     weights = rng.random((60, 1, 5)).astype(np.float32)
@@ -346,9 +343,10 @@ def test_numbers_and_weights_of_any_size(backend, size, weight):
 
 
 @pytest.mark.parametrize("eps", [0, 1e-5])
-@pytest.mark.parametrize("value", [1001.0, 0.1, 1e20 / 3])
+@pytest.mark.parametrize("value", [1001.0, 0.1, 1e6 / 3, 1e20 / 3])
 def test_equal_numbers_of_unequal_weights_have_no_spread(backend, value, eps):
     only_if(value == 0.1, backend)
+    only_if(value != 1e6 / 3, backend, "strict")
     rng = np.random.default_rng(17)
     weights = (rng.random((40, 3)) ** 8 * 10.0 ** rng.integers(-6, 6, (40, 3))).astype(np.float32)
     weights[rng.random((40, 3)) > 0.8] = 0
@@ -358,7 +356,7 @@ def test_equal_numbers_of_unequal_weights_have_no_spread(backend, value, eps):
         x = np.where(weights > 0, value, padding)
         arrays = backend.array(x, "float32"), None, backend.array(beta, "float32")
         given = constant(backend, weights, "float32")
-        for size in (128, 2**22):
+        for size in (64, 2**22):
             with anynorm.options(block_bytes=size):
                 y = backend.numpy(anynorm.batch_norm(*arrays, weights=given, eps=eps))
                 assert np.all((y == beta)[weights > 0])
@@ -551,7 +549,7 @@ LARGE = [
 
 
 @pytest.mark.cells("numpy")
-@pytest.mark.parametrize("kind", ["reals", "padding"])
+@pytest.mark.parametrize("kind", ["mask", "reals", "padding"])
 @pytest.mark.parametrize(
     ("norm", "shape", "options", "narrow"), LARGE, ids=lambda each: getattr(each, "__name__", str(each))
 )
