@@ -37,6 +37,8 @@ class Plan(NamedTuple):
     """The shape in which it is computed."""
     groups: Groups
     eps: float
+    addend: Array | float
+    """eps as it is added to a variance: as an array, where the library adds one faster."""
     centred: bool
     dtype: Any
     """The dtype that it is computed in, which all arrays but x have; the result has that of x."""
@@ -94,7 +96,7 @@ class Call(NamedTuple):
         if self.weights is None:
             return None
         weights = ready(self.plan.library.xp, self.weights, self.plan.dtype)
-        return Weighted(self.plan.groups._replace(divisor=1.0), weights, self.join)
+        return Weighted(self.plan.groups.by(1.0), weights, self.join)
 
 
 def over(
@@ -256,7 +258,7 @@ def _of_groups(
     plan: Plan, weights: Array, take: Callable[[Groups, Namespace, Array], Array], unit: Array | None
 ) -> Array:
     """Something of the weights of each group, in the dtype of the computation; of those that are plain, in parts."""
-    xp, groups, shape = plan.library.xp, plan.groups._replace(divisor=1.0), tuple(weights.shape)
+    xp, groups, shape = plan.library.xp, plan.groups.by(1.0), tuple(weights.shape)
 
     def taken(weights: Array, unit: Array | None) -> Array:
         return take(groups, xp, ready(xp, Weights(weights, None, unit), plan.dtype).each)
@@ -360,11 +362,17 @@ def _plan(
         check_device(library, name, x, other, array)
     spread = tuple(1 if axis in view.axes else n for axis, n in enumerate(view.shape))
     size = math.prod(view.shape)
-    ones = None
+    groups = Groups(view.axes, float(max(layout.group_size if divisor is None else divisor, 1)), library.block)
+    addend: Array | float = eps
     if library.products and view.axes:
         last = len(view.shape) - 1
         run = min(view.shape[last], kernels.RUN) if last in view.axes else kernels.LEADING
         ones = library.xp.ones(run, dtype=dtype, device=library.device(x))
+        with library.quiet():  # an eps may be too large for the dtype
+            number, addend = (
+                library.xp.asarray(n, dtype=dtype, device=library.device(x)) for n in (groups.divisor, eps)
+            )
+        groups = groups._replace(ones=ones, number=number)
     limits = kernels.limits(library.xp, dtype)
     beside = [fit.shape for fit in (gamma, fits.get("beta")) if fit is not None]
     affine = math.prod([max(sizes) for sizes in zip(spread, *beside, strict=True)])
@@ -376,8 +384,9 @@ def _plan(
         library=library,
         layout=layout,
         view=view,
-        groups=Groups(view.axes, float(max(layout.group_size if divisor is None else divisor, 1)), library.block, ones),
+        groups=groups,
         eps=eps,
+        addend=addend,
         centred=centred,
         dtype=dtype,
         limits=limits,

@@ -539,7 +539,7 @@ def _eager(job: Job, x: Array, gamma: Array | None, beta: Array | None, given: A
     call = calls.over(x, gamma, beta, axis=job.axes, eps=job.eps, weights=given, centred=job.centred)
     if not job.sums:
         return call
-    return call._replace(plan=call.plan._replace(groups=call.plan.groups._replace(divisor=1.0)))
+    return call._replace(plan=call.plan._replace(groups=call.plan.groups.by(1.0)))
 
 
 def _beside_chunk(job: Job, x: Array, spread: Spread) -> Spread:

@@ -70,21 +70,31 @@ class Groups(NamedTuple):
     """A run of ones, where the library adds fastest by multiplying with them."""
     norm: Callable[[Array], Array] | None = None
     """The norm along the last axis, where the library adds squares fastest as those of the norms of short runs."""
+    number: Array | None = None
+    """The divisor as an array, where the library divides faster by one."""
+
+    def by(self, divisor: float) -> "Groups":
+        """These, with another divisor."""
+        return self if divisor == self.divisor else self._replace(divisor=divisor, number=None)
 
     def mean(self, xp: Namespace, x: Array) -> Array:
         """The mean of each group, beside x."""
         if self.ones is not None:
             if self.axes == (x.ndim - 1,) and self.ones.shape[0] == x.shape[-1]:
-                return _dot(xp, x, self.ones) / self.divisor
+                return _dot(xp, x, self.ones) / self._number
         elif self.block is not None:
             n = math.prod([x.shape[axis] for axis in self.axes])
             if n == self.divisor <= self.block and self.axes:
                 return xp.mean(x, axis=self.axes, keepdims=True)
-        return total(xp, x, axes=self.axes, block=self.block, ones=self.ones) / self.divisor
+        return total(xp, x, axes=self.axes, block=self.block, ones=self.ones) / self._number
 
     def dots(self, x: Array) -> bool:
         """Whether products are added as they are made."""
         return self.ones is not None and self._trailing(x)
+
+    @property
+    def _number(self) -> Array | float:
+        return self.divisor if self.number is None else self.number
 
     def _trailing(self, x: Array) -> bool:
         return self.axes[-1:] == (x.ndim - 1,)
@@ -92,13 +102,13 @@ class Groups(NamedTuple):
     def mean_product(self, xp: Namespace, x: Array, other: Array, *, ops: Arithmetic = PURE) -> Array:
         """The mean of x * other."""
         if other is x and self.norm is not None and self._trailing(x):
-            return total(xp, _squares(xp, x, self.norm), axes=self.axes, block=self.block) / self.divisor
+            return total(xp, _squares(xp, x, self.norm), axes=self.axes, block=self.block) / self._number
         if not self.dots(x):
             return self.mean(xp, ops.multiply(x, other))
         products = _dot(xp, x, other)
         if len(self.axes) > 1:
             products = total(xp, products, axes=self.axes[:-1], block=self.block)
-        return products / self.divisor
+        return products / self._number
 
 
 class Spread(NamedTuple):

@@ -78,6 +78,8 @@ class Library(NamedTuple):
     """Whether two arrays may have memory in common."""
     same: Callable[[Array, Array], bool] = lambda x, out: False
     """Whether two arrays of one shape are one in memory."""
+    arithmetic: Arithmetic = PURE
+    """Arithmetic whose results are new."""
     into: Callable[[Array], Arithmetic] = lambda place: PURE
     """Arithmetic whose results are all written to one place."""
     casts: bool = True

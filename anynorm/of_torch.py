@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from anynorm.kernels import Arithmetic, Array, Namespace
+from anynorm.kernels import PURE, Arithmetic, Array, Namespace
 from anynorm.library import BLOCK, WRITTEN_OUT, Library
 
 REPEATED = 4
@@ -40,10 +40,11 @@ def torch_library(xp: Namespace) -> Library:
         wide=lambda x: x.device.type == "cuda",
         writeable=_writeable,
         present=_present,
-        plain=lambda *arrays: _present(*arrays) and all(x.device.type == "cpu" for x in arrays),
+        plain=lambda *arrays: _present(*arrays) and all(x.is_cpu for x in arrays),
         records=_records,
         overlap=_overlap,
         same=lambda x, out: x.data_ptr() == out.data_ptr() and x.stride() == out.stride(),
+        arithmetic=PURE._replace(multiply_add=lambda x, factor, addend: torch.addcmul(addend, x, factor)),
         into=_into,
         busy=_busy,
         threaded=True,
@@ -119,7 +120,7 @@ def _host(x: Array) -> Any:
 
 def _readable(x: Array) -> bool:
     torch = sys.modules["torch"]
-    return x.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+    return x.is_cpu and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
 
 
 def _writeable(out: Array) -> bool:

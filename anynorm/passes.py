@@ -188,7 +188,7 @@ class _Run(NamedTuple):
         weighted = kept = None
         if call.weights is not None and survey:
             found = weights_within(plan, call.weights, block, shape)
-            weighted = Weighted(groups._replace(divisor=1.0), found, product=squares)
+            weighted = Weighted(groups.by(1.0), found, product=squares)
             kept = weighted.weights.each > 0 if shield else None
         elif call.weights is not None:
             kept = present(plan, call.weights, block)
@@ -277,7 +277,7 @@ def numbers(plan: Plan, arrays: int, *, made: int = 0, beside: int = 0) -> tuple
 
 def plain_groups(plan: Plan, *, divisor: float) -> Groups:
     """Those of a plan, for arrays that are worked on in blocks."""
-    return plan.groups._replace(divisor=divisor, block=plan.library.plain_block, norm=plan.library.norm)
+    return plan.groups.by(divisor)._replace(block=plan.library.plain_block, norm=plan.library.norm)
 
 
 def added(plan: Plan) -> bool:

@@ -170,7 +170,7 @@ class _Piece(NamedTuple):
         """The groups of a piece, where there are weights."""
         if self.weights is None:
             return None
-        return Weighted(self.groups._replace(divisor=1.0), self.weights, product=self.desk.places.product)
+        return Weighted(self.groups.by(1.0), self.weights, product=self.desk.places.product)
 
     def parameters(self, run: Pull) -> Parameters:
         plan, shapes = self.desk.plan, run.wanted.within(self.desk.block)

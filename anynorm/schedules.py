@@ -91,7 +91,7 @@ def standardize(call: Call) -> Standardized:
     flat = 1.0 if plan.tiny else None
     done: Standardized
     if vacant or library.readable(x):
-        done = room.standardize(xp, x, groups=groups, eps=plan.eps, centred=plan.centred, flat=flat)
+        done = room.standardize(xp, x, groups=groups, eps=plan.addend, centred=plan.centred, flat=flat)
         if vacant or ordinary(plan, done.spread.var):
             return done
     done = room.standardize_scaled(xp, x, groups=groups, eps=plan.eps, centred=plan.centred, subnormal=subnormal)
@@ -100,7 +100,7 @@ def standardize(call: Call) -> Standardized:
 
 def affine(call: Call, standardized: Standardized) -> Array:
     """The normalized array in the dtype and the shape of the caller's x."""
-    y = kernels.affine(standardized.xhat, call.gamma, call.beta)
+    y = kernels.affine(standardized.xhat, call.gamma, call.beta, ops=call.plan.library.arithmetic)
     if standardized.stray is not None:
         constant = call.plan.library.constant
         stray, *parameters = (

@@ -256,7 +256,7 @@ def bounds(xp: Namespace, x: Array, groups: Weighted) -> tuple[Array, Array]:
 def summed(xp: Namespace, weights: Array, shape: tuple[int, ...], *, groups: Groups) -> Array:
     """The sum over each group of weights that broadcast to this shape."""
     times = math.prod([shape[axis] for axis in groups.axes if weights.shape[axis] == 1])
-    return groups._replace(divisor=1.0).mean(xp, weights) * times
+    return groups.by(1.0).mean(xp, weights) * times
 
 
 def positive(xp: Namespace, divisor: Array) -> Array:

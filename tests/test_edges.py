@@ -32,6 +32,12 @@ def test_constant_input_gives_beta(backend, case, eps, value):
     assert np.all(np.isfinite(backend.numpy(dx)))
 
 
+def test_an_eps_too_large_for_the_dtype_gives_beta(backend):
+    x, beta = np.asarray([[1.0, 2.0, 6.0]]), np.asarray([1.0, 2.0, 3.0])
+    y = anynorm.layer_norm(backend.array(x, "float32"), None, backend.array(beta, "float32"), eps=1e300)
+    backend.check(y, beta[None].astype(np.float32), dtype="float32", tolerance=0)
+
+
 def _broadcast(case, parameter):
     full = np.empty(case.shape)
     for index in np.ndindex(*case.shape):
