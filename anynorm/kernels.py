@@ -191,7 +191,9 @@ def standardize_scaled(
     )
 
 
-def standardize_with(xp: Namespace, x: Array, spread: Spread, *, eps: float, ops: Arithmetic = PURE) -> Standardized:
+def standardize_with(
+    xp: Namespace, x: Array, spread: Spread, *, eps: float | Array, ops: Arithmetic = PURE
+) -> Standardized:
     """(x - mean) / sqrt(var + eps) for statistics that are given: inference."""
     rstd = inverse_root(xp, spread.var + eps, flat=1.0)
     return Standardized(ops.multiply(less(x, spread, ops=ops), rstd), rstd, spread)

@@ -44,7 +44,7 @@ def torch_library(xp: Namespace) -> Library:
         records=_records,
         overlap=_overlap,
         same=lambda x, out: x.data_ptr() == out.data_ptr() and x.stride() == out.stride(),
-        arithmetic=PURE._replace(multiply_add=lambda x, factor, addend: torch.addcmul(addend, x, factor)),
+        arithmetic=PURE._replace(multiply_add=_multiply_add),
         into=_into,
         busy=_busy,
         threaded=True,
@@ -191,12 +191,23 @@ def _transforms(torch: Any) -> bool:
     return bool(torch.jit.is_tracing() or torch._C._are_functorch_transforms_active())
 
 
+def _multiply_add(x: Array, factor: Array, addend: Array) -> Array:
+    if _same_along_rows(x, factor, addend):
+        return PURE.multiply_add(x, factor, addend)
+    return sys.modules["torch"].addcmul(addend, x, factor)
+
+
+def _same_along_rows(x: Array, factor: Array, addend: Array) -> bool:
+    """Whether both stay the same along the rows of x, where addcmul is slow."""
+    return bool(factor.shape[-1] == addend.shape[-1] < x.shape[-1])
+
+
 def _into(place: Array) -> Arithmetic:
     torch = sys.modules["torch"]
     add, subtract, multiply = (partial(each, out=place) for each in (torch.add, torch.sub, torch.mul))
 
     def multiply_add(x: Array, factor: Array, addend: Array) -> Array:
-        if factor.shape[-1] == addend.shape[-1] < x.shape[-1]:  # addcmul is slow where both stay the same along rows
+        if _same_along_rows(x, factor, addend):
             if addend.shape[0] > 1 or x.shape[0] < REPEATED or math.prod(x.shape[1:]) > WRITTEN_OUT:
                 return add(multiply(x, factor), addend)
             addend = addend.expand(1, *x.shape[1:]).contiguous()

@@ -403,7 +403,7 @@ def root(plan: Plan, spread: Spread, scale: Scale | None = None) -> Array:
     xp = plan.library.xp
     if scale is not None:
         return kernels.inverse_root(xp, spread.var + scale.eps, flat=scale.flat)
-    return kernels.inverse_root(xp, spread.var + plan.eps, flat=1.0 if plan.tiny else None)
+    return kernels.inverse_root(xp, spread.var + plan.addend, flat=1.0 if plan.tiny else None)
 
 
 def seen(plan: Plan, mean: Array | None, var: Array) -> Array | None:

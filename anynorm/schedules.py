@@ -78,7 +78,7 @@ def standardize(call: Call) -> Standardized:
     library, xp = plan.library, plan.library.xp
     x = call.x if call.x.dtype == plan.dtype else xp.astype(call.x, plan.dtype)
     if call.spread is not None:
-        return kernels.standardize_with(xp, x, call.spread, eps=plan.eps)
+        return kernels.standardize_with(xp, x, call.spread, eps=plan.addend)
     subnormal = None
     if plan.tiny and library.subnormal:
         subnormal = library.subnormal(x, plan.limits.step * plan.limits.further)
