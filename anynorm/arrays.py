@@ -346,6 +346,7 @@ def _library(x: Array) -> Library:
         block=BLOCK,
         plain_block=BLOCK,
         device=array_api_compat.device,
+        kind=array_api_compat.device,
         quiet=quiet,
         writeable=array_api_compat.is_writeable_array,
         plain=lambda *arrays: True,
@@ -357,6 +358,7 @@ def _library(x: Array) -> Library:
         return eager._replace(
             contiguous=lambda x: True,
             products=True,
+            number=lambda value, dtype, like: xp.asarray(value, dtype=dtype, device=like.device),
             into=_into_by_assignment,
             casts=False,
             host=lambda x: np.asarray(x.to_device(xp.Device("CPU_DEVICE"))),
@@ -371,13 +373,18 @@ def _library(x: Array) -> Library:
             chunked=True,
             block=None,
             device=lambda x: None,
-            oddity=lambda x: "masked" if isinstance(x._meta, np.ma.MaskedArray) else "",
+            kind=_masked,
+            oddity=_masked,
             writeable=lambda out: False,
             host=lambda x: _host(x.compute()),
         )
     if array_api_compat.is_cupy_array(x):
         return cupy_library(unreadable)
     return unreadable
+
+
+def _masked(x: Array) -> str:
+    return "masked" if isinstance(x._meta, np.ma.MaskedArray) else ""
 
 
 def _host(x: Array) -> Any:

@@ -23,9 +23,9 @@ def normalize(call: Call, *, keep: bool) -> Normalized:
     records = call.plan.library.records
     if records is None:
         return schedules.normalize(call, keep=keep)
-    given = [each for each in call.spread or () if each is not None]
-    arrays = [each for each in (call.x, call.gamma, call.beta) if each is not None]
-    if not records(arrays + given) or any(each.requires_grad for each in given):
+    given = call.spread or ()
+    arrays = [each for each in (call.x, call.gamma, call.beta, *given) if each is not None]
+    if not records(arrays) or any(each is not None and each.requires_grad for each in given):
         return schedules.normalize(_shared(call), keep=keep)
     y, *spread = _node().apply(call.x, call.gamma, call.beta, call._replace(x=None, gamma=None, beta=None))
     return Normalized(y, call.spread or Spread(*spread))

@@ -212,7 +212,10 @@ def _prepare(
             raise TypeError(f"moments must be Moments or RunningStats, got {type(moments).__name__}")
         mean, var = moments.mean, moments.var
     key = _key(layout_of, options, eps, centred, out, (x, gamma, beta, mean, var, weights))
-    plan = None if key is None else _plans.get(key)
+    try:
+        plan = None if key is None else _plans.get(key)
+    except TypeError:  # something in it cannot be hashed
+        key = plan = None
     if plan is None:
         others = {names[1]: gamma, "beta": beta, "moments.mean": mean, "moments.var": var, "weights": weights}
         arrays = {names[0]: x} | {name: array for name, array in others.items() if array is not None}
@@ -228,7 +231,8 @@ def _prepare(
     given = None
     if moments is not None:
         given = Spread(_ready(plan, mean, plan.spread), None, _ready(plan, var, plan.spread))
-    compiler = "none" if plan.library.traced() or weights is not None else current().compiler
+    traced = key is None and plan.library.traced()
+    compiler = "none" if traced or weights is not None else current().compiler
     params, found = (_ready(plan, gamma, plan.gamma), _ready(plan, beta, plan.beta)), None
     if weights is not None:
         check_weights(plan.library, weights)
@@ -321,14 +325,11 @@ def _key(
                 key.append(None)
                 continue
             key += (type(array), array.dtype, array.shape)
-            if not library.uniform:
-                device = library.device(array)  # CuPy's cannot be hashed
-                key += (getattr(device, "id", device), library.oddity and library.oddity(array))
-        whole = tuple(key)
-        hash(whole)
+            if library.kind is not None:
+                key.append(library.kind(array))
     except (AttributeError, TypeError):
         return None
-    return whole
+    return tuple(key)
 
 
 def _plan(
@@ -338,7 +339,7 @@ def _plan(
     out: Any,
     eps: float,
     centred: bool,
-    divisor: int | None,
+    divisor: float | None,
 ) -> Plan:
     (name, x), *others = arrays.items()
     library = one_library(**arrays)
@@ -362,17 +363,15 @@ def _plan(
         check_device(library, name, x, other, array)
     spread = tuple(1 if axis in view.axes else n for axis, n in enumerate(view.shape))
     size = math.prod(view.shape)
-    groups = Groups(view.axes, float(max(layout.group_size if divisor is None else divisor, 1)), library.block)
-    addend: Array | float = eps
+    divisor = float(max(layout.group_size if divisor is None else divisor, 1))
+    with library.quiet():  # an eps may be too large for the dtype
+        number, addend = (library.number(n, dtype, x) for n in (divisor, eps))
+    groups = Groups(view.axes, divisor, library.block if number is None else library.plain_block, number=number)
     if library.products and view.axes:
         last = len(view.shape) - 1
         run = min(view.shape[last], kernels.RUN) if last in view.axes else kernels.LEADING
         ones = library.xp.ones(run, dtype=dtype, device=library.device(x))
-        with library.quiet():  # an eps may be too large for the dtype
-            number, addend = (
-                library.xp.asarray(n, dtype=dtype, device=library.device(x)) for n in (groups.divisor, eps)
-            )
-        groups = groups._replace(ones=ones, number=number)
+        groups = groups._replace(ones=ones)
     limits = kernels.limits(library.xp, dtype)
     beside = [fit.shape for fit in (gamma, fits.get("beta")) if fit is not None]
     affine = math.prod([max(sizes) for sizes in zip(spread, *beside, strict=True)])
@@ -386,7 +385,7 @@ def _plan(
         view=view,
         groups=groups,
         eps=eps,
-        addend=addend,
+        addend=eps if addend is None else addend,
         centred=centred,
         dtype=dtype,
         limits=limits,
@@ -435,7 +434,7 @@ def _fit(library: Library, array: Array, shape: tuple[int, ...]) -> Fit:
         if index[-1] is None and n != 1:
             return Fit(shape, None)
         own = own[index[-1] is not None :]
-    return Fit(shape, None if own or not library.uniform else tuple(index))
+    return Fit(shape, None if own or library.kind is not None else tuple(index))
 
 
 def _unknown(sizes: tuple[Any, ...]) -> bool:

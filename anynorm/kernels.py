@@ -82,7 +82,7 @@ class Groups(NamedTuple):
         if self.ones is not None:
             if self.axes == (x.ndim - 1,) and self.ones.shape[0] == x.shape[-1]:
                 return _dot(xp, x, self.ones) / self._number
-        elif self.block is not None:
+        elif self.block is not None and self.number is None:
             n = math.prod([x.shape[axis] for axis in self.axes])
             if n == self.divisor <= self.block and self.axes:
                 return xp.mean(x, axis=self.axes, keepdims=True)

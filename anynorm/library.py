@@ -46,8 +46,8 @@ class Library(NamedTuple):
     """The device, or None where there is but one or the library itself is the better judge."""
     quiet: Callable[[], AbstractContextManager[Any]]
     """Silences the library's warnings of overflow and invalid values, which the results show."""
-    uniform: bool = False
-    """Whether any two of its arrays go together: one device, and none of them odd."""
+    kind: Callable[[Array], Any] | None = None
+    """All in which its arrays may differ beside their type, dtype and shape: device and oddity; None for nothing."""
     oddity: Callable[[Array], str] | None = None
     """What keeps an array of this library from being a plain one: "" for a plain one."""
     subnormal: Callable[[Array, float], Array] | None = None
@@ -78,6 +78,8 @@ class Library(NamedTuple):
     """Whether two arrays may have memory in common."""
     same: Callable[[Array, Array], bool] = lambda x, out: False
     """Whether two arrays of one shape are one in memory."""
+    number: Callable[[float, Any, Array], Array | None] = lambda value, dtype, like: None
+    """A number as an array without axes, to be kept, where it computes faster with that: beside `plain` arrays."""
     arithmetic: Arithmetic = PURE
     """Arithmetic whose results are new."""
     into: Callable[[Array], Arithmetic] = lambda place: PURE

@@ -12,6 +12,7 @@ from anynorm.library import Library, Programs
 def cupy_library(lazy: Library) -> Library:
     """CuPy, of what every library is like whose numbers cannot be read."""
     return lazy._replace(
+        kind=lambda x: x.device.id,
         contiguous=lambda x: x.flags.c_contiguous,
         overlap=lambda x, out: bool(sys.modules["cupy"].may_share_memory(x, out)),
         same=lambda x, out: x.data.ptr == out.data.ptr and x.strides == out.strides,

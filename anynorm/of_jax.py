@@ -14,6 +14,7 @@ def jax_library(lazy: Library) -> Library:
         present=lambda *arrays: not any(isinstance(x, sys.modules["jax"].core.Tracer) for x in arrays),
         constant=sys.modules["jax"].lax.stop_gradient,
         device=_devices,
+        kind=_devices,
         quiet=nullcontext,
         subnormal=_subnormal,
         immutable=True,

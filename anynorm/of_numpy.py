@@ -22,7 +22,7 @@ def numpy_library(eager: Library) -> Library:
     """NumPy, of what every eager library is like."""
     return eager._replace(
         device=lambda x: None,
-        uniform=True,
+        kind=None,
         most=lambda x: _extreme(max, x) if x.size <= FEW else x.max(),
         least=lambda x: _extreme(min, x) if x.size <= FEW else x.min(),
         contiguous=lambda x: x.flags.c_contiguous,
@@ -31,6 +31,7 @@ def numpy_library(eager: Library) -> Library:
         same=lambda x, out: (
             x.__array_interface__["data"] == out.__array_interface__["data"] and x.strides == out.strides
         ),
+        number=lambda value, dtype, like: np.asarray(value, dtype=dtype),
         into=_into,
         busy=_busy,
     )

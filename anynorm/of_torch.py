@@ -28,11 +28,12 @@ def torch_library(xp: Namespace) -> Library:
         xp=xp,
         readable=_readable,
         constant=lambda x: x.detach(),
-        most=lambda x: float(x.max()),
-        least=lambda x: float(x.min()),
+        most=lambda x: float((x.detach() if x.requires_grad else x).max()),
+        least=lambda x: float((x.detach() if x.requires_grad else x).min()),
         block=BLOCK,
         plain_block=None,
         device=lambda x: x.device,
+        kind=lambda x: (x.device, x.layout),
         quiet=nullcontext,
         oddity=lambda x: "" if x.layout is torch.strided else f"{x.layout}".removeprefix("torch."),
         traced=torch.compiler.is_compiling,
@@ -44,6 +45,7 @@ def torch_library(xp: Namespace) -> Library:
         records=_records,
         overlap=_overlap,
         same=lambda x, out: x.data_ptr() == out.data_ptr() and x.stride() == out.stride(),
+        number=_number,
         arithmetic=PURE._replace(multiply_add=_multiply_add),
         into=_into,
         busy=_busy,
@@ -160,7 +162,7 @@ def _records(arrays: list[Array]) -> bool:
     torch = sys.modules["torch"]
     return (
         torch.is_grad_enabled()
-        and any(x.requires_grad for x in arrays)
+        and any([x.requires_grad for x in arrays])  # noqa: C419 - a list is faster
         and not torch.compiler.is_compiling()
         and not _transforms(torch)
         and not any(_dual(torch, x) for x in arrays)
@@ -191,6 +193,16 @@ def _transforms(torch: Any) -> bool:
     return bool(torch.jit.is_tracing() or torch._C._are_functorch_transforms_active())
 
 
+def _number(value: float, dtype: Any, like: Array) -> Array | None:
+    torch = sys.modules["torch"]
+    if type(like) not in (torch.Tensor, torch.nn.Parameter) or not like.is_cpu:
+        return None
+    if torch.compiler.is_compiling() or _transforms(torch):
+        return None
+    with torch.inference_mode(False):  # else autograd could not save it where it is used again
+        return torch.tensor(value, dtype=torch.float64, device="cpu").to(dtype)
+
+
 def _multiply_add(x: Array, factor: Array, addend: Array) -> Array:
     if _same_along_rows(x, factor, addend):
         return PURE.multiply_add(x, factor, addend)
@@ -199,7 +211,7 @@ def _multiply_add(x: Array, factor: Array, addend: Array) -> Array:
 
 def _same_along_rows(x: Array, factor: Array, addend: Array) -> bool:
     """Whether both stay the same along the rows of x, where addcmul is slow."""
-    return bool(factor.shape[-1] == addend.shape[-1] < x.shape[-1])
+    return bool(factor.shape[-1] < x.shape[-1] and factor.shape[-1] == addend.shape[-1])
 
 
 def _into(place: Array) -> Arithmetic:

@@ -451,7 +451,6 @@ def spread_within(spread: Spread, block: Block) -> Spread:
 
 def ordinary(plan: Plan, var: Array) -> bool:
     """Whether no square overflowed, and none that matters underflowed."""
-    var = plan.library.constant(var)
     try:
         return plan.library.most(var) < math.inf and (not plan.tiny or plan.library.least(var) >= plan.limits.eps)
     except RuntimeError:  # torch.func.vmap and fake tensors: a number that cannot be read

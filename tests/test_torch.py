@@ -8,6 +8,7 @@ import pytest
 from oracles import CASES
 
 import anynorm
+from anynorm import calls
 
 pytestmark = [
     pytest.mark.cells("torch"),
@@ -223,6 +224,39 @@ def test_meta_and_inference_tensors_and_parameters_come_in(backend):
     last = torch.randn(2, 6, 4, 4, device=backend.device).to(memory_format=torch.channels_last)
     theirs = torch.nn.functional.batch_norm(last, None, None, training=True)
     assert torch.allclose(anynorm.batch_norm(last), theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize("first", ["inference_mode", "functionalize", "vmap", "jvp", "fake", "autocast"])
+def test_what_a_first_call_keeps_serves_every_later_one(backend, monkeypatch, first):
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    torch = backend.xp
+    x, gamma = torch.randn(4, 6, device=backend.device), torch.randn(6, device=backend.device)
+
+    def derivatives():
+        arrays = [each.clone().requires_grad_() for each in (x, gamma)]
+        dx, dgamma = torch.autograd.grad((anynorm.layer_norm(*arrays) ** 3).sum(), arrays, create_graph=True)
+        return dx, dgamma, *torch.autograd.grad((dx**2).sum() + (dgamma**2).sum(), arrays)
+
+    expected = derivatives()
+    monkeypatch.setattr(calls, "_plans", {})
+    if first == "inference_mode":
+        with torch.inference_mode():
+            anynorm.layer_norm(x, gamma)
+    elif first == "functionalize":
+        torch.func.functionalize(anynorm.layer_norm)(x, gamma)
+    elif first == "vmap":
+        torch.func.vmap(anynorm.layer_norm, in_dims=(0, None))(x[None], gamma)
+    elif first == "jvp":
+        torch.func.jvp(anynorm.layer_norm, (x, gamma), (x, gamma))
+    elif first == "fake":
+        for mode in (FakeTensorMode(), FakeTensorMode()):
+            anynorm.layer_norm(*(mode.from_tensor(each.detach()) for each in (x, gamma)))
+    else:
+        with torch.autocast(backend.device.type, dtype=torch.bfloat16):
+            anynorm.layer_norm(x, gamma)
+    for found, each in zip(derivatives(), expected, strict=True):
+        assert torch.allclose(found, each, rtol=1e-5, atol=1e-6)
 
 
 def test_sparse_tensors_are_refused(backend):
