@@ -173,7 +173,7 @@ def _take_turns(runners: list[_Runner], device: Device, seconds: float) -> tuple
     if not runners:
         return 0, samples
     numbers = {runner.candidate.name: math.ceil(LEAST_SAMPLE / max(runner.seconds, 1e-7)) for runner in runners}
-    one_round = sum(runner.seconds * numbers[runner.candidate.name] for runner in runners)
+    one_round = sum(runner.seconds * (1 + numbers[runner.candidate.name]) for runner in runners)
     least, most = ROUNDS
     rounds = max(least, min(most, int(seconds / one_round)))
     order = random.Random(0)
@@ -187,8 +187,8 @@ def _take_turns(runners: list[_Runner], device: Device, seconds: float) -> tuple
 
 def _sample(run: Run, candidate: Candidate, device: Device, number: int) -> float:
     """The seconds of a call, as the mean of so many in a row; a result is dropped before the next is computed."""
-    if number > 1:  # the threads of the candidate before may still be waiting for work
-        device.wait(candidate.library, run())
+    # once without counting: threads of the candidate before may still be waiting for work, and its arrays in the cache
+    device.wait(candidate.library, run())
     device.wait(candidate.library, ())
     start = time.perf_counter()
     for _ in range(number - 1):
