@@ -14,6 +14,8 @@ from anynorm.library import BLOCK, WRITTEN_OUT, Library
 
 REPEATED = 4
 """So often is an array used that is worth writing out along its rows."""
+HUGE = 2**21
+"""The bytes of a huge page."""
 LARGE = 2**22
 """From so many bytes on the pages of a new array cost more than the norm, unless they are huge."""
 
@@ -142,7 +144,9 @@ def _large(shape: tuple[int, ...], like: Array, dtype: Any) -> Array | None:
     nbytes = math.prod(shape) * dtype.itemsize
     if nbytes < LARGE or like.device.type != "cpu":
         return None
-    return torch.from_numpy(np.empty(nbytes, dtype=np.uint8)).view(dtype).reshape(shape)
+    memory = np.empty(nbytes + HUGE, dtype=np.uint8)
+    start = -memory.ctypes.data % HUGE
+    return torch.from_numpy(memory[start : start + nbytes]).view(dtype).reshape(shape)
 
 
 def _present(*arrays: Array) -> bool:

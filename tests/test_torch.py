@@ -259,6 +259,16 @@ def test_what_a_first_call_keeps_serves_every_later_one(backend, monkeypatch, fi
         assert torch.allclose(found, each, rtol=1e-5, atol=1e-6)
 
 
+def test_a_large_result_starts_at_a_huge_page(backend):
+    if backend.device.type != "cpu":
+        pytest.skip(reason="a GPU has other pages")
+    torch = backend.xp
+    x = torch.randn(1025, 1024, device=backend.device)
+    y = anynorm.layer_norm(x)
+    assert y.data_ptr() % 2**21 == 0
+    assert torch.allclose(y, torch.nn.functional.layer_norm(x, (1024,)), atol=1e-5)
+
+
 def test_sparse_tensors_are_refused(backend):
     with pytest.raises(TypeError, match=r"^x must be a plain array, got one that is sparse_coo$"):
         anynorm.layer_norm(backend.xp.eye(3).to_sparse())
