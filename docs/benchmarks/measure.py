@@ -21,6 +21,8 @@ ROUNDS = (3, 200)
 """At least, and at most."""
 LEAST_SAMPLE = 1e-3
 """Seconds: what takes less is done several times in a row."""
+SETTLE = 8e-3
+"""Seconds: so long the threads of a candidate may wait busily for more to do."""
 LEAST_MEMORY = 2**20
 """Bytes of x below which the system's pages are too coarse to tell."""
 
@@ -173,7 +175,7 @@ def _take_turns(runners: list[_Runner], device: Device, seconds: float) -> tuple
     if not runners:
         return 0, samples
     numbers = {runner.candidate.name: math.ceil(LEAST_SAMPLE / max(runner.seconds, 1e-7)) for runner in runners}
-    one_round = sum(runner.seconds * (1 + numbers[runner.candidate.name]) for runner in runners)
+    one_round = sum(max(SETTLE, runner.seconds) + runner.seconds * numbers[runner.candidate.name] for runner in runners)
     least, most = ROUNDS
     rounds = max(least, min(most, int(seconds / one_round)))
     order = random.Random(0)
@@ -187,8 +189,11 @@ def _take_turns(runners: list[_Runner], device: Device, seconds: float) -> tuple
 
 def _sample(run: Run, candidate: Candidate, device: Device, number: int) -> float:
     """The seconds of a call, as the mean of so many in a row; a result is dropped before the next is computed."""
-    # once without counting: threads of the candidate before may still be waiting for work, and its arrays in the cache
-    device.wait(candidate.library, run())
+    start = time.perf_counter()
+    while True:  # without counting: the threads of the candidate before still run, and its arrays are in the cache
+        device.wait(candidate.library, run())
+        if time.perf_counter() - start >= SETTLE:
+            break
     device.wait(candidate.library, ())
     start = time.perf_counter()
     for _ in range(number - 1):
