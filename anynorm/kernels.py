@@ -65,7 +65,7 @@ class Groups(NamedTuple):
     """What a sum is divided by: the number of elements, or 1 if there are none; 1 for weight normalization, whose norm
     is a plain sum."""
     block: int | None
-    """The longest run of elements added in one go, or None to leave the order of a sum to the array library."""
+    """The longest run of elements added in one go, or None where the array library adds any along one axis exactly."""
     ones: Array | None = None
     """A run of ones, where the library adds fastest by multiplying with them."""
     norm: Callable[[Array], Array] | None = None
@@ -647,7 +647,8 @@ def total(xp: Namespace, x: Array, *, axes: tuple[int, ...], block: int | None, 
     """The sum over `axes`, which stay with length 1; at most `block` numbers are added in one go.
 
     Some libraries add one number after another, and the rounding error grows with their number: NumPy over any axis
-    but the last in memory. In blocks it grows with the block. A product with `ones` adds at the speed of BLAS.
+    but the last in memory, PyTorch over the second of two. In blocks it grows with the block. A product with `ones`
+    adds at the speed of BLAS.
     """
     if not axes:
         return x
@@ -655,9 +656,9 @@ def total(xp: Namespace, x: Array, *, axes: tuple[int, ...], block: int | None, 
         last = axes[-1]
         x = _total_along(xp, x, last, _longest(tuple(x.shape), last), ones)
         return x if len(axes) == 1 else total(xp, x, axes=axes[:-1], block=block)
-    if block is None or math.prod([x.shape[axis] for axis in axes]) <= block:
+    if (block is None and len(axes) == 1) or math.prod([x.shape[axis] for axis in axes]) <= LEADING:
         return xp.sum(x, axis=axes, keepdims=True)
-    for axis in reversed(axes):
+    for axis in axes if block is None and x.shape[axes[-1]] < SHORT else reversed(axes):
         x = _total_along(xp, x, axis, block)
     return x
 
@@ -670,6 +671,8 @@ LOCKED = 500
 """NumPy lets other threads run only while it makes more products of runs than that."""
 WORTH = 2**16
 """So many numbers are worth that other threads run."""
+SHORT = 128
+"""Rows shorter than this are added to each other before their own numbers are, where a library adds by single axes."""
 
 
 NORMED = 128
@@ -693,9 +696,9 @@ def even_run(n: int, pieces: int, most: int) -> int:
     return next((n // k for k in range(pieces, min(4 * pieces, n // 16) + 1) if n % k == 0), most)
 
 
-def _total_along(xp: Namespace, x: Array, axis: int, block: int, ones: Array | None = None) -> Array:
+def _total_along(xp: Namespace, x: Array, axis: int, block: int | None, ones: Array | None = None) -> Array:
     n = x.shape[axis]
-    if n <= block:
+    if block is None or n <= block:
         return _run(xp, x, axis, ones)
     before, after = x.shape[:axis], x.shape[axis + 1 :]
     whole = n - n % block

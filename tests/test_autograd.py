@@ -112,6 +112,27 @@ def test_the_third_derivative_is_that_of_the_primitives(backend, torch, composed
     assert_same(third(*arrays), composed(third, *arrays), rtol=1e-7)
 
 
+@pytest.mark.parametrize("offset", [0.0, 1e4, 1e6])
+@pytest.mark.parametrize("shape", [(65536, 2), (65536, 2, 3), (6, 2, 32768)], ids=str)
+def test_a_gradient_that_is_recorded_is_exact_over_many_rows(backend, torch, shape, offset):
+    rng = np.random.default_rng(2)
+    x = backend.array(rng.standard_normal(shape) + offset, "float32").requires_grad_()
+    gamma, dy = (backend.array(rng.standard_normal(size), "float32") for size in (2, shape))
+
+    def gradients(*arrays, **more):
+        arrays = [each.detach().requires_grad_() for each in arrays]
+        return torch.autograd.grad(anynorm.batch_norm(*arrays), arrays, dy.to(arrays[0].dtype), **more)
+
+    expected = gradients(x.double(), gamma.double())
+    for found in (gradients(x, gamma, create_graph=True), gradients(x, gamma)):
+        assert_same(
+            [each / of.abs().max() for each, of in zip(found, expected, strict=True)],
+            [of / of.abs().max() for of in expected],
+            rtol=0,
+            atol=5e-6,
+        )
+
+
 @pytest.mark.parametrize("eps", [0.0, 1e-5])
 @pytest.mark.parametrize("scale", [1e-36, 1e-30, 1e-12, 1.0, 1e13, 1e30, 1e37])
 def test_derivatives_are_right_at_any_magnitude(backend, torch, composed, scale, eps):

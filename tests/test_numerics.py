@@ -12,6 +12,7 @@ LAYOUTS = {
     "batch": (lambda x, **o: anynorm.batch_norm(x, **o), (16, 8, 28, 28), (0, 2, 3)),
     "batch, channels last": (lambda x, **o: anynorm.batch_norm(x, channel_axis=-1, **o), (16, 28, 28, 8), (0, 1, 2)),
     "batch, many rows": (lambda x, **o: anynorm.batch_norm(x, **o), (65536, 8), (0,)),
+    "batch, many planes": (lambda x, **o: anynorm.batch_norm(x, **o), (65536, 2, 3), (0, 2)),
     "instance": (lambda x, **o: anynorm.instance_norm(x, **o), (8, 4, 32, 32), (2, 3)),
     "one group": (lambda x, **o: anynorm.group_norm(x, groups=1, **o), (8, 4, 32, 32), (1, 2, 3)),
     "middle axis": (lambda x, **o: anynorm.normalize(x, axis=1, **o), (4, 3000, 5), (1,)),
@@ -133,15 +134,17 @@ def test_gradients_are_exact_at_every_magnitude(backend, scale):
 
 @pytest.mark.cells("numpy", "strict", "torch", "jax", "cupy")
 @pytest.mark.parametrize("offset", [0, 1e4])
-def test_parameter_gradients_over_many_rows_are_exact(backend, offset):
-    x, dy = float32((65536, 3), offset), float32((65536, 3), 2.0)
+@pytest.mark.parametrize("plane", [(), (2,)])
+def test_parameter_gradients_over_many_rows_are_exact(backend, plane, offset):
+    shape, axes = (65536, 3, *plane), (0, 2)[: 1 + len(plane)]
+    x, dy = float32(shape, offset), float32(shape, 2.0)
     gamma = backend.array(np.ones(3), "float32")
     _, pullback = anynorm.vjp(anynorm.batch_norm, backend.array(x, "float32"), gamma, gamma)
     dx, dgamma, dbeta = (backend.numpy(each) for each in pullback(backend.array(dy, "float32")))
-    xhat = standardized(x, 0)
-    np.testing.assert_allclose(dx, standardized_gradient(x, dy, 0), rtol=0, atol=2e-5)
-    np.testing.assert_allclose(dbeta, dy.sum(axis=0), rtol=2e-6)
-    np.testing.assert_allclose(dgamma, (dy * xhat).sum(axis=0).astype(np.float64), rtol=0, atol=65536 * 2e-6)
+    xhat = standardized(x, axes)
+    np.testing.assert_allclose(dx, standardized_gradient(x, dy, axes), rtol=0, atol=2e-5)
+    np.testing.assert_allclose(dbeta, dy.sum(axis=axes), rtol=2e-6)
+    np.testing.assert_allclose(dgamma, (dy * xhat).sum(axis=axes).astype(np.float64), rtol=0, atol=x.size // 3 * 2e-6)
 
 
 def test_two_byte_floats_are_computed_in_float32(backend):
