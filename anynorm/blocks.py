@@ -19,6 +19,8 @@ SHORTEST = 256
 """Blocks strewn over memory in runs of fewer numbers than this cost more than a second pass over the array."""
 DEEP = 256
 """How many numbers of a group a part of it has, so that its statistics are small beside it."""
+ROUND = 32
+"""Blocks have a multiple of this along an axis, if they have many times as many: their own runs are even then."""
 STRETCH = 4
 """How much larger a block may be, if it then holds whole groups."""
 
@@ -138,9 +140,12 @@ def _steps(shape: tuple[int, ...], axes: list[int], most: int, even: int) -> lis
         size = math.prod(steps)
         if size > most:
             steps[axis] = max(1, most * steps[axis] // size)
-            if steps[axis] > 1:  # as many for each thread
-                count = -(-shape[axis] // steps[axis])
+            if (room := steps[axis]) > 1:  # as many for each thread
+                count = -(-shape[axis] // room)
                 steps[axis] = -(-shape[axis] // (-(-count // even) * even))
+                rounded = -(-steps[axis] // ROUND) * ROUND
+                if 8 * ROUND < rounded <= room:
+                    steps[axis] = rounded
     return steps
 
 

@@ -81,20 +81,22 @@ class Groups(NamedTuple):
         """The mean of each group, beside x."""
         if self.ones is not None:
             if self.axes == (x.ndim - 1,) and self.ones.shape[0] == x.shape[-1]:
-                return _dot(xp, x, self.ones) / self._number
+                return self._shared(_dot(xp, x, self.ones))
         elif self.block is not None and self.number is None:
             n = math.prod([x.shape[axis] for axis in self.axes])
             if n == self.divisor <= self.block and self.axes:
                 return xp.mean(x, axis=self.axes, keepdims=True)
-        return total(xp, x, axes=self.axes, block=self.block, ones=self.ones) / self._number
+        return self._shared(total(xp, x, axes=self.axes, block=self.block, ones=self.ones))
 
     def dots(self, x: Array) -> bool:
         """Whether products are added as they are made."""
         return self.ones is not None and self._trailing(x)
 
-    @property
-    def _number(self) -> Array | float:
-        return self.divisor if self.number is None else self.number
+    def _shared(self, sums: Array) -> Array:
+        """Sums, divided; where there is nothing to add they are the array itself."""
+        if self.divisor == 1 and self.axes:
+            return sums
+        return sums / (self.divisor if self.number is None else self.number)
 
     def _trailing(self, x: Array) -> bool:
         return self.axes[-1:] == (x.ndim - 1,)
@@ -102,13 +104,13 @@ class Groups(NamedTuple):
     def mean_product(self, xp: Namespace, x: Array, other: Array, *, ops: Arithmetic = PURE) -> Array:
         """The mean of x * other."""
         if other is x and self.norm is not None and self._trailing(x):
-            return total(xp, _squares(xp, x, self.norm), axes=self.axes, block=self.block) / self._number
+            return self._shared(total(xp, _squares(xp, x, self.norm), axes=self.axes, block=self.block))
         if not self.dots(x):
             return self.mean(xp, ops.multiply(x, other))
         products = _dot(xp, x, other)
         if len(self.axes) > 1:
             products = total(xp, products, axes=self.axes[:-1], block=self.block)
-        return products / self._number
+        return self._shared(products)
 
 
 class Spread(NamedTuple):
