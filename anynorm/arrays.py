@@ -115,6 +115,11 @@ def assign(library: Library, place: Array, values: Array) -> None:
     place[...] = values if library.casts else library.xp.astype(values, place.dtype, copy=False)
 
 
+def cast(library: Library, x: Array, dtype: Any) -> Array:
+    """The array in a dtype, to be added up along its rows; a copy only if it must be."""
+    return x if x.dtype == dtype and library.straight(x) else library.xp.astype(x, dtype)
+
+
 def zeros(shape: int | tuple[int, ...], like: Array, dtype: Any) -> Array:
     """Zeros, beside `like`."""
     library = library_of("like", like)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from anynorm import kernels, layouts, replicas
 from anynorm.arrays import (
+    cast,
     check_device,
     check_out,
     check_real,
@@ -95,8 +96,10 @@ class Call(NamedTuple):
         """The elements that share a mean, where they have weights or are spread over replicas."""
         if self.weights is None:
             return None
-        weights = ready(self.plan.library.xp, self.weights, self.plan.dtype)
-        return Weighted(self.plan.groups.by(1.0), weights, self.join)
+        plan = self.plan
+        each = cast(plan.library, self.weights.each, plan.dtype)
+        weights = ready(plan.library.xp, self.weights._replace(each=each), plan.dtype)
+        return Weighted(plan.groups.by(1.0), weights, self.join)
 
 
 def over(
@@ -265,6 +268,7 @@ def _of_groups(
     xp, groups, shape = plan.library.xp, plan.groups.by(1.0), tuple(weights.shape)
 
     def taken(weights: Array, unit: Array | None) -> Array:
+        weights = cast(plan.library, weights, plan.dtype)
         return take(groups, xp, ready(xp, Weights(weights, None, unit), plan.dtype).each)
 
     if not plan.library.plain(weights):
@@ -293,7 +297,7 @@ def _of_replicas(call: Call, weights: Array | None, all_reduce: Callable[[Array]
     found = call.weights
     if not plan.given:
         with plan.library.quiet():
-            x = xp.astype(library.constant(call.x), plan.dtype, copy=False)
+            x = cast(library, library.constant(call.x), plan.dtype)
             if weights is None:
                 ready = zeros((1,) * len(plan.view.shape), x, plan.dtype) + 1.0
             else:

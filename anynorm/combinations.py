@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, Literal, NamedTuple
 
 from anynorm import kernels
-from anynorm.arrays import assign, empty
+from anynorm.arrays import assign, cast, empty
 from anynorm.blocks import Block, share
 from anynorm.calls import Call, Plan
 from anynorm.kernels import PURE, Array, Combination, Groups, Places, Spread, Sums
@@ -100,9 +100,9 @@ class Pull(NamedTuple):
         rooms += [empty((self.largest,), dy, plan.dtype) for _ in range(number - len(rooms))]
         places = [library.into(xp.reshape(each[:size], shape)) for each in rooms[:number]]
         result = PURE if target is None else places[-1] if narrow else library.into(target)
-        x = None if self.call.x is None else xp.astype(self.call.x[block], plan.dtype, copy=False)
+        x = None if self.call.x is None else cast(library, self.call.x[block], plan.dtype)
         try:
-            dy = xp.astype(dy, plan.dtype, copy=False)
+            dy = cast(library, dy, plan.dtype)
             own = {"xhat": places[0], "result": result, "apart": places[number - narrow - 1]}[product]
             yield Desk(plan, block, x, dy, target, Places(result, places[0], own))
         finally:

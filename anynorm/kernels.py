@@ -665,7 +665,7 @@ def total(xp: Namespace, x: Array, *, axes: tuple[int, ...], block: int | None, 
     return x
 
 
-RUN = 2**14
+RUN = 2**11
 """The longest run that BLAS adds in one go along the last axis; it adds in many lanes."""
 LEADING = 256
 """The longest run that is added along any axis but the last, where BLAS adds one number after another."""
@@ -689,7 +689,7 @@ def _longest(shape: tuple[int, ...], axis: int) -> int:
     n, rows = shape[axis], math.prod(shape[:axis])
     if axis < len(shape) - 1:
         return even_run(n, 1, LEADING)
-    return RUN if rows > LOCKED or rows * n < WORTH else even_run(n, LOCKED // rows + 1, RUN)
+    return even_run(n, 1 if rows > LOCKED or rows * n < WORTH else LOCKED // rows + 1, RUN)
 
 
 def even_run(n: int, pieces: int, most: int) -> int:

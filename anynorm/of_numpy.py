@@ -26,6 +26,7 @@ def numpy_library(eager: Library) -> Library:
         most=lambda x: _extreme(max, x) if x.size <= FEW else x.max(),
         least=lambda x: _extreme(min, x) if x.size <= FEW else x.min(),
         contiguous=lambda x: x.flags.c_contiguous,
+        straight=_straight,
         writeable=lambda x: x.flags.writeable,
         products=True,
         overlap=_overlap,
@@ -47,6 +48,11 @@ def _extreme(of: Callable[[list[float]], float], x: Array) -> float:
     values = x.ravel().tolist()
     total = sum(values)
     return of(values) if total == total else total  # NaN, wherever it is
+
+
+def _straight(x: Array) -> bool:
+    step = x.strides[-1]  # BLAS takes no other, and NumPy's own loop adds one number after another
+    return bool(x.shape[-1] < 2 or (step > 0 and step % x.itemsize == 0))
 
 
 def _overlap(x: Array, out: Array) -> bool:

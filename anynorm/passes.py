@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from anynorm import kernels, weights
-from anynorm.arrays import assign, empty, extent, zeros
+from anynorm.arrays import assign, cast, empty, extent, zeros
 from anynorm.blocks import STRETCH, Block, blocks, both, share, within
 from anynorm.calls import Call, Plan
 from anynorm.kernels import PURE, Arithmetic, Array, Groups, Scale, Spread
@@ -32,7 +32,7 @@ NEAR = 16
 EVEN = 4
 """Threads share so many blocks evenly, if they are no more."""
 PENDING = 16
-"""So many parts of a group are pooled at a time."""
+"""So many parts of a group are pooled at a time, and then so many of these: few roundings follow each other."""
 
 
 class _Part(NamedTuple):
@@ -334,12 +334,14 @@ class Portion(NamedTuple):
 
 def folded(join: Callable[[list[T]], T], each: Callable[[list[Block]], list[T]], parts: list[Block]) -> T:
     """What is found of all parts, joined; only some of it is pending at a time."""
-    found: list[T] = []
-    for i in range(0, len(parts), PENDING):
-        found += each(parts[i : i + PENDING])
-        if len(found) > 1:
-            found = [join(found)]
-    return found[0]
+    if len(parts) <= PENDING:
+        found = each(parts)
+    else:
+        step = PENDING
+        while step * PENDING < len(parts):
+            step *= PENDING
+        found = [folded(join, each, parts[i : i + step]) for i in range(0, len(parts), step)]
+    return found[0] if len(found) == 1 else join(found)
 
 
 def pooled(plan: Plan, each: Callable[[list[Block]], list[Portion]], parts: list[Block]) -> Spread:
@@ -427,7 +429,8 @@ def cut(array: Array | None, block: Block) -> Array | None:
 def weights_within(plan: Plan, given: Weights, block: Block, shape: tuple[int, ...]) -> Weights:
     """The weights that go with a block of this shape, ready, and their own sums."""
     xp, groups = plan.library.xp, plan.groups
-    found = weights.ready(xp, Weights(*(cut(each, block) for each in given[:3])), plan.dtype)
+    each, sums, unit = (cut(every, block) for every in given[:3])
+    found = weights.ready(xp, Weights(cast(plan.library, each, plan.dtype), sums, unit), plan.dtype)
     if math.prod([shape[axis] for axis in groups.axes]) == groups.divisor:
         return found
     return found._replace(sums=weights.summed(xp, found.each, shape, groups=groups))

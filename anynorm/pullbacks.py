@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple
 
 from anynorm import combinations, compilers, fused, kernels, weights
-from anynorm.arrays import empty, zeros
+from anynorm.arrays import cast, empty, zeros
 from anynorm.blocks import Block, blocks, both, share, within
 from anynorm.calls import Call, Plan
 from anynorm.combinations import Desk, Parameters, Pull, Wanted
@@ -37,6 +38,10 @@ Gradients = tuple[Array | None, ...]
 """With respect to x, gamma and beta, beside the view; None where it is not wanted."""
 PENDING = 2**17
 """So many numbers of the gradients of parameters wait to be added at a time, in an order that threads do not change."""
+TERMS = 64
+"""So many of them are added one after another."""
+BRIEF = 2**18
+"""A parameter of more numbers is large."""
 WEIGHTED = 7
 """So many arrays a block takes where there are weights."""
 
@@ -80,7 +85,7 @@ def _pull(call: Call, dy: Array, wanted: Wanted, of: Standardized | Spread | Non
     elif of is None:
         of = standardize(call)
     xp = plan.library.xp
-    dy = xp.astype(dy, plan.dtype, copy=False)
+    dy = cast(plan.library, dy, plan.dtype)
     if of.stray is not None:
         dy = xp.where(of.stray != 0, xp.zeros_like(dy), dy)
     block, ones = plan.groups.block, _ones(plan, dy)
@@ -109,14 +114,16 @@ def _in_blocks(call: Call, dy: Array, wanted: Wanted, spread: Spread) -> Gradien
         axes = combinations.runs(call, wanted, folds=fold) if near else None
         pivot, left = (None, mean) if mean is not None and minor(plan, mean, spread.var) else (mean, rest)
     dx = None if wanted.dtype is None else empty(plan.view.shape, dy, wanted.dtype)
-    totals = [None if shape is None else zeros(shape, dy, plan.dtype) for shape in wanted.parameters]
+    totals = [None if shape is None else _Total(shape, dy, plan.dtype) for shape in wanted.parameters]
     averaged = () if call.spread is not None else plan.view.axes
-    cast = sum(each is not None and each.dtype != plan.dtype for each in (call.x, dy))
+    copied = sum(
+        each is not None and not (each.dtype == plan.dtype and library.straight(each)) for each in (call.x, dy)
+    )
     run = Pull(
         *(call, dy, wanted, spread._replace(rest=rest), rstd, scale, gamma, pivot, left),
         *(_ones(plan, dy), axes, dx, [], 1),
     )
-    made = 1 + ("apart" in (run.product, run.product_of_xhat)) + cast + (dx is not None and dx.dtype != plan.dtype)
+    made = 1 + ("apart" in (run.product, run.product_of_xhat)) + copied + (dx is not None and dx.dtype != plan.dtype)
     arrays, made = (1, made) if call.weights is None else (WEIGHTED, WEIGHTED)
     beside = 2 * sum(math.prod(shape) for shape in wanted.parameters if shape is not None)
     grid = blocks(plan.view.shape, averaged, *numbers(plan, arrays, made=made, beside=beside))
@@ -140,12 +147,35 @@ def _in_blocks(call: Call, dy: Array, wanted: Wanted, spread: Spread) -> Gradien
         for block, parameters in chain.from_iterable(found):
             for total, each in zip(totals, parameters, strict=True):
                 if total is not None:
-                    total[within(total, block)] += each
+                    total.add(block, each)
 
     with library.busy():
         for i in range(0, len(grid.groups), some):
             add(grid.groups[i : i + some])
-    return dx, *totals
+    return dx, *(None if total is None else total.sum() for total in totals)
+
+
+class _Total:
+    """The sum of the gradients of a parameter from all blocks: of `TERMS`, and then of these sums.
+
+    One after another the terms of a long sum are rounded as often as there are terms. Of a large parameter there are
+    few, as each takes much of a block; and a second array of its size would be too much.
+    """
+
+    def __init__(self, shape: tuple[int, ...], like: Array, dtype: Any) -> None:
+        self._zeros = partial(zeros, shape, like, dtype)
+        self._part, self._whole, self._terms = self._zeros(), None, 0
+        self._many = math.prod(shape) <= BRIEF
+
+    def add(self, block: Block, term: Array) -> None:
+        """Add what a block has to say."""
+        self._terms += 1
+        if self._many and self._terms % TERMS == 0:
+            self._part, self._whole = self._zeros(), self.sum()
+        self._part[within(self._part, block)] += term
+
+    def sum(self) -> Array:
+        return self._part if self._whole is None else self._whole + self._part
 
 
 class _Piece(NamedTuple):

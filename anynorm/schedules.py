@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 from anynorm import compilers, fused, kernels, passes, replicas, weights
-from anynorm.arrays import empty
+from anynorm.arrays import cast, empty
 from anynorm.calls import Call, Plan
 from anynorm.kernels import Array, Spread, Standardized
 from anynorm.passes import ordinary
@@ -76,7 +76,7 @@ def standardize(call: Call) -> Standardized:
     """The kernel's result. An eager array is scaled only if it turns out that it must be; any other always is."""
     plan = call.plan
     library, xp = plan.library, plan.library.xp
-    x = call.x if call.x.dtype == plan.dtype else xp.astype(call.x, plan.dtype)
+    x = cast(library, call.x, plan.dtype)
     if call.spread is not None:
         return kernels.standardize_with(xp, x, call.spread, eps=plan.addend)
     subnormal = None
@@ -150,6 +150,7 @@ def _in_blocks(call: Call, keep: bool, copy: Array | None) -> Normalized:
         target = empty(plan.layout.shape, call.x, call.x.dtype)
         y = xp.reshape(target, plan.view.shape)
     in_place = call.x.dtype == plan.dtype and (target is not out or not library.overlap(call.x, y))
+    in_place = in_place and library.straight(call.x) and library.straight(y)
     spread = passes.run(call, y, in_place, keep, copy)
     if out is not None and target is not out:
         out[...] = target

@@ -268,3 +268,42 @@ def test_a_group_whose_sum_overflows_is_told_among_ordinary_ones(backend):
     x = np.asarray([[1, 2, 3, 4], [3e38, 3e38, 3e38, -3e38], [5, 6, 8, 7]], dtype=np.float32)
     y = anynorm.layer_norm(backend.array(x, "float32"))
     backend.check(y, standardized(x.astype(np.float64), 1).astype(float), dtype="float32", tolerance=1e-5)
+
+
+ORDERS = {
+    "as they are": lambda x: x,
+    "every other": lambda x: np.repeat(x, 2, axis=-1)[..., ::2],
+    "backwards": lambda x: np.ascontiguousarray(x[..., ::-1])[..., ::-1],
+    "on odd bytes": lambda x: np.rec.fromarrays([x, np.zeros(x.shape, np.int8)], names="x,pad").x,
+}
+
+
+@pytest.mark.cells("numpy")
+@pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
+@pytest.mark.parametrize("n", [8000, 60000])
+def test_long_sums_of_one_sign_are_exact_in_any_order_in_memory(backend, n, order):
+    x, dy, each = float32((2, n), 1e6), float32((2, n), 1e3), np.abs(float32((2, n)))
+    arrays = [order(np.asarray(every, np.float32)) for every in (x, dy, each)]
+    square = (x**2).mean(axis=1, keepdims=True)
+    y, pullback = anynorm.vjp(anynorm.rms_norm, arrays[0], eps=0)
+    assert distance(backend, y, x / np.sqrt(square)) <= 3e-7
+    assert distance(backend, anynorm.rms_norm(arrays[0], eps=0, out=order(np.zeros_like(arrays[0]))), y) <= 3e-7
+    size = 1e3 / np.sqrt(square)
+    dx = (dy - x * (dy * x).mean(axis=1, keepdims=True) / square) / np.sqrt(square)
+    assert distance(backend, pullback(arrays[1])[0] / size, dx / size) <= 1e-6
+    weighed = (x**2 * each).sum(axis=1, keepdims=True) / each.sum(axis=1, keepdims=True)
+    y = anynorm.rms_norm(arrays[0], eps=0, weights=arrays[2])
+    assert distance(backend, y, x / np.sqrt(weighed)) <= 5e-7
+
+
+@pytest.mark.cells("numpy", "torch")
+@pytest.mark.parametrize("weighted", [False, True])
+def test_thousands_of_parts_are_added_exactly(backend, weighted):
+    x, dy = float32((200000, 3), 1e4), float32((200000, 3), 1e3)
+    weights = backend.array(np.full((1, 1), 0.3), "float32") if weighted else None
+    beta = backend.array(np.zeros(3), "float32")
+    with anynorm.options(block_bytes=2**12):
+        y, pullback = anynorm.vjp(anynorm.batch_norm, backend.array(x, "float32"), beta + 1, beta, weights=weights)
+        _, _, dbeta = pullback(backend.array(dy, "float32"))
+    assert distance(backend, y, standardized(x, 0)) <= 2e-6
+    np.testing.assert_allclose(backend.numpy(dbeta), dy.sum(axis=0), rtol=5e-7)
