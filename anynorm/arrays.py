@@ -212,11 +212,17 @@ def check_real(name: str, value: Any, *, least: float, most: float = float("inf"
     try:
         number = float(value)
     except OverflowError:  # an int that no float can hold
-        number = float("inf")
+        value = number = float("inf")
     if not least <= number <= most or number == float("inf"):
         bounds = f"finite and at least {least:g}" if most == float("inf") else f"in [{least:g}, {most:g}]"
         raise ValueError(f"{name} must be {bounds}, got {value!s:.20}")
     return number
+
+
+def check_bool(name: str, value: Any) -> None:
+    """An error unless `value` is True or False."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False, got {type(value).__name__}")
 
 
 def check_count(name: str, count: Any, mean: Array) -> Any:

@@ -104,10 +104,16 @@ def share(
     _start(helper, min(threads, len(items)) - 1, threads - 1)
     try:
         worker()
-    finally:
-        with turn:
-            waiting = iter(())  # a failure leaves nothing more to do, and a helper that comes late finds nothing
-            turn.wait_for(lambda: not helping)
+    except BaseException as failure:
+        failures.append(failure)
+    while True:
+        try:
+            with turn:
+                waiting = iter(())  # a failure leaves nothing more to do, and a helper that comes late finds nothing
+                turn.wait_for(lambda: not helping)
+            break
+        except BaseException as failure:  # an interrupt: it waits until nobody writes to the result any more
+            failures.append(failure)
     if failures:
         raise failures.pop()
     return results

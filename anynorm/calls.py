@@ -1,6 +1,7 @@
 """One call of a norm: its arguments, all of them checked before anything is computed, and ready for the kernels."""
 
 import math
+import operator
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
@@ -323,7 +324,10 @@ def _key(
     try:
         key = [layout_of, eps, type(eps), centred, _contiguous(library, arrays[0], out)]
         for value in options:  # 1 is True, to a dictionary
-            key += (value, tuple(map(type, value)) if type(value) is tuple else type(value))
+            if type(value) is tuple:
+                key += (tuple(map(_fixed, value)), tuple(map(type, value)))
+            else:
+                key += (_fixed(value), type(value))
         for array in arrays:
             if array is None:
                 key.append(None)
@@ -334,6 +338,11 @@ def _key(
     except (AttributeError, TypeError):
         return None
     return tuple(key)
+
+
+def _fixed(value: Any) -> Any:
+    """A number for what may be another one later: an array without axes, say."""
+    return value if value is None or type(value) is int else operator.index(value)
 
 
 def _plan(

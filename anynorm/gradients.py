@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from anynorm import batches, calls, chunks, compilers, fused, norms, schedules
-from anynorm.arrays import check_device, compute_dtype, empty, one_library, pytree
+from anynorm.arrays import check_bool, check_device, compute_dtype, empty, one_library, pytree
 from anynorm.calls import Call, Fit, Plan
 from anynorm.combinations import Wanted
 from anynorm.kernels import Array, Spread, Standardized
@@ -68,6 +68,7 @@ def vjp(norm: Callable[..., Any], x: Array, /, *params: Array | None, **options:
     """
     arguments = _arguments(norm, x, params, options)
     wants_moments, given = arguments.pop("return_moments", False), arguments.get("moments")
+    check_bool("return_moments", wants_moments)
     call = _CALLS[norm](**arguments)
     plan = call.plan
     of: Standardized | Spread

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, Literal, TypeVar, overload
 
 from anynorm import autograd, calls
+from anynorm.arrays import check_bool
 from anynorm.batches import Axis, Moments, moments_of, of
 from anynorm.calls import Call
 from anynorm.kernels import Array
@@ -598,6 +599,7 @@ def moments(x: ArrayT, /, *, axis: Axis, weights: Array | None = None) -> Moment
 
 
 def _run(call: Call, given: Statistics[Any] | None, return_moments: bool) -> ArrayT | tuple[ArrayT, Statistics[Any]]:
+    check_bool("return_moments", return_moments)
     done = autograd.normalize(call, keep=return_moments)
     y: ArrayT = done.y
     if not return_moments:

@@ -134,8 +134,17 @@ def _writeable(out: Array) -> bool:
 
 
 def _overlap(x: Array, out: Array) -> bool:
-    x, out = x.untyped_storage(), out.untyped_storage()  # two of them may be parts of one array of NumPy
-    return bool(x.data_ptr() < out.data_ptr() + out.nbytes() and out.data_ptr() < x.data_ptr() + x.nbytes())
+    (start, stop), (first, last) = map(_reach, (x, out))  # and no look at storages, as one of NumPy may have two
+    return bool(start < last and first < stop)
+
+
+def _reach(x: Array) -> tuple[int, int]:
+    """Between which addresses the numbers of an array are."""
+    start = x.data_ptr()
+    if x.numel() == 0:
+        return start, start
+    last = sum([(n - 1) * step for n, step in zip(x.shape, x.stride(), strict=True)])
+    return start, start + (last + 1) * x.element_size()
 
 
 def _large(shape: tuple[int, ...], like: Array, dtype: Any) -> Array | None:
@@ -201,8 +210,8 @@ def _number(value: float, dtype: Any, like: Array) -> Array | None:
     torch = sys.modules["torch"]
     if type(like) not in (torch.Tensor, torch.nn.Parameter) or not like.is_cpu:
         return None
-    if torch.compiler.is_compiling() or _transforms(torch):
-        return None
+    if torch.compiler.is_compiling() or _transforms(torch) or torch._C._len_torch_dispatch_stack():
+        return None  # a mode may make what it likes of it, a fake tensor say, and here it would be kept
     with torch.inference_mode(False):  # else autograd could not save it where it is used again
         return torch.tensor(value, dtype=torch.float64, device="cpu").to(dtype)
 

@@ -227,10 +227,11 @@ def run(call: Call, y: Array | None, in_place: bool, keep: bool, copy: Array | N
     grid = blocks(plan.view.shape, axes, *numbers(plan, arrays, made=made))
     if len(grid.parts) > 1 and axes and in_place and call.weights is None:
         # a part of a group is surveyed in a place of its own
-        grid = blocks(plan.view.shape, axes, *numbers(plan, arrays, made=made + 1))
-    threads = shared(plan)
-    many = len(grid.groups) >= threads
+        made += 1
+        grid = blocks(plan.view.shape, axes, *numbers(plan, arrays, made=made))
     largest = math.prod([each.stop - each.start for each in both(grid.groups[0], grid.parts[0])])
+    threads = shared(plan, made * largest)
+    many = len(grid.groups) >= threads
     reach = None if y is None else extent_of(plan, call.gamma)
     these = _Run(call, y, copy, in_place, 1 if many else threads, [], largest, reach)
     groups, ready = grid.groups, None
@@ -287,9 +288,13 @@ def added(plan: Plan) -> bool:
     )
 
 
-def shared(plan: Plan) -> int:
-    """How many threads share a call."""
-    return max(1, min(current().threads, int(plan.nbytes // SHARED))) if plan.library.products else 1
+def shared(plan: Plan, made: int) -> int:
+    """How many threads share a call; each makes so many numbers, all together less than twice `block_bytes`."""
+    if not plan.library.products:
+        return 1
+    bits: int = plan.library.xp.finfo(plan.dtype).bits
+    room = current().block_bytes * 7 // 4 * 8 // bits
+    return max(1, min(current().threads, int(plan.nbytes // SHARED), room // max(made, 1)))
 
 
 def _groups(run: _Run, parts: list[Block], scale: Scale | None, *, shield: bool = False) -> Spread:

@@ -128,7 +128,7 @@ def _in_blocks(call: Call, dy: Array, wanted: Wanted, spread: Spread) -> Gradien
     beside = 2 * sum(math.prod(shape) for shape in wanted.parameters if shape is not None)
     grid = blocks(plan.view.shape, averaged, *numbers(plan, arrays, made=made, beside=beside))
     largest = math.prod([each.stop - each.start for each in both(grid.groups[0], grid.parts[0])])
-    run, threads = run._replace(largest=max(largest, 1)), shared(plan)
+    run, threads = run._replace(largest=max(largest, 1)), shared(plan, made * largest + beside)
     many = len(grid.groups) >= threads
 
     def work(group: Block) -> list[tuple[Block, Parameters]]:

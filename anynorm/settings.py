@@ -56,6 +56,8 @@ def options(
         array of another library.
     ImportError
         From a call inside, if the compiler's library is not installed.
+    RuntimeError
+        From a call inside, if "torch" finds no C++ compiler, or no Triton for a GPU.
 
     Examples
     --------
@@ -116,6 +118,6 @@ def _at_least_one(name: str, value: object) -> int:
 
 
 def _compiler(name: object) -> str:
-    if name not in COMPILERS:
-        raise ValueError(f"compiler must be one of {', '.join(map(repr, COMPILERS))}, got {name!r}")
-    return str(name)
+    if not isinstance(name, str) or name not in COMPILERS:
+        raise ValueError(f"compiler must be one of {', '.join(map(repr, COMPILERS))}, got {name!r:.40}")
+    return name

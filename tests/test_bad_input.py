@@ -169,6 +169,7 @@ def test_eps_must_be_a_finite_number_that_is_not_negative(backend, norm, options
     x = backend.array(np.ones((2, 3, 4)))
     for eps in (-1e-5, float("nan"), float("inf")):
         refused(ValueError, f"eps must be finite and at least 0, got {eps}", norm, x, eps=eps, **options)
+    refused(ValueError, "eps must be finite and at least 0, got inf", norm, x, eps=10**5000, **options)
     for eps, kind in ((None, "NoneType"), ("1e-5", "str"), (True, "bool"), (1j, "complex")):
         refused(TypeError, f"eps must be a real number, got {kind}", norm, x, eps=eps, **options)
     backend.check(norm(x, eps=np.float32(1e-5), **options), backend.numpy(norm(x, eps=1, **options)), tolerance=1.0)
@@ -181,6 +182,20 @@ def test_moments_must_be_moments_that_fit(backend):
     given = anynorm.moments(x, axis=0)
     message = "moments.mean must have shape (3,), got (3, 4)"
     refused(ValueError, message, anynorm.batch_norm, x, moments=given)
+
+
+def test_return_moments_is_true_or_false_before_anything_is_written():
+    x, out = np.arange(6.0).reshape(2, 3), np.zeros((2, 3))
+    message = "return_moments must be True or False, got ndarray"
+    refused(TypeError, message, anynorm.batch_norm, x, return_moments=np.ones(2), out=out)
+    refused(TypeError, message, anynorm.vjp, anynorm.batch_norm, x, return_moments=np.ones(2), out=out)
+    assert not out.any()
+
+
+def test_an_axis_that_is_an_array_is_the_number_it_is_now(backend):
+    x, axis = backend.array(np.arange(24.0).reshape(2, 3, 4)), np.array(1)
+    for axis[...] in (1, 2):
+        backend.check(anynorm.layer_norm(x, axis=axis), backend.numpy(anynorm.layer_norm(x, axis=int(axis))))
 
 
 def test_only_the_librarys_own_norms_have_a_pullback(backend):

@@ -1,5 +1,8 @@
 """A compiler's results are those of the plain schedules: the same numbers, in the caller's own kind of array."""
 
+import os
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -265,6 +268,23 @@ def test_a_missing_compiler_is_one_sentence(monkeypatch, name, backend):
     sentence = rf"^compiler='{name}' needs \w+, which is not installed: pip install 'anynorm\[{name}\]'$"
     with anynorm.options(compiler=name), pytest.raises(ImportError, match=sentence):
         anynorm.layer_norm(float32((6, 32)))
+
+
+def test_a_missing_compiler_of_c_is_one_sentence_too(tmp_path):
+    pytest.importorskip("torch")
+    program = """
+import os, numpy as np, anynorm
+os.environ["PATH"] = ""
+with anynorm.options(compiler="torch"):
+    try:
+        anynorm.layer_norm(np.ones((33, 77), np.float32))
+    except RuntimeError as error:
+        print(error)
+"""
+    environment = os.environ | {"CXX": str(tmp_path / "none"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    sentence = "compiler='torch' needs a C++ compiler, and finds none: install one, such as g++, or name it in CXX"
+    assert done.stdout.strip() == sentence, done.stderr
 
 
 def test_two_threads_may_compile_one_call_at_once(compiler, backend):

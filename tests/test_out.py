@@ -8,6 +8,7 @@ import pytest
 from oracles import CASES, standardized, values
 
 import anynorm
+from anynorm import schedules
 
 EAGER = ("numpy", "cupy", "torch", "strict")
 
@@ -183,6 +184,22 @@ def test_out_may_be_a_neighbour_in_an_array_of_numpy(backend):
     want = standardized(x.numpy().copy(), 1)
     anynorm.layer_norm(x, out=out)
     np.testing.assert_allclose(out.numpy(), want, atol=1e-5)
+
+
+@pytest.mark.cells("numpy", "torch")
+@pytest.mark.parametrize("axis", [0, 1])
+def test_out_beside_x_in_one_array_takes_no_other(backend, monkeypatch, axis):
+    def refuse(*_):
+        raise AssertionError("another array was made")
+
+    memory = backend.array(np.random.default_rng(5).standard_normal((2, 300, 256) if axis == 0 else (300, 2, 256)))
+    memory = memory.detach() if backend.library == "torch" else memory
+    x, out = (memory[i] if axis == 0 else memory[:, i] for i in (0, 1))
+    want = standardized(backend.numpy(x).copy(), 1)
+    if axis == 0 or backend.library == "numpy":  # where rows take turns PyTorch's addresses do not tell
+        monkeypatch.setattr(schedules, "empty", refuse)
+    anynorm.layer_norm(x, out=out)
+    np.testing.assert_allclose(backend.numpy(out), want, atol=1e-5)
 
 
 def wrong(backend):

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -149,6 +150,32 @@ def test_an_exception_in_any_thread_is_raised_once_all_have_stopped(bad):
             share(work, range(20), 4)
         assert not working
     assert share(lambda i: i * i, range(20), 4) == [i * i for i in range(20)]
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="there is no such timer")
+def test_an_interrupt_is_raised_once_nobody_writes_any_more(monkeypatch):
+    begun, done = threading.Event(), []
+
+    def work(i):
+        if threading.current_thread() is threading.main_thread():
+            begun.wait()
+        else:
+            begun.set()
+            time.sleep(0.3)
+            done.append(i)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        with pytest.raises(KeyboardInterrupt):
+            share(work, range(2), 2)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert len(done) == 1
 
 
 def test_a_failure_leaves_nothing_more_to_do():

@@ -180,6 +180,7 @@ def test_compiles_to_one_graph(backend, name, dynamic):
         graphs.append(graph)
         return graph.forward
 
+    function(backend.array(np.zeros((2, 6, 4)), "float32"))  # from the very first call on the library is known
     compiled = torch.compile(function, fullgraph=True, dynamic=dynamic, backend=keep)
     for n in (3, 5) if dynamic else (3,):
         x = backend.array(np.random.default_rng(n).standard_normal((n, 6, 4)), "float32")
@@ -226,7 +227,7 @@ def test_meta_and_inference_tensors_and_parameters_come_in(backend):
     assert torch.allclose(anynorm.batch_norm(last), theirs, atol=1e-5)
 
 
-@pytest.mark.parametrize("first", ["inference_mode", "functionalize", "vmap", "jvp", "fake", "autocast"])
+@pytest.mark.parametrize("first", ["inference_mode", "functionalize", "vmap", "jvp", "fake", "mode", "autocast"])
 def test_what_a_first_call_keeps_serves_every_later_one(backend, monkeypatch, first):
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -252,6 +253,9 @@ def test_what_a_first_call_keeps_serves_every_later_one(backend, monkeypatch, fi
     elif first == "fake":
         for mode in (FakeTensorMode(), FakeTensorMode()):
             anynorm.layer_norm(*(mode.from_tensor(each.detach()) for each in (x, gamma)))
+    elif first == "mode":  # the arrays are real, what is made of them is not
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            anynorm.layer_norm(x, gamma)
     else:
         with torch.autocast(backend.device.type, dtype=torch.bfloat16):
             anynorm.layer_norm(x, gamma)
