@@ -259,8 +259,8 @@ def check_weights_dtype(library: Library, weights: Array) -> None:
         raise TypeError(f"weights must have a bool, integer or real floating dtype, got {weights.dtype}") from None
 
 
-def check_weights(library: Library, weights: Array) -> None:
-    """A ValueError if one of them is negative or not finite, where they can be read."""
+def check_weights(library: Library, weights: Array, dtype: Any) -> None:
+    """A ValueError if one of them is negative or not finite, or all are out of this dtype, where they can be read."""
     if "bool" in str(weights.dtype) or not library.present(weights):
         return
     xp = library.xp
@@ -272,6 +272,9 @@ def check_weights(library: Library, weights: Array) -> None:
         least, most = xp.min(weights), xp.max(weights)  # NaN, if there is one
         if not bool((least >= 0) & (most - most == 0)):
             raise ValueError("weights must be finite and at least 0 everywhere, got an array with others")
+        info = xp.finfo(dtype)
+        if not bool((most == 0) | ((most >= float(info.smallest_normal)) & (most <= float(info.max)))):
+            raise ValueError(f"weights must have their largest in the range of {_plain(dtype)}, got {float(most):g}")
 
 
 def pytree(*leaves: str) -> Callable[[type[T]], type[T]]:
@@ -430,9 +433,13 @@ def _into_by_assignment(place: Array) -> Arithmetic:
     return Arithmetic(*(assigning(operation) for operation in PURE))
 
 
+def _plain(dtype: Any) -> str:
+    """The name of a dtype."""
+    return str(getattr(dtype, "name", dtype)).rpartition(".")[2]  # NumPy's str() of the other byte order has none
+
+
 def _find_compute_dtype(library: Library, name: str, dtype: Any) -> Any:
-    # the name, as bfloat16 is a foreign dtype to NumPy and CuPy, and their isdtype raises on it
-    plain = str(getattr(dtype, "name", dtype)).rpartition(".")[2]  # NumPy's str() of the other byte order has none
+    plain = _plain(dtype)  # the name, as bfloat16 is a foreign dtype to NumPy and CuPy, and their isdtype raises on it
     if plain in ("float16", "bfloat16"):
         return library.xp.float32
     try:

@@ -101,8 +101,8 @@ def share(
             helping -= 1
             turn.notify()
 
-    _start(helper, min(threads, len(items)) - 1, threads - 1)
     try:
+        _start(helper, min(threads, len(items)) - 1, threads - 1)
         worker()
     except BaseException as failure:
         failures.append(failure)
@@ -114,8 +114,11 @@ def share(
             break
         except BaseException as failure:  # an interrupt: it waits until nobody writes to the result any more
             failures.append(failure)
-    if failures:
-        raise failures.pop()
+    try:
+        if failures:
+            raise failures[0]
+    finally:
+        failures.clear()  # they refer to this frame, and it to them
     return results
 
 

@@ -239,7 +239,7 @@ def _prepare(
     compiler = "none" if traced or weights is not None else current().compiler
     params, found = (_ready(plan, gamma, plan.gamma), _ready(plan, beta, plan.beta)), None
     if weights is not None:
-        check_weights(plan.library, weights)
+        check_weights(plan.library, weights, plan.dtype)
         if not plan.given:  # to moments that are given they make no difference
             with plan.library.quiet():
                 found = _weigh(plan, plan.library.constant(weights))

@@ -68,8 +68,9 @@ def normalize(
         Added to the variance; it has the square of x's unit.
     weights : array, optional
         How much each number counts for the mean and the variance: a boolean mask, or finite numbers of at least 0, of
-        any integer or real floating dtype, broadcasting to x. All numbers are normalized, also those that count for
-        nothing; these may be NaN. To gradients, weights are constants.
+        any integer or real floating dtype, broadcasting to x; the largest is in the range of the dtype that is computed
+        in. All numbers are normalized, also those that count for nothing; these may be NaN. To gradients, weights are
+        constants.
     moments : Moments or RunningStats, optional
         Normalize with these, of the shape of the kept axes, in place of x's own.
     return_moments : bool

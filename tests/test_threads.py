@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import anynorm
-from anynorm import calls, passes, settings
+from anynorm import blocks, calls, passes, settings
 from anynorm.blocks import share
 
 pytestmark = pytest.mark.cells("numpy")
@@ -176,6 +176,21 @@ def test_an_interrupt_is_raised_once_nobody_writes_any_more(monkeypatch):
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     assert len(done) == 1
+
+
+def test_an_interrupt_while_a_thread_is_started_leaves_it_nothing_to_do(monkeypatch):
+    done, begin = [], blocks._start
+
+    def interrupted(*arguments):
+        begin(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(blocks, "_start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        share(lambda i: time.sleep(0.001) or done.append(i), range(200), 2)
+    found = len(done)
+    time.sleep(0.05)
+    assert len(done) == found < 200
 
 
 def test_a_failure_leaves_nothing_more_to_do():

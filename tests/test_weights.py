@@ -690,3 +690,14 @@ def test_running_statistics_pass_over_an_empty_channel_under_jit(backend, moment
     updated = step(running, backend.array(x), backend.array([True, False, True], "bool"))
     assert (float(updated.mean[1]), float(updated.var[1]), float(updated.count[1])) == (2.0, 5.0, 7.0)
     assert np.all(np.isfinite(backend.numpy(updated.mean)))
+
+
+@pytest.mark.cells("numpy", "torch")
+@pytest.mark.parametrize("scale", [1e39, 1e300, 1e-46, 1e-300])
+def test_weights_beyond_the_dtype_of_the_computation_are_refused(backend, scale):
+    x, weights = backend.array(np.ones((2, 3)), "float32"), constant(backend, np.array([0.0, 1.0, 2.0]) * scale)
+    message = f"^weights must have their largest in the range of float32, got {2 * scale:g}$".replace("+", r"\+")
+    with pytest.raises(ValueError, match=message):
+        anynorm.layer_norm(x, weights=weights)
+    x = backend.array(np.ones((2, 3)), "float64")
+    assert not np.any(backend.numpy(anynorm.layer_norm(x, weights=weights)))
