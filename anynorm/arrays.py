@@ -115,9 +115,14 @@ def assign(library: Library, place: Array, values: Array) -> None:
     place[...] = values if library.casts else library.xp.astype(values, place.dtype, copy=False)
 
 
+def adds(library: Library, x: Array, dtype: Any) -> bool:
+    """Whether the array can be added up along its rows as it is, in this dtype."""
+    return bool(x.dtype == dtype) and library.straight(x)
+
+
 def cast(library: Library, x: Array, dtype: Any) -> Array:
-    """The array in a dtype, to be added up along its rows; a copy only if it must be."""
-    return x if x.dtype == dtype and library.straight(x) else library.xp.astype(x, dtype)
+    """The array, or a copy, that `adds` in this dtype."""
+    return x if adds(library, x, dtype) else library.xp.astype(x, dtype)
 
 
 def zeros(shape: int | tuple[int, ...], like: Array, dtype: Any) -> Array:

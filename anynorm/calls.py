@@ -27,7 +27,7 @@ from anynorm.library import Library
 from anynorm.replicas import Join, joining
 from anynorm.settings import current
 from anynorm.statistics import Statistics
-from anynorm.weights import Weighted, Weights, ready
+from anynorm.weights import Weighted, Weights, positive
 
 
 class Plan(NamedTuple):
@@ -63,6 +63,12 @@ class Plan(NamedTuple):
     short: tuple[bool, bool]
     """Whether gamma and beta have one number for each channel, and no more axes than that takes."""
 
+    @property
+    def room(self) -> int:
+        """How many numbers of the computation `block_bytes` are."""
+        bits: int = self.library.xp.finfo(self.dtype).bits
+        return current().block_bytes * 8 // bits
+
 
 class Fit(NamedTuple):
     """How an argument goes beside x in the view."""
@@ -97,10 +103,8 @@ class Call(NamedTuple):
         """The elements that share a mean, where they have weights or are spread over replicas."""
         if self.weights is None:
             return None
-        plan = self.plan
-        each = cast(plan.library, self.weights.each, plan.dtype)
-        weights = ready(plan.library.xp, self.weights._replace(each=each), plan.dtype)
-        return Weighted(plan.groups.by(1.0), weights, self.join)
+        weights = ready(self.plan.library, self.weights, self.plan.dtype)
+        return Weighted(self.plan.groups.by(1.0), weights, self.join)
 
 
 def over(
@@ -246,6 +250,12 @@ def _prepare(
     return Call(plan, x, *params, given, out, compiler, found)
 
 
+def ready(library: Library, weights: Weights, dtype: Any) -> Weights:
+    """Each in the dtype of the computation, divided by the unit."""
+    each = cast(library, weights.each, dtype)
+    return weights._replace(each=each if weights.unit is None else each / positive(library.xp, weights.unit))
+
+
 def _weigh(plan: Plan, weights: Array) -> Weights:
     """The weights of a call; without a unit, if it turns out that they need none."""
     library, xp = plan.library, plan.library.xp
@@ -269,12 +279,11 @@ def _of_groups(
     xp, groups, shape = plan.library.xp, plan.groups.by(1.0), tuple(weights.shape)
 
     def taken(weights: Array, unit: Array | None) -> Array:
-        weights = cast(plan.library, weights, plan.dtype)
-        return take(groups, xp, ready(xp, Weights(weights, None, unit), plan.dtype).each)
+        return take(groups, xp, ready(plan.library, Weights(weights, None, unit), plan.dtype).each)
 
     if not plan.library.plain(weights):
         return taken(weights, unit)
-    room = current().block_bytes * 8 // xp.finfo(plan.dtype).bits // 4
+    room = plan.room // 4
     if math.prod(shape) <= room:
         return taken(weights, unit)
     grid = blocks(shape, groups.axes, max(1, room), max(1, room))

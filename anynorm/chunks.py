@@ -466,7 +466,7 @@ def _standardized(
     if given is None or merged.weights is None:
         return library, dy, xhat, None
     with library.quiet():
-        own = weights.ready(xp, merged.weights._replace(each=given), dtype)
+        own = calls.ready(library, merged.weights._replace(each=given), dtype)
         if bool(xp.all(xp.isfinite(xhat))):
             return library, dy, xhat, own
         bare = Standardized(weights.shielded(xp, xhat, own), merged.rstd, merged.scaled)

@@ -152,13 +152,6 @@ class _Torch:
         return function
 
 
-_NEEDED = {
-    "InvalidCxxCompiler": "a C++ compiler, and finds none: install one, such as g++, or name it in CXX",
-    "TritonMissing": "Triton to compile for a GPU, which is not installed: pip install triton",
-}
-"""What is missing, by the exception in which PyTorch says so."""
-
-
 class _Graphs:
     """A function through `torch.compile`, of arrays that are alike but for the length of the first axis.
 
@@ -184,10 +177,11 @@ class _Graphs:
         try:
             results: Sequence[Array] = self.compiled(list(arrays[:-2]), *arrays[-2:])
         except self.torch._dynamo.exc.BackendCompilerFailed as error:
-            needed = _NEEDED.get(type(error.inner_exception).__name__)
-            if needed is None:
+            if type(error.inner_exception).__name__ != "InvalidCxxCompiler":
                 raise
-            raise RuntimeError(f"compiler='torch' needs {needed}") from None
+            raise RuntimeError(
+                "compiler='torch' needs a C++ compiler, and finds none: install one, such as g++, or name it in CXX"
+            ) from None
         graph = None if self.last.call is None else _graph(arrays, results, *self.last.call)
         self.last.call = None
         if graph is not None:

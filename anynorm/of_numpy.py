@@ -58,9 +58,9 @@ def _straight(x: Array) -> bool:
 
 
 def _overlap(x: Array, out: Array) -> bool:
-    if np.may_share_memory(x, out):
-        work: Any = TRIES
-        return np.may_share_memory(x, out, max_work=work)  # rows of one array that take turns share nothing
+    work: Any = TRIES  # rows of one array that take turns share nothing
+    if np.may_share_memory(x, out, max_work=work):
+        return True
     one, other = _map(x), _map(out)
     if one is None or other is None or one._mmap is other._mmap:
         return False

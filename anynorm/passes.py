@@ -12,9 +12,9 @@ from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from anynorm import kernels, weights
-from anynorm.arrays import assign, cast, empty, extent, zeros
+from anynorm.arrays import assign, empty, extent, zeros
 from anynorm.blocks import STRETCH, Block, blocks, both, share, within
-from anynorm.calls import Call, Plan
+from anynorm.calls import Call, Plan, ready
 from anynorm.kernels import PURE, Arithmetic, Array, Groups, Scale, Spread
 from anynorm.library import WRITTEN_OUT
 from anynorm.settings import current, default_threads
@@ -265,8 +265,7 @@ def numbers(plan: Plan, arrays: int, *, made: int = 0, beside: int = 0) -> tuple
     with the numbers that each thread makes `beside` them.
     Of the threads in force the blocks, and so the last bits of a result, know nothing.
     """
-    bits: int = plan.library.xp.finfo(plan.dtype).bits
-    room = current().block_bytes * 8 // bits
+    room = plan.room
     together = min(default_threads(), STRETCH) if plan.library.threaded else 1
     most, largest = together * room // arrays, STRETCH * room // arrays
     if made:
@@ -292,9 +291,7 @@ def shared(plan: Plan, made: int) -> int:
     """How many threads share a call; each makes so many numbers, all together less than twice `block_bytes`."""
     if not plan.library.products:
         return 1
-    bits: int = plan.library.xp.finfo(plan.dtype).bits
-    room = current().block_bytes * 7 // 4 * 8 // bits
-    return max(1, min(current().threads, int(plan.nbytes // SHARED), room // max(made, 1)))
+    return max(1, min(current().threads, int(plan.nbytes // SHARED), plan.room * 7 // 4 // max(made, 1)))
 
 
 def _groups(run: _Run, parts: list[Block], scale: Scale | None, *, shield: bool = False) -> Spread:
@@ -434,8 +431,7 @@ def cut(array: Array | None, block: Block) -> Array | None:
 def weights_within(plan: Plan, given: Weights, block: Block, shape: tuple[int, ...]) -> Weights:
     """The weights that go with a block of this shape, ready, and their own sums."""
     xp, groups = plan.library.xp, plan.groups
-    each, sums, unit = (cut(every, block) for every in given[:3])
-    found = weights.ready(xp, Weights(cast(plan.library, each, plan.dtype), sums, unit), plan.dtype)
+    found = ready(plan.library, Weights(*(cut(each, block) for each in given[:3])), plan.dtype)
     if math.prod([shape[axis] for axis in groups.axes]) == groups.divisor:
         return found
     return found._replace(sums=weights.summed(xp, found.each, shape, groups=groups))

@@ -7,7 +7,7 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 from anynorm import combinations, compilers, fused, kernels, weights
-from anynorm.arrays import cast, empty, zeros
+from anynorm.arrays import adds, cast, empty, zeros
 from anynorm.blocks import Block, blocks, both, share, within
 from anynorm.calls import Call, Plan
 from anynorm.combinations import Desk, Parameters, Pull, Wanted
@@ -116,9 +116,7 @@ def _in_blocks(call: Call, dy: Array, wanted: Wanted, spread: Spread) -> Gradien
     dx = None if wanted.dtype is None else empty(plan.view.shape, dy, wanted.dtype)
     totals = [None if shape is None else _Total(shape, dy, plan.dtype) for shape in wanted.parameters]
     averaged = () if call.spread is not None else plan.view.axes
-    copied = sum(
-        each is not None and not (each.dtype == plan.dtype and library.straight(each)) for each in (call.x, dy)
-    )
+    copied = sum(each is not None and not adds(library, each, plan.dtype) for each in (call.x, dy))
     run = Pull(
         *(call, dy, wanted, spread._replace(rest=rest), rstd, scale, gamma, pivot, left),
         *(_ones(plan, dy), axes, dx, [], 1),

@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 from anynorm import compilers, fused, kernels, passes, replicas, weights
-from anynorm.arrays import cast, empty
+from anynorm.arrays import adds, cast, empty
 from anynorm.calls import Call, Plan
 from anynorm.kernels import Array, Spread, Standardized
 from anynorm.passes import ordinary
@@ -149,8 +149,8 @@ def _in_blocks(call: Call, keep: bool, copy: Array | None) -> Normalized:
     if y is None or (library.overlap(call.x, y) and not library.same(call.x, y)):
         target = empty(plan.layout.shape, call.x, call.x.dtype)
         y = xp.reshape(target, plan.view.shape)
-    in_place = call.x.dtype == plan.dtype and (target is not out or not library.overlap(call.x, y))
-    in_place = in_place and library.straight(call.x) and library.straight(y)
+    in_place = adds(library, call.x, plan.dtype) and adds(library, y, plan.dtype)
+    in_place = in_place and (target is not out or not library.overlap(call.x, y))
     spread = passes.run(call, y, in_place, keep, copy)
     if out is not None and target is not out:
         out[...] = target

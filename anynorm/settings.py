@@ -57,7 +57,7 @@ def options(
     ImportError
         From a call inside, if the compiler's library is not installed.
     RuntimeError
-        From a call inside, if "torch" finds no C++ compiler, or no Triton for a GPU.
+        From a call inside, if "torch" finds no C++ compiler for a processor.
 
     Examples
     --------

@@ -6,7 +6,7 @@ becomes of it, a gradient.
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from anynorm import kernels
 from anynorm.kernels import NEW, PURE, Arithmetic, Array, Groups, Namespace, Places, Scale, Spread, Standardized
@@ -96,12 +96,6 @@ class Leaning(NamedTuple):
     """The sum of their weights."""
     level: Array | None = None
     """The mean of xhat, of part of a group."""
-
-
-def ready(xp: Namespace, weights: Weights, dtype: Any) -> Weights:
-    """Each in the dtype of the computation, divided by the unit."""
-    each = xp.astype(weights.each, dtype, copy=False)
-    return weights._replace(each=each if weights.unit is None else each / positive(xp, weights.unit))
 
 
 def standardize(

@@ -270,8 +270,28 @@ def test_a_missing_compiler_is_one_sentence(monkeypatch, name, backend):
         anynorm.layer_norm(float32((6, 32)))
 
 
+FORKED = """
+import os, numpy as np, torch, anynorm
+x = np.random.default_rng(0).standard_normal((256, 8192)).astype(np.float32)
+torch.set_num_threads(2)
+with anynorm.options(compiler="torch"):
+    want = anynorm.layer_norm(x)
+    child = os.fork()
+    if child == 0:
+        torch.set_num_threads(1)
+        os._exit(0 if np.allclose(anynorm.layer_norm(x), want, atol=1e-6) else 1)
+assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+@pytest.mark.cells("torch-cpu")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_one_thread_of_pytorch_is_safe_after_a_fork():
+    subprocess.run([sys.executable, "-W", "ignore", "-c", FORKED], check=True, timeout=300)
+
+
+@pytest.mark.cells("torch-cpu")
 def test_a_missing_compiler_of_c_is_one_sentence_too(tmp_path):
-    pytest.importorskip("torch")
     program = """
 import os, numpy as np, anynorm
 os.environ["PATH"] = ""

@@ -296,6 +296,17 @@ def test_long_sums_of_one_sign_are_exact_in_any_order_in_memory(backend, n, orde
     assert distance(backend, y, x / np.sqrt(weighed)) <= 5e-7
 
 
+@pytest.mark.cells("numpy")
+@pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
+def test_what_stands_beside_x_may_lie_in_any_order_in_memory(backend, order):
+    x = np.where(np.arange(120000).reshape(2, 60000) % 2 == 0, np.float32(1.1), np.float32(-1.1))  # all round alike
+    out, weights = order(np.zeros_like(x)), order(np.full_like(x, 1.1))
+    want = standardized(x.astype(np.float64), 1)
+    assert distance(backend, anynorm.rms_norm(x, weights=weights), want) <= 3e-7
+    x += np.float32(20)
+    assert distance(backend, anynorm.layer_norm(x, out=out), standardized(x.astype(np.float64), 1)) <= 3e-7
+
+
 @pytest.mark.cells("numpy", "torch")
 @pytest.mark.parametrize("weighted", [False, True])
 def test_thousands_of_parts_are_added_exactly(backend, weighted):

@@ -14,6 +14,7 @@ from oracles import CASES, Case, measured, peak, standardized, standardized_grad
 
 import anynorm
 from anynorm import calls, passes
+from anynorm.blocks import blocks
 
 
 @pytest.fixture
@@ -349,3 +350,15 @@ def test_plans_are_few_and_keep_no_array(monkeypatch):
     del x, gamma, out
     gc.collect()
     assert [each() for each in alive] == [None] * 3
+
+
+@pytest.mark.cells("numpy")
+@pytest.mark.parametrize("even", [1, 4])
+@pytest.mark.parametrize("shape", [(4096, 1024), (5000, 700), (1000003, 3), (300, 5000)])
+def test_blocks_of_many_rows_have_an_even_number_of_them(shape, even):
+    most = 655360
+    groups = blocks(shape, (1,), most, most, even).groups
+    rows = [block[0].stop - block[0].start for block in groups]
+    assert sum(rows) == shape[0]
+    assert max(rows) * shape[1] <= most
+    assert all(n % 32 == 0 for n in rows[:-1]) or rows[0] <= 256

@@ -153,7 +153,7 @@ def test_an_exception_in_any_thread_is_raised_once_all_have_stopped(bad):
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="there is no such timer")
-def test_an_interrupt_is_raised_once_nobody_writes_any_more(monkeypatch):
+def test_an_interrupt_is_raised_once_nobody_writes_any_more():
     begun, done = threading.Event(), []
 
     def work(i):
