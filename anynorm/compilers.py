@@ -258,9 +258,9 @@ def _scaled(compiler: Compiler, plan: Plan, x: Array, sums: Any) -> Standardized
 def _form(
     shape: tuple[int, ...], axes: tuple[int, ...], arrays: Arrays, shapes: Sequence[tuple[int, ...] | None] = ()
 ) -> Form:
-    """The form of a shape averaged over these axes, beside the other arrays and arrays of these shapes."""
-    beside = [tuple(each.shape) for each in arrays if each is not None]
-    return joined(tuple(shape), axes, (*beside, *(shape for shape in shapes if shape is not None)))
+    """The form of a shape averaged over these axes, beside the other arrays, and summed to these shapes."""
+    beside = tuple([tuple(each.shape) for each in arrays if each is not None])
+    return joined(tuple(shape), axes, beside, tuple([each for each in shapes if each is not None]))
 
 
 def _ones(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -21,14 +21,24 @@ LARGE = 2**15
 """From so many numbers on a compiler is to make use of threads; it decides once."""
 
 
+class Split(NamedTuple):
+    """An axis, whatever its length, in parts of one length."""
+
+    length: int
+    even: bool
+    """Whether nothing is left over."""
+
+    def parts(self, n: int) -> int:
+        """How many parts n numbers have; more than one is left over, of which compilers make a version of its own."""
+        return n // self.length - (0 if self.even else 1)
+
+
 class Form(NamedTuple):
     """A class of shapes."""
 
     view: layouts.View
-    splits: tuple[int, ...]
-    """The lengths that the first axis is divided by, one after the other, before its sum is taken."""
-    whole: bool
-    """Whether nothing is left then."""
+    splits: tuple["Split", ...]
+    """How the first axis is divided, its parts again, and so on, before the sum of what is left of it is taken."""
     sample: tuple[slice, ...]
     """Where along each axis of a group some of its values are found."""
     large: bool
@@ -69,18 +79,29 @@ class Form(NamedTuple):
 
 
 @lru_cache(maxsize=1024)
-def joined(shape: tuple[int, ...], axes: tuple[int, ...], beside: tuple[tuple[int, ...], ...]) -> Form:
-    """The form of arrays of a shape, averaged over these axes, beside arrays of other shapes."""
-    view = layouts.joined(shape, axes, list(beside))
-    n, radix = view.shape[0], 16 if view.shape[-1] >= WIDE else 256
-    levels = 0
-    while n >= 4096 * radix**levels:
-        levels += 1
-    splits, whole = (radix,) * levels, n % radix**levels == 0
+def joined(
+    shape: tuple[int, ...],
+    axes: tuple[int, ...],
+    beside: tuple[tuple[int, ...], ...],
+    wanted: tuple[tuple[int, ...], ...] = (),
+) -> Form:
+    """The form of arrays of a shape, averaged over these axes, beside arrays of other shapes, and of sums `wanted`."""
+    view = layouts.joined(shape, axes, [*beside, *wanted])
+    summed = 0 in view.axes or any(view.of(each)[0] == 1 for each in wanted)
+    splits = _splits(view.shape[0], wide=view.shape[-1] >= WIDE) if summed else ()
     large = math.prod(view.shape) >= LARGE
     sample = _sample(view, large)
-    kind = (view.axes, view.shape[1:], splits, whole, *map(str, sample), large)
-    return Form(view, splits, whole, sample, large, kind)
+    kind = (view.axes, view.shape[1:], splits, *map(str, sample), large)
+    return Form(view, splits, sample, large, kind)
+
+
+def _splits(n: int, *, wide: bool) -> tuple[Split, ...]:
+    """Those of n rows, which leave no more than `LEADING` to be added one after another."""
+    if n <= kernels.LEADING:
+        return ()
+    length = 16 if wide or n <= 16 * kernels.LEADING else 256
+    split = Split(length, n % length == 0)
+    return split, *_splits(split.parts(n), wide=wide)
 
 
 def _sample(view: layouts.View, large: bool) -> tuple[slice, ...]:
@@ -165,7 +186,7 @@ class Sums:
             if axis == last:
                 x = self._along(xp, x)
             elif axis == 0:
-                x = self._leading(xp, x)
+                x = self._leading(xp, x, self.form.splits)
             else:
                 block = kernels.even_run(x.shape[axis], 1, 16 if x.shape[-1] >= WIDE else 256)
                 x = kernels.total(xp, x, axes=(axis,), block=block)
@@ -179,13 +200,13 @@ class Sums:
             x = xp.sum(xp.reshape(x, (*x.shape[:-1], parts, n // parts)), axis=-1)
         return xp.sum(x, axis=-1, keepdims=True)
 
-    def _leading(self, xp: Namespace, x: Array) -> Array:
-        """Over the first axis, which may have any length: in equal parts, and what is left."""
-        splits, whole = self.form.splits, self.form.whole
-        part = math.prod(splits)
-        rows = x.shape[0] // part
-        head = xp.reshape(x if whole else x[: rows * part], (rows, *splits, *x.shape[1:]))
-        for axis in range(len(splits), 0, -1):
-            head = xp.sum(head, axis=axis)
-        head = xp.sum(head, axis=0, keepdims=True)
-        return head if whole else head + xp.sum(x[rows * part :], axis=0, keepdims=True)
+    def _leading(self, xp: Namespace, x: Array, splits: tuple[Split, ...]) -> Array:
+        """Over the first axis: in parts, the sums of these likewise, and what is left over."""
+        if not splits:
+            return xp.sum(x, axis=0, keepdims=True)
+        split, further = splits[0], splits[1:]
+        n = split.parts(x.shape[0])
+        stop = n * split.length
+        parts = xp.reshape(x if split.even else x[:stop], (n, split.length, *x.shape[1:]))
+        whole = self._leading(xp, xp.sum(parts, axis=1), further)
+        return whole if split.even else whole + xp.sum(x[stop:], axis=0, keepdims=True)

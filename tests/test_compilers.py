@@ -1,5 +1,6 @@
 """A compiler's results are those of the plain schedules: the same numbers, in the caller's own kind of array."""
 
+import math
 import os
 import subprocess
 import sys
@@ -124,6 +125,11 @@ def test_sums_over_many_rows_are_exact(compiler, sums):
         np.testing.assert_allclose(y, standardized(x, 0).astype(np.float64), atol=6e-6)
         np.testing.assert_allclose(moments.mean, x.mean(axis=0, dtype=np.float64), rtol=2.0**-24 * 1.01)
         np.testing.assert_allclose(moments.var, x.var(axis=0, dtype=np.float64), rtol=2e-6)
+    for shape in ((4095, 600), (4095, 257), (70001, 3)):  # numbers that grow: rounding errors do not cancel
+        x = (np.arange(math.prod(shape)).reshape(shape) / math.prod(shape)).astype(np.float32)
+        y, pullback = anynorm.vjp(anynorm.batch_norm, x, None, np.zeros(shape[1], np.float32))
+        np.testing.assert_allclose(y, standardized(x, 0).astype(np.float64), rtol=0, atol=2e-6)
+        np.testing.assert_allclose(pullback(x)[-1], x.sum(axis=0, dtype=np.float64), rtol=1.5e-6)
 
 
 def test_constants_subnormals_and_nan_are_what_they_are_elsewhere(compiler, sums):
@@ -157,7 +163,13 @@ def test_a_batch_of_another_size_compiles_nothing_anew(compiler, backend):
 
     run(2)
     before = versions(backend)
-    for n in (3, 4, 7, 16, 17, 100):
+    for n in (3, 4, 7, 16, 17, 80):
+        run(n)
+    assert versions(backend) == before
+    for n in (400, 401):  # sums of so many rows are divided, and there is a rest or none
+        run(n)
+    before = versions(backend)
+    for n in (384, 385, 993, 1008, 1023):
         run(n)
     assert versions(backend) == before
 
@@ -286,8 +298,9 @@ assert os.waitpid(child, 0)[1] == 0
 
 @pytest.mark.cells("torch-cpu")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
-def test_one_thread_of_pytorch_is_safe_after_a_fork():
-    subprocess.run([sys.executable, "-W", "ignore", "-c", FORKED], check=True, timeout=300)
+def test_one_thread_of_pytorch_is_safe_after_a_fork(tmp_path):
+    environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}  # so that the child has to compile
+    subprocess.run([sys.executable, "-W", "ignore", "-c", FORKED], check=True, timeout=300, env=environment)
 
 
 @pytest.mark.cells("torch-cpu")
