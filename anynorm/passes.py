@@ -393,9 +393,11 @@ def _tail_of(run: _Run, spread: Spread, gamma: Array | None, beta: Array | None)
 def _means(plan: Plan, spread: Spread, scale: Scale | None = None) -> tuple[list[Array], list[Array]]:
     """The means that are to be taken from x, and those that are slight beside its spread."""
     mean, rest = spread.mean, seen(plan, spread.rest, spread.var)
-    slight = [] if rest is None else [rest]
     if mean is None:
-        return [], slight
+        return [], []
+    if rest is not None and not minor(plan, rest, spread.var):
+        return [mean, rest], []
+    slight = [] if rest is None else [rest]
     # x itself is rounded to the units of its mean: two bits more than those of its spread are lost at most
     if scale is None and minor(plan, mean, spread.var * NEAR):
         return [], [mean, *slight]
@@ -414,13 +416,17 @@ def seen(plan: Plan, mean: Array | None, var: Array) -> Array | None:
     """A mean that is to be taken away; None where it is half a unit in the last place of the spread, or less."""
     if mean is None:
         return None
-    slight = (float(plan.library.xp.finfo(plan.dtype).eps) / 2) ** 2
-    return None if plan.library.most(mean * mean - slight * var) <= 0 else mean  # a NaN keeps it
+    units = mean * (2 / float(plan.library.xp.finfo(plan.dtype).eps))
+    return None if minor(plan, units, var) else mean
 
 
 def minor(plan: Plan, mean: Array, var: Array) -> bool:
-    """Whether a mean is nowhere larger than the spread."""
-    return bool(plan.library.most(mean * mean - var) <= 0)
+    """Whether a mean is nowhere larger than the spread; a spread whose square underflows is taken for none."""
+    library, xp = plan.library, plan.library.xp
+    if not library.most(mean * mean - var) <= 0:  # a NaN is not minor
+        return False
+    least = float(xp.finfo(plan.dtype).smallest_normal)
+    return library.least(var) >= least or bool(xp.all((mean == 0) | (var >= least)))
 
 
 def cut(array: Array | None, block: Block) -> Array | None:

@@ -183,14 +183,16 @@ class _Piece(NamedTuple):
     groups: Groups
     dy: Array
     gamma: Array | None
+    alone: bool
+    """Whether gamma is one number for each group, and not only for what the block has of it."""
     of: Standardized
     weights: Weights | None
     kept: Array | None
     """The groups that have a weight; None for all."""
 
     def gradient(self) -> Array:
-        """That of xhat; 0 in a group without weight."""
-        g = kernels.affine(self.dy, self.gamma, None, ops=self.desk.places.result)
+        """That of xhat, but for a gamma that is one number for each group; 0 in a group without weight."""
+        g = kernels.affine(self.dy, None if self.alone else self.gamma, None, ops=self.desk.places.result)
         return only(self.desk.plan, g, self.kept)
 
     @property
@@ -229,9 +231,11 @@ class _Piece(NamedTuple):
         xp, places, g = self.desk.plan.library.xp, self.desk.places, self.gradient()
         if isinstance(leaning, Leaning):
             assert self.weights is not None
-            return weights.upright_in_part(xp, g, leaning, self.of, self.weights.each, places=places)
-        g = kernels.less(g, leaning.spread, ops=places.result)
-        return kernels.upright(g, leaning.spread, self.of, places=places)
+            dx = weights.upright_in_part(xp, g, leaning, self.of, self.weights.each, places=places)
+        else:
+            g = kernels.less(g, leaning.spread, ops=places.result)
+            dx = kernels.upright(g, leaning.spread, self.of, places=places)
+        return kernels.affine(dx, self.gamma if self.alone else None, None, ops=places.result)
 
 
 def _piece(run: Pull, desk: Desk) -> _Piece:
@@ -248,7 +252,8 @@ def _piece(run: Pull, desk: Desk) -> _Piece:
         if xhat is not None:
             dy, xhat = _without_strays(plan, dy, xhat, given, kept, groups=groups, ops=places.xhat)
     of = Standardized(xhat, cut(run.scale, block), run.spread)
-    return _Piece(desk, groups, dy, cut(run.gamma, block), of, given, kept)
+    alone = kernels.alone(run.gamma, plan.view.axes)
+    return _Piece(desk, groups, dy, cut(run.gamma, block), alone, of, given, kept)
 
 
 def _groups(run: Pull, parts: list[Block], threads: int) -> list[Parameters]:

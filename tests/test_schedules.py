@@ -258,6 +258,31 @@ def test_beta_is_not_lost_in_a_group_of_almost_no_spread(backend, small_blocks):
     backend.check(y, standardized(x, 0, 0) + beta, dtype="float32", tolerance=1e-5)
 
 
+@pytest.mark.cells("numpy", "strict", "torch")
+@pytest.mark.parametrize(("shape", "axis"), [((16, 512), 1), ((2048, 4), 0)])
+@pytest.mark.parametrize(("offset", "scale"), [(1e6, 1e-22), (1e3, 1e-20), (1e2, 1e-23), (1e6, 1e-16)])
+def test_a_mean_is_taken_from_a_spread_whose_square_underflows(backend, shape, axis, offset, scale):
+    x = ((np.random.default_rng(0).random(shape) + offset) * scale).astype(np.float32)
+    with anynorm.options(block_bytes=4096):
+        y = backend.numpy(anynorm.normalize(backend.array(x, "float32"), axis=axis))
+    expected = standardized(x, axis).astype(np.float64)
+    np.testing.assert_allclose(y, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
+
+
+@pytest.mark.cells("numpy", "strict", "torch")
+def test_the_mean_of_a_cotangent_is_taken_before_a_gamma_that_does_not_fold(backend):
+    x, dy = np.random.default_rng(0).standard_normal((2, 4096, 3))
+    x[:, 0] *= 1e15  # rstd * gamma is subnormal there
+    gamma, dy = np.array([1e-25, 1.0, 1.0]), dy + 1e5
+    x, gamma, dy = (each.astype(np.float32) for each in (x, gamma, dy))
+    with anynorm.options(block_bytes=4096):
+        _, pullback = anynorm.vjp(anynorm.batch_norm, *(backend.array(each, "float32") for each in (x, gamma)))
+        dx = backend.numpy(pullback(backend.array(dy, "float32"))[0])
+    expected = (standardized_gradient(x, dy, 0) * gamma).astype(np.float64)
+    sizes = np.abs(expected).max(axis=0)
+    np.testing.assert_allclose(dx / sizes, expected / sizes, rtol=0, atol=5e-6)
+
+
 @pytest.mark.cells("numpy", "strict")
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30, 1e-30, 0.0])
 @pytest.mark.parametrize(("axes", "channel_axis"), [((0, 2), 1), ((0, 1), -1)])
