@@ -37,7 +37,7 @@ class Form(NamedTuple):
     """A class of shapes."""
 
     view: layouts.View
-    splits: tuple["Split", ...]
+    splits: tuple[Split, ...]
     """How the first axis is divided, its parts again, and so on, before the sum of what is left of it is taken."""
     sample: tuple[slice, ...]
     """Where along each axis of a group some of its values are found."""

@@ -509,7 +509,7 @@ def merge(xp: Namespace, first: Spread, second: Spread, shares: tuple[Any, Any])
     one, other = shares
     delta = (second.mean - first.mean) + (second.rest - first.rest)
     between = delta * (one * other) * delta  # in this order: nothing, where one of the two is empty
-    # of many merges each would leave a unit of a share in the last place, and all to one side
+    # the sum of both, each times its share, would be off to one side merge after merge, as shares are rounded alike
     gap, larger = second.var - first.var, xp.ones_like(first.var) * one >= other
     var = xp.where(larger, first.var, second.var) + (xp.where(larger, gap * other, -gap * one) + between)
     var = xp.where(xp.isfinite(gap), var, first.var * one + second.var * other + between)

@@ -363,6 +363,21 @@ def test_equal_numbers_of_unequal_weights_have_no_spread(backend, value, eps):
                 assert not np.any(backend.numpy(anynorm.moments(arrays[0], axis=0, weights=given).var))
 
 
+@pytest.mark.cells("numpy", "strict", "torch")
+def test_equal_numbers_become_beta_whatever_rounding_leaves_of_their_mean(backend):
+    rng = np.random.default_rng(0)
+    value, weights = rng.standard_normal(20) * 10.0 ** rng.integers(0, 6, 20), rng.random((4, 1, 300))
+    x, beta = np.broadcast_to(value[:, None], (4, 20, 300)), rng.standard_normal(20)
+    with anynorm.options(block_bytes=8192):  # a group is in one block
+        y = anynorm.instance_norm(
+            *(backend.array(x, "float32"), None, backend.array(beta, "float32")),
+            weights=constant(backend, weights, "float32"),
+            eps=1e-12,
+        )
+    expected = np.broadcast_to(beta.astype(np.float32)[:, None], x.shape)
+    np.testing.assert_array_equal(backend.numpy(y), expected)
+
+
 def test_a_weight_that_is_negative_or_not_finite_is_an_error(backend):
     x = backend.array(np.ones((2, 3)))
     for bad in (-1.0, np.nan, np.inf):
