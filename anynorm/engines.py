@@ -1,6 +1,5 @@
 """The libraries that compile: how arrays go to one and come back, and what it makes of a function."""
 
-import os
 import sys
 import threading
 from collections.abc import Callable, Hashable, Sequence
@@ -18,8 +17,6 @@ Arrays = Sequence[Array | None]
 Compiled = Callable[[list[Array | None], Array | None, Array | None], Sequence[Array]]
 MOST_LENGTHS = 256
 """So many lengths of the first axis are remembered, of each function."""
-PROCESS = os.getpid()
-"""Another one is a fork of this, and has none of the threads that inductor compiles with."""
 AT_ONCE = 256
 """So many operations make up a value for each group; above inductor's own 30 it would be an array between two loops."""
 
@@ -196,10 +193,9 @@ class _Graphs:
         config: Any = import_module("torch._inductor.config")
         changes: dict[str, Any] = {}
         if not any(getattr(each, "is_cuda", False) for each in inputs):
+            changes["compile_threads"] = 1  # this one: a forked child has no other, and would wait for them
             if self.large:  # inductor also takes from its cache what was compiled for fewer rows, without threads
                 changes["cpp.min_chunk_size"] = 1
-            if os.getpid() != PROCESS:
-                changes["compile_threads"] = 1
         elif self.rows:  # one kernel then reads a row, and reads it again
             changes["realize_opcount_threshold"] = AT_ONCE
         with config.patch(changes):

@@ -421,12 +421,11 @@ def seen(plan: Plan, mean: Array | None, var: Array) -> Array | None:
 
 
 def minor(plan: Plan, mean: Array, var: Array) -> bool:
-    """Whether a mean is nowhere larger than the spread; a spread whose square underflows is taken for none."""
-    library, xp = plan.library, plan.library.xp
+    """Whether a mean is nowhere larger than the spread; one whose square may underflow is taken for none."""
+    library, least = plan.library, plan.limits.eps
     if not library.most(mean * mean - var) <= 0:  # a NaN is not minor
         return False
-    least = float(xp.finfo(plan.dtype).smallest_normal)
-    return library.least(var) >= least or bool(xp.all((mean == 0) | (var >= least)))
+    return library.least(var) >= least or bool(library.xp.all((mean == 0) | (var >= least)))
 
 
 def cut(array: Array | None, block: Block) -> Array | None:

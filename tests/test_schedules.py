@@ -260,7 +260,7 @@ def test_beta_is_not_lost_in_a_group_of_almost_no_spread(backend, small_blocks):
 
 @pytest.mark.cells("numpy", "strict", "torch")
 @pytest.mark.parametrize(("shape", "axis"), [((16, 512), 1), ((2048, 4), 0)])
-@pytest.mark.parametrize(("offset", "scale"), [(1e6, 1e-22), (1e3, 1e-20), (1e2, 1e-23), (1e6, 1e-16)])
+@pytest.mark.parametrize(("offset", "scale"), [(1e6, 1e-22), (1e3, 1e-20), (1e2, 1e-23), (1e4, 1e-27), (1e6, 1e-16)])
 def test_a_mean_is_taken_from_a_spread_whose_square_underflows(backend, shape, axis, offset, scale):
     x = ((np.random.default_rng(0).random(shape) + offset) * scale).astype(np.float32)
     with anynorm.options(block_bytes=4096):
@@ -270,13 +270,16 @@ def test_a_mean_is_taken_from_a_spread_whose_square_underflows(backend, shape, a
 
 
 @pytest.mark.cells("numpy", "strict", "torch")
-def test_the_mean_of_a_cotangent_is_taken_before_a_gamma_that_does_not_fold(backend):
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_mean_of_a_cotangent_is_taken_before_a_gamma_that_does_not_fold(backend, weighted):
     x, dy = np.random.default_rng(0).standard_normal((2, 4096, 3))
     x[:, 0] *= 1e15  # rstd * gamma is subnormal there
     gamma, dy = np.array([1e-25, 1.0, 1.0]), dy + 1e5
     x, gamma, dy = (each.astype(np.float32) for each in (x, gamma, dy))
+    weights = {"weights": backend.array(np.ones((4096, 1)), "float32")} if weighted else {}
     with anynorm.options(block_bytes=4096):
-        _, pullback = anynorm.vjp(anynorm.batch_norm, *(backend.array(each, "float32") for each in (x, gamma)))
+        arrays = (backend.array(each, "float32") for each in (x, gamma))
+        _, pullback = anynorm.vjp(anynorm.batch_norm, *arrays, **weights)
         dx = backend.numpy(pullback(backend.array(dy, "float32"))[0])
     expected = (standardized_gradient(x, dy, 0) * gamma).astype(np.float64)
     sizes = np.abs(expected).max(axis=0)

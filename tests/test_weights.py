@@ -356,7 +356,7 @@ def test_equal_numbers_of_unequal_weights_have_no_spread(backend, value, eps):
         x = np.where(weights > 0, value, padding)
         arrays = backend.array(x, "float32"), None, backend.array(beta, "float32")
         given = constant(backend, weights, "float32")
-        for size in (192, 2**22):
+        for size in (64, 2**22):
             with anynorm.options(block_bytes=size):
                 y = backend.numpy(anynorm.batch_norm(*arrays, weights=given, eps=eps))
                 assert np.all((y == beta)[weights > 0])
@@ -523,7 +523,7 @@ def test_numbers_of_any_size_in_groups_that_are_split(backend, size, eps):
     x[:, 2] = size  # a constant
     given = np.where(mask, x, np.nan).astype(np.float32)
     wide, every = given.astype(np.float64), np.broadcast_to(mask, x.shape)
-    with anynorm.options(block_bytes=192):
+    with anynorm.options(block_bytes=64):
         y, pullback = anynorm.vjp(
             anynorm.batch_norm, backend.array(given, "float32"), weights=constant(backend, mask, "bool"), eps=eps
         )
