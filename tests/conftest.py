@@ -19,7 +19,6 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "cells(*names): runs in these cells alone, or those of these libraries")
-    config.addinivalue_line("markers", "divided: array-api-strict's devices share the cases, each case runs on one")
     cell = next(cell for cell in CELLS if cell.id == config.getoption("--cell"))
     settings.load_profile("lazy" if cell.library in ("jax", "dask") else "eager")
     try:
@@ -30,22 +29,12 @@ def pytest_configure(config):
 
 def pytest_collection_modifyitems(config, items):
     library, cell = config.stash[_BACKENDS][0].library, config.getoption("--cell")
-    chosen, others, turns = [], [], {}
+    chosen, others = [], []
     for item in items:
         wanted = all({library, cell} & {*marker.args} for marker in item.iter_markers("cells"))
-        (chosen if wanted and (library != "strict" or _has_its_turn(item, turns)) else others).append(item)
+        (chosen if wanted else others).append(item)
     items[:] = chosen
     config.hook.pytest_deselected(items=others)
-
-
-def _has_its_turn(item, turns):
-    """Whether a case of a divided test is to run on the device it was made for."""
-    if item.get_closest_marker("divided") is None:
-        return True
-    devices, own = item.config.stash[_BACKENDS], item.callspec.params["backend"]
-    case = tuple((name, repr(value)) for name, value in item.callspec.params.items() if name != "backend")
-    cases = turns.setdefault(item.originalname, {})
-    return devices.index(own) == cases.setdefault(case, len(cases)) % len(devices)
 
 
 def pytest_generate_tests(metafunc):

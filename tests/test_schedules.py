@@ -286,7 +286,6 @@ def test_the_mean_of_a_cotangent_is_taken_before_a_gamma_that_does_not_fold(back
     np.testing.assert_allclose(dx / sizes, expected / sizes, rtol=0, atol=5e-6)
 
 
-@pytest.mark.divided
 @pytest.mark.cells("numpy", "strict")
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30, 1e-30, 0.0])
 @pytest.mark.parametrize(("axes", "channel_axis"), [((0, 2), 1), ((0, 1), -1)])

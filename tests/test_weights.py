@@ -274,7 +274,6 @@ def test_float32_keeps_its_digits_at_an_offset(backend, offset):
     backend.check(y, expected.astype(float), dtype="float32", tolerance=2e-5)
 
 
-@pytest.mark.divided
 @pytest.mark.parametrize("mean", [0, 10, 1e4, 1e6])
 @pytest.mark.parametrize("block_bytes", [2**10, 2**22])
 @pytest.mark.parametrize(
@@ -304,7 +303,6 @@ def test_a_gradient_that_is_nearly_all_mean(backend, norm, shape, of, block_byte
     assert np.max(np.abs(found - exact)) < 4e-6 * np.max(np.abs(exact))
 
 
-@pytest.mark.divided
 @pytest.mark.parametrize("size", [1.0, 1e10, 1e20])
 @pytest.mark.parametrize("tiny", [1e-20, 1e-36, 1e-44])
 def test_parts_that_weigh_next_to_nothing_in_a_gradient(backend, tiny, size):
@@ -344,7 +342,6 @@ def test_numbers_and_weights_of_any_size(backend, size, weight):
         assert np.all(backend.numpy(y)[mask] == 0)
 
 
-@pytest.mark.divided
 @pytest.mark.parametrize("eps", [0, 1e-5])
 @pytest.mark.parametrize("value", [1001.0, 0.1, 1e6 / 3, 1e20 / 3])
 def test_equal_numbers_of_unequal_weights_have_no_spread(backend, value, eps):
@@ -450,7 +447,6 @@ def test_the_page_about_masks_does_as_it_says(backend):
     np.testing.assert_allclose(own.numpy(names["dx"])[2:, :, :2], alone, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.divided
 @pytest.mark.cells("numpy", "strict", "torch")
 @pytest.mark.parametrize("case", WEIGHTED, ids=str)
 def test_blocks_make_no_difference(backend, case):
@@ -516,7 +512,6 @@ def test_any_size_of_block_gives_the_result_of_the_definition(backend, shape, bl
     np.testing.assert_allclose(found[1][seen], (dy * xhat_lost)[seen], atol=1e-8)
 
 
-@pytest.mark.divided
 @pytest.mark.cells("numpy", "torch", "strict")
 @pytest.mark.parametrize("eps", [0, 1e-5])
 @pytest.mark.parametrize("size", [1e30, 1e-30])
