@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from oracles import CASES, Case, measured, peak, standardized, standardized_gradient, values
+from oracles import CASES, Case, measured, only_if, peak, standardized, standardized_gradient, values
 
 import anynorm
 from anynorm import calls, passes
@@ -250,11 +250,14 @@ def test_a_constant_has_no_spread_where_its_group_is_split(small_blocks, value, 
 
 
 @pytest.mark.cells("numpy", "strict")
-def test_beta_is_not_lost_in_a_group_of_almost_no_spread(backend, small_blocks):
+@pytest.mark.parametrize("block_bytes", [16, 256])
+def test_beta_is_not_lost_in_a_group_of_almost_no_spread(backend, block_bytes):
+    only_if(block_bytes == 256, backend, "strict")
     x = np.full((1000, 2), 1e6)
     x[7] += 1
     beta = np.array([3.0, -4.0])
-    y = anynorm.batch_norm(backend.array(x, "float32"), None, backend.array(beta, "float32"), eps=0)
+    with anynorm.options(block_bytes=block_bytes):
+        y = anynorm.batch_norm(backend.array(x, "float32"), None, backend.array(beta, "float32"), eps=0)
     backend.check(y, standardized(x, 0, 0) + beta, dtype="float32", tolerance=1e-5)
 
 
@@ -289,13 +292,16 @@ def test_the_mean_of_a_cotangent_is_taken_before_a_gamma_that_does_not_fold(back
 @pytest.mark.cells("numpy", "strict")
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30, 1e-30, 0.0])
 @pytest.mark.parametrize(("axes", "channel_axis"), [((0, 2), 1), ((0, 1), -1)])
-def test_an_odd_group_leaves_the_others_alone_where_groups_are_split(backend, small_blocks, bad, axes, channel_axis):
+@pytest.mark.parametrize("block_bytes", [16, 256])
+def test_an_odd_group_leaves_the_others_alone_where_groups_are_split(backend, bad, axes, channel_axis, block_bytes):
+    only_if(block_bytes == 256, backend, "strict")
     x, dy = np.random.default_rng(3).standard_normal((2, 20, 6, 6))
     odd = (slice(None), 2) if channel_axis == 1 else (..., 2)
     x[odd] = x[odd] * bad if np.isfinite(bad) else np.where(np.arange(6) == 3, bad, x[odd])
     given = backend.array(x, "float32"), backend.array(dy, "float32")
-    y, pullback = anynorm.vjp(anynorm.batch_norm, given[0], channel_axis=channel_axis, eps=0)
-    dx, y = (backend.numpy(each) for each in (pullback(given[1])[0], y))
+    with anynorm.options(block_bytes=block_bytes):
+        y, pullback = anynorm.vjp(anynorm.batch_norm, given[0], channel_axis=channel_axis, eps=0)
+        dx, y = (backend.numpy(each) for each in (pullback(given[1])[0], y))
     clean = np.delete(np.arange(6), 2)
     keep = (slice(None), clean) if channel_axis == 1 else (..., clean)
     np.testing.assert_allclose(y[keep], standardized(x[keep], axes, 0), atol=1e-5)
