@@ -120,6 +120,14 @@ def adds(library: Library, x: Array, dtype: Any) -> bool:
     return bool(x.dtype == dtype) and library.straight(x)
 
 
+def in_rows(library: Library, x: Array) -> bool:
+    """Whether no numbers are nearer in memory than neighbours along the last axis."""
+    if library.strides is None:
+        return True
+    steps = [abs(step) for step, n in zip(library.strides(x), x.shape, strict=True) if n != 1]
+    return not steps or steps[-1] == min(steps)
+
+
 def cast(library: Library, x: Array, dtype: Any) -> Array:
     """The array, or a copy, that `adds` in this dtype."""
     return x if adds(library, x, dtype) else library.xp.astype(x, dtype)

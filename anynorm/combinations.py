@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, Literal, NamedTuple
 
 from anynorm import kernels
-from anynorm.arrays import assign, cast, empty
+from anynorm.arrays import adds, assign, cast, empty, in_rows
 from anynorm.blocks import Block, share
 from anynorm.calls import Call, Plan
 from anynorm.kernels import PURE, Array, Combination, Groups, Places, Spread, Sums
@@ -66,6 +66,12 @@ class Pull(NamedTuple):
     largest: int
 
     @property
+    def moved(self) -> bool:
+        """Whether a block of dy is copied first: it has another dtype, or another order in memory than x."""
+        plan = self.call.plan
+        return not (adds(plan.library, self.dy, plan.dtype) and in_rows(plan.library, self.dy))
+
+    @property
     def dots(self) -> bool:
         """Whether the products of `_look_at_runs` take no room, as they are added as they are made."""
         return bool(self.axes) and self._along(self.axes)
@@ -96,13 +102,16 @@ class Pull(NamedTuple):
             rooms = []
         target = None if self.dx is None else self.dx[block]
         narrow = target is not None and target.dtype != plan.dtype
-        number, size = 1 + (product == "apart") + narrow, math.prod(shape)
-        rooms += [empty((self.largest,), dy, plan.dtype) for _ in range(number - len(rooms))]
-        places = [library.into(xp.reshape(each[:size], shape)) for each in rooms[:number]]
+        number, size, moved = 1 + (product == "apart") + narrow, math.prod(shape), self.moved
+        rooms += [empty((self.largest,), dy, plan.dtype) for _ in range(number + moved - len(rooms))]
+        free = [xp.reshape(each[:size], shape) for each in rooms[: number + moved]]
+        places = [library.into(each) for each in free[:number]]
         result = PURE if target is None else places[-1] if narrow else library.into(target)
         x = None if self.call.x is None else cast(library, self.call.x[block], plan.dtype)
         try:
-            dy = cast(library, dy, plan.dtype)
+            if moved:
+                assign(library, free[-1], dy)
+                dy = free[-1]
             own = {"xhat": places[0], "result": result, "apart": places[number - narrow - 1]}[product]
             yield Desk(plan, block, x, dy, target, Places(result, places[0], own))
         finally:

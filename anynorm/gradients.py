@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from anynorm import batches, calls, chunks, compilers, fused, norms, schedules
@@ -155,6 +155,8 @@ class Pullback:
         if not same_shape(tuple(dy.shape), plan.layout.shape):
             raise ValueError(f"dy must have the shape of y, {plan.layout.shape}, got {tuple(dy.shape)}")
         check_device(library, "y", kept, "dy", dy)
+        if isinstance(self.of, Spread) and library.plain(dy) and (other := calls.parted(plan, dy)) is not plan:
+            return self._of(other, self.of)(dy)
         wanted = Wanted(self.dtype, tuple(None if primal is None else primal.full for primal in self.parameters))
         with library.quiet():
             call = Call(plan, self.x, self.gamma, None, self.given, None, self.compiler, self.weights, self.all_reduce)
@@ -166,6 +168,27 @@ class Pullback:
                     d = xp.astype(xp.reshape(d, primal.shape), primal.dtype, copy=False)
                 found.append(d)
         return tuple(found)
+
+    def _of(self, plan: Plan, of: Spread) -> "Pullback":
+        """By another plan, for a dy of another order in memory than x: it would be copied to be as the plan says."""
+        before, whole = self.plan.view.before, plan.layout.view(plan.layout.shape)
+
+        def shape(joined: tuple[int, ...]) -> tuple[int, ...]:
+            return plan.view.of(before(joined, whole))
+
+        def beside(array: Array | None) -> Array | None:
+            return None if array is None else plan.library.xp.reshape(array, shape(tuple(array.shape)))
+
+        return replace(
+            self,
+            of=Spread(*map(beside, of)),
+            x=beside(self.x),
+            gamma=beside(self.gamma),
+            given=self.given and Spread(*map(beside, self.given)),
+            weights=self.weights and Weights(*map(beside, self.weights)),
+            plan=plan,
+            parameters=tuple(each and each._replace(full=shape(each.full)) for each in self.parameters),
+        )
 
     def __repr__(self) -> str:
         return f"Pullback({describe(self._kept)})"

@@ -78,6 +78,27 @@ class View(NamedTuple):
         """What becomes of a shape that broadcasts to the array's."""
         return tuple(math.prod([shape[axis] for axis in run]) for run in self.runs)
 
+    def before(self, shape: tuple[int, ...], whole: tuple[int, ...]) -> tuple[int, ...]:
+        """What became this shape, where the array's was `whole`."""
+        return tuple(whole[axis] if n != 1 else 1 for n, run in zip(shape, self.runs, strict=True) for axis in run)
+
+    def parted(self, whole: tuple[int, ...], strides: tuple[int, ...]) -> "View":
+        """With those axes apart that are not one in memory, in an array of this shape and these strides."""
+        runs: list[list[int]] = []
+        axes: list[int] = []
+        for i, run in enumerate(self.runs):
+            before, first = None, len(runs)
+            for axis in run:
+                if axis == run[0] or (
+                    before is not None and whole[axis] != 1 and strides[before] != strides[axis] * whole[axis]
+                ):
+                    runs.append([])
+                runs[-1].append(axis)
+                before = axis if whole[axis] != 1 else before
+            axes += range(first, len(runs)) if i in self.axes else []
+        view = self._replace(runs=tuple(map(tuple, runs)), axes=tuple(axes))
+        return view._replace(shape=view.of(whole))
+
 
 def joined(shape: tuple[int, ...], axes: tuple[int, ...], others: list[tuple[int, ...]]) -> View:
     """Neighbouring axes made one, where the array is averaged over both or neither, and so for each of the others.

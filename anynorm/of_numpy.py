@@ -28,6 +28,7 @@ def numpy_library(eager: Library) -> Library:
         most=lambda x: _extreme(max, x) if x.size <= FEW else x.max(),
         least=lambda x: _extreme(min, x) if x.size <= FEW else x.min(),
         contiguous=lambda x: x.flags.c_contiguous,
+        strides=lambda x: x.strides,
         straight=_straight,
         writeable=lambda x: x.flags.writeable,
         products=True,

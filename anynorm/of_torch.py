@@ -40,6 +40,7 @@ def torch_library(xp: Namespace) -> Library:
         oddity=lambda x: "" if x.layout is torch.strided else f"{x.layout}".removeprefix("torch."),
         traced=torch.compiler.is_compiling,
         contiguous=lambda x: type(x) in (torch.Tensor, torch.nn.Parameter) and x.is_contiguous(),
+        strides=lambda x: x.stride(),
         wide=lambda x: x.device.type == "cuda",
         writeable=_writeable,
         present=_present,

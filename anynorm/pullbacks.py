@@ -116,11 +116,11 @@ def _in_blocks(call: Call, dy: Array, wanted: Wanted, spread: Spread) -> Gradien
     dx = None if wanted.dtype is None else empty(plan.view.shape, dy, wanted.dtype)
     totals = [None if shape is None else _Total(shape, dy, plan.dtype) for shape in wanted.parameters]
     averaged = () if call.spread is not None else plan.view.axes
-    copied = sum(each is not None and not adds(library, each, plan.dtype) for each in (call.x, dy))
     run = Pull(
         *(call, dy, wanted, spread._replace(rest=rest), rstd, scale, gamma, pivot, left),
         *(_ones(plan, dy), axes, dx, [], 1),
     )
+    copied = run.moved + (call.x is not None and not adds(library, call.x, plan.dtype))
     made = 1 + ("apart" in (run.product, run.product_of_xhat)) + copied + (dx is not None and dx.dtype != plan.dtype)
     arrays, made = (1, made) if call.weights is None else (WEIGHTED, WEIGHTED)
     beside = 2 * sum(math.prod(shape) for shape in wanted.parameters if shape is not None)

@@ -162,6 +162,61 @@ def test_numbers_in_another_order_take_no_more_memory(out):
     assert found < 8e6, found
 
 
+ORDERS = {
+    "fortran": np.asfortranarray,
+    "two axes exchanged": lambda x: np.ascontiguousarray(x.swapaxes(0, -1)).swapaxes(0, -1),
+    "the first axes exchanged": lambda x: np.ascontiguousarray(x.swapaxes(0, 1)).swapaxes(0, 1),
+    "every other": lambda x: np.repeat(x, 2, axis=0)[::2],
+    "repeated": lambda x: np.lib.stride_tricks.as_strided(x, x.shape, (0, *x.strides[1:])),
+    "reversed": lambda x: np.ascontiguousarray(x[::-1])[::-1],
+}
+
+
+@pytest.mark.cells("numpy", "torch")
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("case", [case for case in CASES if len(case.shape) > 1], ids=str)
+def test_a_cotangent_may_lie_in_memory_in_any_order(backend, case, order, weighted):
+    if backend.tracked or (backend.library == "torch" and order == "reversed"):
+        pytest.skip(reason="recorded, or unknown to PyTorch")
+    if weighted and case.norm is anynorm.weight_norm:
+        pytest.skip(reason="has no weights")
+    rng = np.random.default_rng(6)
+    x, dy = rng.standard_normal(case.shape) + 3, ORDERS[order](rng.standard_normal(case.shape))
+    params = [rng.standard_normal(case.parameter_shape) for _ in range(case.parameters)]
+    options = {"weights": backend.array(rng.integers(0, 3, case.shape), "int32")} if weighted else {}
+    for block_bytes in (2**22, 32):
+        with anynorm.options(block_bytes=block_bytes):
+            _, pullback = anynorm.vjp(case.norm, *map(backend.array, (x, *params)), **case.options, **options)
+            given = backend.xp.from_numpy(dy) if backend.library == "torch" else dy
+            before = dy.copy()
+            found, expected = pullback(given), pullback(backend.array(np.ascontiguousarray(dy)))
+        np.testing.assert_array_equal(dy, before)
+        for one, other in zip(found, expected, strict=True):
+            backend.check(one, backend.numpy(other), tolerance=1e-12)
+
+
+@pytest.mark.cells("numpy")
+@pytest.mark.parametrize("order", ["fortran", "the first axes exchanged"])
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize(
+    ("norm", "shape", "options"),
+    [
+        (anynorm.layer_norm, (16, 8, 256, 512), {"axis": (2, 3)}),
+        (anynorm.batch_norm, (16, 64, 128, 128), {}),
+        (anynorm.group_norm, (16, 64, 128, 128), {"groups": 32}),
+    ],
+    ids=lambda each: getattr(each, "__name__", None),
+)
+@measured
+def test_a_cotangent_in_another_order_takes_no_more_memory(norm, shape, options, dtype, order):
+    x = np.random.default_rng(7).standard_normal(shape, dtype=np.float32).astype(dtype)
+    _, pullback = anynorm.vjp(norm, x, **options)
+    dy = ORDERS[order](x)
+    found = peak(lambda: pullback(dy)) - x.nbytes
+    assert found < 8e6, found
+
+
 @pytest.mark.cells("numpy")
 @pytest.mark.parametrize(
     ("norm", "shape", "options"),
