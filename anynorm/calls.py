@@ -434,7 +434,7 @@ def parted(plan: Plan, x: Array) -> Plan:
         return plan
 
     def apart(fit: Fit | None) -> Any:
-        return None if fit is None else Fit(view.of(plan.view.before(fit.shape, whole)), None)
+        return None if fit is None else Fit(plan.view.beside(view, fit.shape, whole), None)
 
     return plan._replace(
         view=view,

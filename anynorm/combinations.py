@@ -67,7 +67,7 @@ class Pull(NamedTuple):
 
     @property
     def moved(self) -> bool:
-        """Whether a block of dy is copied first: it has another dtype, or another order in memory than x."""
+        """Whether a block of dy is copied first: it has another dtype, or its rows are not rows in memory."""
         plan = self.call.plan
         return not (adds(plan.library, self.dy, plan.dtype) and in_rows(plan.library, self.dy))
 

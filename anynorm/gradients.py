@@ -171,23 +171,23 @@ class Pullback:
 
     def _of(self, plan: Plan, of: Spread) -> "Pullback":
         """By another plan, for a dy of another order in memory than x: it would be copied to be as the plan says."""
-        before, whole = self.plan.view.before, plan.layout.view(plan.layout.shape)
+        own, whole = self.plan.view, plan.layout.view(plan.layout.shape)
 
-        def shape(joined: tuple[int, ...]) -> tuple[int, ...]:
-            return plan.view.of(before(joined, whole))
+        def entered(array: Array | None) -> Array | None:
+            return array if array is None else plan.library.xp.reshape(array, beside(tuple(array.shape)))
 
-        def beside(array: Array | None) -> Array | None:
-            return None if array is None else plan.library.xp.reshape(array, shape(tuple(array.shape)))
+        def beside(shape: tuple[int, ...]) -> tuple[int, ...]:
+            return own.beside(plan.view, shape, whole)
 
         return replace(
             self,
-            of=Spread(*map(beside, of)),
-            x=beside(self.x),
-            gamma=beside(self.gamma),
-            given=self.given and Spread(*map(beside, self.given)),
-            weights=self.weights and Weights(*map(beside, self.weights)),
+            of=Spread(*map(entered, of)),
+            x=entered(self.x),
+            gamma=entered(self.gamma),
+            given=self.given and Spread(*map(entered, self.given)),
+            weights=self.weights and Weights(*map(entered, self.weights)),
             plan=plan,
-            parameters=tuple(each and each._replace(full=shape(each.full)) for each in self.parameters),
+            parameters=tuple(each and each._replace(full=beside(each.full)) for each in self.parameters),
         )
 
     def __repr__(self) -> str:

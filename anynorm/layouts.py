@@ -78,9 +78,11 @@ class View(NamedTuple):
         """What becomes of a shape that broadcasts to the array's."""
         return tuple(math.prod([shape[axis] for axis in run]) for run in self.runs)
 
-    def before(self, shape: tuple[int, ...], whole: tuple[int, ...]) -> tuple[int, ...]:
-        """What became this shape, where the array's was `whole`."""
-        return tuple(whole[axis] if n != 1 else 1 for n, run in zip(shape, self.runs, strict=True) for axis in run)
+    def beside(self, other: "View", shape: tuple[int, ...], whole: tuple[int, ...]) -> tuple[int, ...]:
+        """What a shape beside this view is beside another one, of an array of the shape `whole`."""
+        return other.of(
+            tuple(whole[axis] if n != 1 else 1 for n, run in zip(shape, self.runs, strict=True) for axis in run)
+        )
 
     def parted(self, whole: tuple[int, ...], strides: tuple[int, ...]) -> "View":
         """With those axes apart that are not one in memory, in an array of this shape and these strides."""

@@ -196,6 +196,28 @@ def test_a_cotangent_may_lie_in_memory_in_any_order(backend, case, order, weight
             backend.check(one, backend.numpy(other), tolerance=1e-12)
 
 
+@pytest.mark.cells("numpy", "torch")
+@pytest.mark.parametrize("order", ["fortran", "the first axes exchanged"])
+@pytest.mark.parametrize("scale", [1.0, 1e30, np.nan])
+@pytest.mark.parametrize("given", [False, True])
+def test_so_may_it_beside_numbers_of_any_size_and_moments_that_are_given(backend, given, scale, order):
+    if backend.tracked:
+        pytest.skip(reason="recorded")
+    rng = np.random.default_rng(9)
+    x, dy = rng.standard_normal((2, 6, 4, 5, 3)).astype(np.float32)
+    x[:, 1] *= np.float32(scale)
+    mean, var = (backend.array(each, "float32") for each in (rng.standard_normal(4), rng.random(4) + 1))
+    options = {"moments": anynorm.Moments(mean, var, 5)} if given else {}
+    other = ORDERS[order](dy)
+    with anynorm.options(block_bytes=64):
+        _, pullback = anynorm.vjp(anynorm.batch_norm, backend.array(x, "float32"), **options)
+        (found,) = pullback(backend.xp.from_numpy(other) if backend.library == "torch" else other)
+        (expected,) = pullback(backend.array(dy, "float32"))
+    expected = backend.numpy(expected)
+    assert np.isnan(expected).any() == (np.isnan(scale) and not given)
+    np.testing.assert_allclose(backend.numpy(found), expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.cells("numpy")
 @pytest.mark.parametrize("order", ["fortran", "the first axes exchanged"])
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
