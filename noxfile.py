@@ -42,10 +42,9 @@ def minimums(session):
     pip(session, *PROJECT["dependency-groups"]["test"])
     # the test tools ask for a newer array-api-compat than the library does
     pip(session, "--no-deps", ".", *(each.replace(">=", "==") for each in PROJECT["project"]["dependencies"]))
-    # neither what runs the text of programs nor what measures memory or kills processes depends on them
+    # neither what runs the text of programs nor what measures memory depends on them
     ignored = [f"--ignore=tests/{name}.py" for name in ("test_onnx", "test_fused", "test_benchmarks")]
-    others = "not megabytes and not little_more and not larger and not kill_9"
-    pytest(session, "--cell=numpy-cpu", "tests", *ignored, "-k", others)
+    pytest(session, "--cell=numpy-cpu", "tests", *ignored, "-k", "not megabytes and not little_more and not larger")
 
 
 @nox.session

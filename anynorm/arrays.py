@@ -122,8 +122,6 @@ def adds(library: Library, x: Array, dtype: Any) -> bool:
 
 def in_rows(library: Library, x: Array) -> bool:
     """Whether no numbers are nearer in memory than neighbours along the last axis."""
-    if library.strides is None:
-        return True
     steps = [abs(step) for step, n in zip(library.strides(x), x.shape, strict=True) if step and n != 1]
     return not steps or steps[-1] == min(steps)
 

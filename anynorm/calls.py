@@ -424,28 +424,6 @@ def _plan(
     )
 
 
-def parted(plan: Plan, x: Array) -> Plan:
-    """The plan where no axes are joined that are not one in the memory of another array, of x's shape."""
-    library, whole = plan.library, plan.layout.view(plan.layout.shape)
-    if library.strides is None or not plan.view.joined:
-        return plan
-    view = plan.view.parted(whole, library.strides(library.xp.reshape(x, whole)))
-    if view == plan.view:
-        return plan
-
-    def apart(fit: Fit | None) -> Any:
-        return None if fit is None else Fit(plan.view.beside(view, fit.shape, whole), None)
-
-    return plan._replace(
-        view=view,
-        groups=plan.groups._replace(axes=view.axes),
-        spread=apart(plan.spread),
-        gamma=apart(plan.gamma),
-        beta=apart(plan.beta),
-        weights=apart(plan.weights),
-    )
-
-
 def _contiguous(library: Library, x: Array, out: Any) -> bool:
     """Whether axes may be joined without a copy."""
     if library.traced():

@@ -148,15 +148,16 @@ class Pullback:
 
     def __call__(self, dy: Array, /) -> tuple[Array | None, ...]:
         """The gradients of sum(y * dy)."""
-        plan, kept = self.plan, self._kept
-        library, xp = plan.library, plan.library.xp
+        plan, library, kept = self.plan, self.plan.library, self._kept
         one_library(y=kept, dy=dy)
         compute_dtype(library, "dy", dy)
         if not same_shape(tuple(dy.shape), plan.layout.shape):
             raise ValueError(f"dy must have the shape of y, {plan.layout.shape}, got {tuple(dy.shape)}")
         check_device(library, "y", kept, "dy", dy)
-        if isinstance(self.of, Spread) and library.plain(dy) and (other := calls.parted(plan, dy)) is not plan:
-            return self._of(other, self.of)(dy)
+        return self._beside(dy)._pull(dy)
+
+    def _pull(self, dy: Array) -> tuple[Array | None, ...]:
+        plan, library, xp = self.plan, self.plan.library, self.plan.library.xp
         wanted = Wanted(self.dtype, tuple(None if primal is None else primal.full for primal in self.parameters))
         with library.quiet():
             call = Call(plan, self.x, self.gamma, None, self.given, None, self.compiler, self.weights, self.all_reduce)
@@ -169,24 +170,30 @@ class Pullback:
                 found.append(d)
         return tuple(found)
 
-    def _of(self, plan: Plan, of: Spread) -> "Pullback":
-        """By another plan, for a dy of another order in memory than x: it would be copied to be as the plan says."""
-        own, whole = self.plan.view, plan.layout.view(plan.layout.shape)
-
-        def entered(array: Array | None) -> Array | None:
-            return array if array is None else plan.library.xp.reshape(array, beside(tuple(array.shape)))
+    def _beside(self, dy: Array) -> "Pullback":
+        """Itself; for a dy of another order in memory than x, one in a view whose axes are one in that memory too."""
+        plan, library = self.plan, self.plan.library
+        if not isinstance(self.of, Spread) or not library.plain(dy) or library.contiguous(dy):
+            return self
+        whole = plan.layout.view(plan.layout.shape)
+        view = plan.view.parted(whole, library.strides(library.xp.reshape(dy, whole)))
+        if view == plan.view:
+            return self
 
         def beside(shape: tuple[int, ...]) -> tuple[int, ...]:
-            return own.beside(plan.view, shape, whole)
+            return plan.view.beside(view, shape, whole)
+
+        def entered(array: Array | None) -> Array | None:
+            return None if array is None else library.xp.reshape(array, beside(tuple(array.shape)))
 
         return replace(
             self,
-            of=Spread(*map(entered, of)),
+            of=Spread(*map(entered, self.of)),
             x=entered(self.x),
             gamma=entered(self.gamma),
             given=self.given and Spread(*map(entered, self.given)),
             weights=self.weights and Weights(*map(entered, self.weights)),
-            plan=plan,
+            plan=plan._replace(view=view, groups=plan.groups._replace(axes=view.axes)),
             parameters=tuple(each and each._replace(full=beside(each.full)) for each in self.parameters),
         )
 

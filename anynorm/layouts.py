@@ -1,6 +1,7 @@
 """Which axes share a mean and a variance: all that tells one norm from another (Figure 1 of Wu & He, 2018)."""
 
 import math
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from anynorm.arrays import check_axes, check_int
@@ -89,15 +90,13 @@ class View(NamedTuple):
         runs: list[list[int]] = []
         axes: list[int] = []
         for i, run in enumerate(self.runs):
-            before, first = None, len(runs)
+            longer = [axis for axis in run if whole[axis] != 1]
+            apart = [right for left, right in pairwise(longer) if strides[left] != strides[right] * whole[right]]
             for axis in run:
-                if axis == run[0] or (
-                    before is not None and whole[axis] != 1 and strides[before] != strides[axis] * whole[axis]
-                ):
+                if axis == run[0] or axis in apart:
+                    axes += [len(runs)] if i in self.axes else []
                     runs.append([])
                 runs[-1].append(axis)
-                before = axis if whole[axis] != 1 else before
-            axes += range(first, len(runs)) if i in self.axes else []
         view = self._replace(runs=tuple(map(tuple, runs)), axes=tuple(axes))
         return view._replace(shape=view.of(whole))
 

@@ -56,8 +56,8 @@ class Library(NamedTuple):
     """Whether a compiler follows what happens now, to whom a shape may be more than numbers."""
     contiguous: Callable[[Array], bool] = lambda x: False
     """Whether neighbouring axes of the array are one in memory too."""
-    strides: Callable[[Array], tuple[int, ...]] | None = None
-    """How far apart in memory neighbours along each axis lie, in a unit of its own; None where it cannot be told."""
+    strides: Callable[[Array], tuple[int, ...]] = lambda x: (0,) * x.ndim
+    """How far apart in memory neighbours along each axis lie, in a unit of its own; 0 where it cannot be told."""
     straight: Callable[[Array], bool] = lambda x: True
     """Whether numbers follow each other along the last axis as the library adds them best; they do in any copy."""
     threaded: bool = False

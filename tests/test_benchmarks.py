@@ -76,12 +76,8 @@ def test_the_formula_that_results_are_held_to_is_that_of_the_papers(work):
     if work.inference:
         given = {channel: (arrays.mean[channel], arrays.var[channel]) for channel in range(work.shape[1])}
 
-    def y(x=arrays.x, gamma=arrays.gamma, beta=arrays.beta):
-        return oracles.values(case, x, gamma, beta if "beta" in work.parameters else None, formula.EPS, given)
-
-    expected = [y()]
-    for name in ("x", *work.parameters):
-        expected.append(oracles.gradient(lambda value: y(**{name: value}), getattr(arrays, name), arrays.dy))  # noqa: B023
+    arguments = [arrays.x, arrays.gamma, arrays.beta if "beta" in work.parameters else None]
+    expected = oracles.derived(case, arguments, arrays.dy, eps=formula.EPS, given=given)
     forward = formula.forward(work, np, arrays)(*arrays.differentiated(work))
     np.testing.assert_allclose(forward, expected[0], rtol=1e-12, atol=1e-12)
     for actual, desired in zip(formula.gradient(work, np, arrays), expected, strict=True):

@@ -302,7 +302,7 @@ def test_a_gradient_that_is_nearly_all_mean(backend, norm, shape, of, block_byte
 @pytest.mark.parametrize("block_bytes", [2**8, 2**10])
 def test_parts_that_weigh_next_to_nothing_in_a_gradient(backend, tiny, size, block_bytes):
     only_if((tiny == 1e-36) == (size == 1e10) and block_bytes == 2**10, backend, "strict")
-    only_if(block_bytes == 2**10, backend)
+    only_if(block_bytes == 2**8, backend)
     rng = np.random.default_rng(19)
     x, dy = rng.standard_normal((2, 60, 3, 5)).astype(np.float32)
     weights = rng.random((60, 1, 5)).astype(np.float32)
@@ -342,7 +342,8 @@ def test_numbers_and_weights_of_any_size(backend, size, weight):
 @pytest.mark.parametrize("value", [1001.0, 0.1, 1e6 / 3, 1e20 / 3])
 @pytest.mark.parametrize("block_bytes", [64, 128, 2**22])
 def test_equal_numbers_of_unequal_weights_have_no_spread(backend, value, eps, block_bytes):
-    only_if(value == 0.1 and block_bytes == 2**22, backend)
+    only_if(value == 0.1 and block_bytes != 128, backend, "dask")
+    only_if(value == 0.1 and block_bytes == 2**22, backend, "jax")  # which has no blocks
     only_if(value != 1e6 / 3 and block_bytes > 64, backend, "strict")
     rng = np.random.default_rng(17)
     weights = (rng.random((40, 3)) ** 8 * 10.0 ** rng.integers(-6, 6, (40, 3))).astype(np.float32)
@@ -456,7 +457,7 @@ def test_blocks_make_no_difference(backend, case, blocks):
     options = {"weights": constant(backend, mask, "bool")} | case.options
     y, pullback = anynorm.vjp(case.norm, *arrays, **options)
     expected = pullback(backend.array(dy * mask))
-    nbytes = x.size * (8 if backend.float64 else 4)  # a block has more arrays than x, and so parts even if it has these
+    nbytes = x.size * (8 if backend.float64 else 4)  # as a block makes several arrays, even one so large is divided
     with anynorm.options(block_bytes=max(1, nbytes // blocks), threads=2):
         found, pullback = anynorm.vjp(case.norm, *arrays, **options)
         gradients = pullback(backend.array(dy * mask))
