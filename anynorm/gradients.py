@@ -73,7 +73,7 @@ def vjp(norm: Callable[..., Any], x: Array, /, *params: Array | None, **options:
     plan = call.plan
     of: Standardized | Spread
     with plan.library.quiet():
-        # what the pullback keeps is its own: the caller may do to x, to y and to gamma what they like
+        # what the pullback keeps is its own: the caller may do to x, gamma, y and the moments what they like
         kept, gamma = None, None if call.gamma is None else call.gamma * 1.0
         if call.spread is not None:
             call = call._replace(spread=Spread(*(None if each is None else each * 1.0 for each in call.spread)))

@@ -76,7 +76,8 @@ def pooled(these: Statistics[ArrayT], others: Statistics[ArrayT]) -> tuple[Sprea
     count = added(these, others)
     if is_number(count):
         if these.count == 0 or others.count == 0:
-            return (first if others.count == 0 else second), count
+            alone = first if others.count == 0 else second
+            return Spread(*(each * 1.0 for each in alone)), count  # not the arrays of another state
         return merge(xp, first, second, (these.count / count, others.count / count)), count
     one, other = _counts(xp, these.count, others.count, first.mean.dtype)
     both = one + other

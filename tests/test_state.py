@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import math
 import pickle
 
 import numpy as np
@@ -173,6 +174,19 @@ def test_parts_that_are_empty_or_far_apart_merge(backend):
         narrow = near.merge(anynorm.Moments(backend.array([1.0]), backend.array([2.0]), 3))
         backend.check(narrow.mean, [1.0], dtype="float32")
         assert backend.numpy(near.merge(large).mean) == np.inf
+
+
+@pytest.mark.cells("numpy", "torch", "cupy")
+def test_a_state_has_arrays_of_its_own(backend):
+    x = np.random.default_rng(7).standard_normal((5, 3))
+    first, nothing = anynorm.moments(backend.array(x), axis=0), anynorm.moments(backend.array(x[:0]), axis=0)
+    running = anynorm.RunningStats.init(3, like=backend.array(x), momentum=None)
+    made = [running.update(first), nothing.merge(first), first.merge(nothing)]
+    for each in (first.mean, first.var):
+        each[...] = math.nan
+    for state in made:
+        backend.check(state.mean, x.mean(axis=0))
+        backend.check(state.var, x.var(axis=0))
 
 
 @pytest.mark.cells("numpy", "strict", "torch", "jax")
