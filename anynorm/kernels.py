@@ -328,7 +328,7 @@ def inverse_root(xp: Namespace, square: Array, *, flat: float | Array | None) ->
     """1 / sqrt(square), or `flat` where the square is 0 or too small to tell; its derivative is finite there too."""
     if flat is None:
         return xp.reciprocal(xp.sqrt(square))
-    lost = square < float(xp.finfo(square.dtype).smallest_normal)
+    lost = square < smallest_normal(xp, square.dtype)
     one = xp.ones_like(square)
     return xp.where(lost, one * flat, xp.reciprocal(xp.sqrt(xp.where(lost, one, square))))
 
@@ -451,7 +451,7 @@ def combination(
     shift = of_g / divisor * rstd
     if left is not None:
         shift = shift - left * slope
-    least = float(xp.finfo(square.dtype).smallest_normal) / float(xp.finfo(square.dtype).eps) * divisor
+    least = smallest_normal(xp, square.dtype) / float(xp.finfo(square.dtype).eps) * divisor
     told = (square >= least) | (of_g == 0)
     return Combination(slope, shift), xp.isfinite(slope + square) & told & (of_g * (2 / divisor) * of_g <= square)
 
@@ -646,6 +646,11 @@ def limits(xp: Namespace, dtype: Any) -> Limits:
     largest = min(float(xp.finfo(dtype).max), sys.float_info.max)  # a long double is scaled as a double
     e = math.frexp(largest)[1]
     return Limits(2.0 ** (3 * e // 8), 2.0 ** -(e // 5), 2.0 ** (e // 2), 2.0 ** (e // 4), 2.0 ** -(2 * e // 3))
+
+
+def smallest_normal(xp: Namespace, dtype: Any) -> float:
+    """The smallest number with all its digits; that of a long double is none to a float, and a double's stands in."""
+    return max(float(xp.finfo(dtype).smallest_normal), sys.float_info.min)
 
 
 def total(xp: Namespace, x: Array, *, axes: tuple[int, ...], block: int | None, ones: Array | None = None) -> Array:

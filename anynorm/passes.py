@@ -486,6 +486,6 @@ def folds(plan: Plan, rstd: Array, extent: tuple[float, float] | None) -> bool:
     """Whether rstd * gamma is small, and loses nothing: there is no overflow, no subnormal number."""
     if extent is None or extent[1] == 0:
         return plan.folds
-    library, (low, high), info = plan.library, extent, plan.library.xp.finfo(plan.dtype)
+    library, xp, (low, high) = plan.library, plan.library.xp, extent
     most, least = float(library.most(rstd)) * high, float(library.least(rstd)) * low
-    return most <= float(info.max) and least >= float(info.smallest_normal)
+    return most <= float(xp.finfo(plan.dtype).max) and least >= kernels.smallest_normal(xp, plan.dtype)

@@ -176,7 +176,7 @@ def lean_in_part(
 ) -> Leaning:
     """What g adds up to over a part of each group, whose own the sums of the weights are."""
     each, sums = groups.weights.each, groups.weights.sums
-    least = float(xp.finfo(sums.dtype).smallest_normal) / float(xp.finfo(sums.dtype).eps)
+    least = kernels.smallest_normal(xp, sums.dtype) / float(xp.finfo(sums.dtype).eps)
     sums = xp.where(sums >= least, sums, xp.zeros_like(sums))  # less is nothing beside the other parts
     groups = groups._replace(weights=groups.weights._replace(sums=sums))
     share, level = each / positive(xp, sums), groups.mean(xp, xhat) if centred else None

@@ -53,6 +53,18 @@ def test_a_constant_of_any_length_has_no_spread(backend, n, value):
     backend.check(y, np.zeros((2, n)), dtype="float32", tolerance=0)
 
 
+@pytest.mark.cells("numpy", "dask")
+@pytest.mark.parametrize("rows", [3, 3000], ids=["whole", "in blocks"])
+def test_a_long_double_without_spread_is_as_any_other(backend, rows):
+    x, zeros, dy = (backend.array(np.full((rows, 4), value), "longdouble") for value in (2.5, 0, 1))
+    y, pullback = anynorm.vjp(anynorm.layer_norm, x, eps=0)
+    w, towards = anynorm.vjp(anynorm.weight_norm, zeros, backend.array(np.ones(rows), "longdouble"))
+    for found in (y, w, anynorm.rms_norm(zeros, eps=0)):
+        backend.check(found, np.zeros((rows, 4)), dtype="longdouble", tolerance=0)
+    for each in (*pullback(dy), *towards(dy)):
+        assert np.all(np.isfinite(backend.numpy(each)))
+
+
 @pytest.mark.parametrize("eps", [0, 1e-5])
 def test_one_value_in_a_group_gives_beta(backend, eps):
     beta = backend.array([5.0, 7.0])
