@@ -137,6 +137,22 @@ def rms(
     return _prepare(layouts.over, (axis,), x, gamma, beta, eps, weights, None, out, False)
 
 
+def chunk(
+    x: Array,
+    gamma: Array | None,
+    beta: Array | None,
+    *,
+    axes: tuple[int, ...],
+    eps: float,
+    weights: Array | None,
+    centred: bool,
+    divisor: int | None,
+) -> Call:
+    """A part of an array that is run by itself, never compiled."""
+    call = _prepare(layouts.chunk, (axes,), x, gamma, beta, eps, weights, None, None, centred, divisor)
+    return call._replace(compiler="none")
+
+
 def batch(
     x: Array,
     gamma: Array | None,
@@ -219,7 +235,7 @@ def _prepare(
         if not isinstance(moments, Statistics):
             raise TypeError(f"moments must be Moments or RunningStats, got {type(moments).__name__}")
         mean, var = moments.mean, moments.var
-    key = _key(layout_of, options, eps, centred, out, (x, gamma, beta, mean, var, weights))
+    key = _key(layout_of, options, eps, (centred, divisor), out, (x, gamma, beta, mean, var, weights))
     try:
         plan = None if key is None else _plans.get(key)
     except TypeError:  # something in it cannot be hashed
@@ -322,7 +338,7 @@ def _key(
     layout_of: Callable[..., Layout],
     options: tuple[Any, ...],
     eps: Any,
-    centred: bool,
+    norm: tuple[bool, int | None],
     out: Any,
     arrays: tuple[Any, ...],
 ) -> Hashable:
@@ -331,7 +347,7 @@ def _key(
     if library is None or library.traced():
         return None
     try:
-        key = [layout_of, eps, type(eps), centred, _contiguous(library, arrays[0], out)]
+        key = [layout_of, eps, type(eps), norm, _contiguous(library, arrays[0], out)]
         for value in options:  # 1 is True, to a dictionary
             if type(value) is tuple:
                 key += (tuple(map(_fixed, value)), tuple(map(type, value)))

@@ -536,10 +536,8 @@ def _with_spread(call: Call, spread: Spread) -> Call:
 
 def _eager(job: Job, x: Array, gamma: Array | None, beta: Array | None, given: Array | None = None) -> Call:
     """The call on a chunk."""
-    call = calls.over(x, gamma, beta, axis=job.axes, eps=job.eps, weights=given, centred=job.centred)
-    if not job.sums:
-        return call
-    return call._replace(plan=call.plan._replace(groups=call.plan.groups.by(1.0)))
+    divisor = 1 if job.sums else None
+    return calls.chunk(x, gamma, beta, axes=job.axes, eps=job.eps, weights=given, centred=job.centred, divisor=divisor)
 
 
 def _beside_chunk(job: Job, x: Array, spread: Spread) -> Spread:

@@ -131,6 +131,11 @@ def over(shape: tuple[int, ...], axis: Any) -> Layout:
     return Layout(shape, axes, axes)
 
 
+def chunk(shape: tuple[int, ...], axes: tuple[int, ...]) -> Layout:
+    """`over`, for axes that are checked already and may be none: of a part of an array."""
+    return Layout(shape, axes, axes)
+
+
 def batch(shape: tuple[int, ...], channel_axis: Any) -> Layout:
     """One group for each channel."""
     channel = _channel(shape, channel_axis)

@@ -53,6 +53,16 @@ def test_chunks_make_no_difference(backend, chunks):
         backend.check(norm(chunked, **options), norm(x, **options))
 
 
+def test_chunks_are_not_compiled(backend):
+    x = backend.array(np.random.default_rng(1).standard_normal((4, 6)))
+    y, pullback = anynorm.vjp(anynorm.layer_norm, x)
+    expected = backend.numpy(y), backend.numpy(pullback(x)[0])
+    with anynorm.options(compiler="cupy"):  # where they are computed it would say that there is no CuPy
+        y, pullback = anynorm.vjp(anynorm.layer_norm, x)
+        for found, each in zip((y, *pullback(x)), expected, strict=True):
+            backend.check(found, each, tolerance=0)
+
+
 def test_masked_chunks_are_refused():
     import dask.array
 
