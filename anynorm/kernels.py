@@ -328,7 +328,7 @@ def inverse_root(xp: Namespace, square: Array, *, flat: float | Array | None) ->
     """1 / sqrt(square), or `flat` where the square is 0 or too small to tell; its derivative is finite there too."""
     if flat is None:
         return xp.reciprocal(xp.sqrt(square))
-    lost = square < smallest_normal(xp, square.dtype)
+    lost = (square < smallest_normal(xp, square.dtype)) & (square >= 0)
     one = xp.ones_like(square)
     return xp.where(lost, one * flat, xp.reciprocal(xp.sqrt(xp.where(lost, one, square))))
 

@@ -24,7 +24,8 @@ def joining(xp: Namespace, all_reduce: Callable[[Array], Any]) -> Join:
         whole = flat if whole is None else whole  # it was summed in place
         if not hasattr(whole, "shape") or tuple(whole.shape) != tuple(flat.shape) or whole.dtype != flat.dtype:
             given, got = (
-                f"{tuple(each.shape)} {each.dtype}" if hasattr(each, "shape") else each for each in (flat, whole)
+                f"{tuple(each.shape)} {each.dtype}" if hasattr(each, "shape") else type(each).__name__
+                for each in (flat, whole)
             )
             raise TypeError(f"all_reduce must return an array as it is given, {given}, got {got}")
         found, start = [], 0

@@ -1,5 +1,7 @@
 """The edges that the design defines, the same on every library."""
 
+import math
+
 import numpy as np
 import pytest
 from oracles import CASES, only_if
@@ -166,6 +168,30 @@ def test_a_zero_row_has_weight_zero_and_a_finite_gradient(backend):
     state = anynorm.WeightNorm.from_weight(backend.array(v))
     backend.check(state.g, [0.0, 5.0])
     backend.check(state.weight, v)
+
+
+@pytest.mark.parametrize("eps", [0, 1e-5])
+@pytest.mark.parametrize("rows", [4, 30000], ids=["whole", "in blocks"])
+def test_a_given_variance_below_0_has_no_root(backend, rows, eps):
+    x = backend.array(np.ones((rows, 2)), "float32")
+    given = anynorm.Moments(backend.array([0.0, 0.0], "float32"), backend.array([-1.0, 4.0], "float32"), 5)
+    y, pullback = anynorm.vjp(anynorm.batch_norm, x, moments=given, eps=eps)
+    for found in (y, anynorm.batch_norm(x, moments=given, eps=eps), *pullback(x)):
+        bad, good = backend.numpy(found).T
+        assert np.all(np.isnan(bad))
+        np.testing.assert_allclose(good, 0.5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((5,), 0), ((2, 3), (0, 1)), ((0,), 0)], ids=str)
+def test_a_weight_of_single_numbers_has_their_signs(backend, shape, axis):
+    n = math.prod(shape)
+    v, g, dy = (np.reshape(each, shape) for each in (np.arange(n) - 2.0, np.arange(n) + 1.0, np.arange(n) - 4.0))
+    w, pullback = anynorm.vjp(anynorm.weight_norm, backend.array(v), backend.array(g), axis=axis)
+    backend.check(w, g * np.sign(v))
+    backend.check(anynorm.WeightNorm(backend.array(v), backend.array(g), axis=axis).weight, g * np.sign(v))
+    dv, dg = pullback(backend.array(dy))
+    backend.check(dg, dy * np.sign(v))
+    backend.check(dv, np.where(v == 0, g * dy, 0.0))
 
 
 @pytest.mark.cells("numpy", "torch", "cupy", "strict")
