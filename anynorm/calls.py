@@ -26,7 +26,7 @@ from anynorm.layouts import Layout, View, same_shape
 from anynorm.library import Library
 from anynorm.replicas import Join, joining
 from anynorm.settings import current
-from anynorm.statistics import Statistics
+from anynorm.statistics import Statistics, spread_of
 from anynorm.weights import Weighted, Weights, positive
 
 
@@ -252,9 +252,7 @@ def _prepare(
         check_out(plan.library, names[0], x, out, [each for each in (gamma, beta, mean, var) if each is not None])
     if x.shape != plan.view.shape:
         x = plan.library.xp.reshape(x, plan.view.shape)
-    given = None
-    if moments is not None:
-        given = Spread(_ready(plan, mean, plan.spread), None, _ready(plan, var, plan.spread))
+    given = None if moments is None else _given(plan, moments)
     traced = key is None and plan.library.traced()
     compiler = "none" if traced or weights is not None else current().compiler
     params, found = (_ready(plan, gamma, plan.gamma), _ready(plan, beta, plan.beta)), None
@@ -264,6 +262,15 @@ def _prepare(
             with plan.library.quiet():
                 found = _weigh(plan, plan.library.constant(weights))
     return Call(plan, x, *params, given, out, compiler, found)
+
+
+def _given(plan: Plan, moments: Statistics[Any]) -> Spread:
+    """The statistics that were given, and as a rest what the dtype of the computation has no room for of their mean."""
+    mean, rest, var = moments.mean, moments._rest, moments.var
+    if rest is not None or mean.dtype != plan.dtype:
+        with plan.library.quiet():
+            mean, rest, var = spread_of(moments).astype(plan.library.xp, plan.dtype)
+    return Spread(*(_ready(plan, each, plan.spread) for each in (mean, rest, var)))
 
 
 def ready(library: Library, weights: Weights, dtype: Any) -> Weights:

@@ -46,7 +46,7 @@ def normalize(call: Call) -> Normalized:
     """The result of a call."""
     job = _job(call)
     if call.spread is not None:
-        y, spread = _blocks(_with_given, job, call, call.spread.mean, call.spread.var), call.spread
+        y, spread = _blocks(_with_given, job, call, *call.spread), call.spread
     elif _within_chunks(call):
         whole = _blocks(_whole, job, call)
         y, spread = _picked(whole, "y", call.x.dtype), _spread(call, whole)
@@ -72,8 +72,7 @@ def pull(call: Call, dy: Array, wanted: Wanted) -> Gradients:
     """The gradients of sum(y * dy), where dy stands beside the view."""
     job = _job(call)
     if call.spread is not None or _within_chunks(call):
-        given = () if call.spread is None else (call.spread.mean, call.spread.var)
-        pulled = _blocks(partial(_pulled, wanted), job, call, dy, *given)
+        pulled = _blocks(partial(_pulled, wanted), job, call, dy, *(call.spread or ()))
         dx = _picked(pulled, "dx", wanted.dtype)
     else:
         merged = _merged(call, job)
@@ -111,7 +110,7 @@ def _job(call: Call) -> Job:
     )
 
 
-def _blocks(work: Callable[..., Any], job: Job, call: Call, *others: Array) -> Array:
+def _blocks(work: Callable[..., Any], job: Job, call: Call, *others: Array | None) -> Array:
     """The work on each chunk of x, together with those of the parameters and of the others that go with it."""
     x = call.x
     inds = tuple(range(x.ndim))
@@ -252,8 +251,8 @@ def _itself(part: Part, axis: Any, keepdims: bool) -> Part:  # noqa: ARG001
     return part
 
 
-def _with_given(job: Job, x: Array, gamma: Array | None, beta: Array | None, _: None, mean: Array, var: Array) -> Array:
-    return _applied(job, x, gamma, beta, Spread(mean, None, var))
+def _with_given(job: Job, x: Array, gamma: Array | None, beta: Array | None, _: None, *given: Array | None) -> Array:
+    return _applied(job, x, gamma, beta, Spread(*given))
 
 
 def _whole(job: Job, x: Array, gamma: Array | None, beta: Array | None, given: Array | None) -> Whole:
@@ -360,7 +359,7 @@ def _pulled(
     beta: Array | None,
     weights: Array | None,
     dy: Array,
-    *given: Array,
+    *given: Array | None,
 ) -> Pulled:
     """The gradients of a chunk that holds whole groups, or whose statistics are given."""
     library, shapes = library_of("x", x), _narrowed(wanted, x, dy)
@@ -369,7 +368,7 @@ def _pulled(
     call = _eager(job, x, gamma, beta, weights)._replace(beta=None)
     plan = call.plan
     if given:
-        call = _with_spread(call, Spread(given[0], None, given[1]))
+        call = _with_spread(call, Spread(*given))
     with options(threads=1), library.quiet():
         of = call.spread or schedules.survey(call)
         viewed = tuple(None if shape is None else plan.view.of(shape) for shape in shapes)

@@ -44,12 +44,12 @@ def normalize(call: Call, *, keep: bool) -> tuple[Array, Spread]:
     """The result of a call, in `out` where there is one; and its statistics, if they are to be kept."""
     plan, out, xp = call.plan, call.out, call.plan.library.xp
     target = out if out is not None and _apart(call, out) else empty(plan.layout.shape, call.x, call.x.dtype)
-    inputs = [call.x, call.gamma, call.beta, *((call.spread.mean, call.spread.var) if call.spread else ())]
+    inputs = [call.x, call.gamma, call.beta, *(call.spread or ())]
 
     def body(words: Any, numbers: list[Any], sums: Sums) -> Found:
         x, gamma, beta, *given = numbers
         if given:
-            of = kernels.standardize_with(words, x, Spread(given[0], None, given[1]), eps=plan.eps)
+            of = kernels.standardize_with(words, x, Spread(*given), eps=plan.eps)
             return [kernels.affine(of.xhat, gamma, beta)], []
         of = _standardized(plan, words, x, sums)
         return [kernels.affine(of.xhat, gamma, beta)], [each for each in of.spread if keep and each is not None]

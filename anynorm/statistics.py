@@ -57,7 +57,7 @@ class Statistics(Value[ArrayT]):
         return made
 
     def _cast(self, dtype: Any) -> dict[str, Any]:
-        sample = _parts(self).astype(library_of("mean", self.mean).xp, dtype)
+        sample = spread_of(self).astype(library_of("mean", self.mean).xp, dtype)
         return {"mean": sample.mean, "var": sample.var} | ({} if self._rest is None else {"_rest": sample.rest})
 
 
@@ -94,7 +94,7 @@ def widened(these: Statistics[ArrayT]) -> Spread:
     """Mean and variance in the dtype that they are computed in."""
     library = library_of("mean", these.mean)
     dtype = compute_dtype(library, "mean", these.mean)
-    return Spread(*(library.xp.astype(each, dtype, copy=False) for each in _parts(these)))
+    return Spread(*(library.xp.astype(each, dtype, copy=False) for each in spread_of(these)))
 
 
 def added(these: Statistics[Any], others: Statistics[Any]) -> Count:
@@ -127,7 +127,8 @@ def describe(x: Array) -> str:
     return f"{library} {str(x.dtype).rpartition('.')[2]} {_shape(x)}"
 
 
-def _parts(these: Statistics[Any]) -> Spread:
+def spread_of(these: Statistics[Any]) -> Spread:
+    """Mean, rest and variance as they are kept."""
     xp = library_of("mean", these.mean).xp
     return Spread(these.mean, xp.zeros_like(these.mean) if these._rest is None else these._rest, these.var)
 

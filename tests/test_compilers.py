@@ -393,6 +393,8 @@ def test_moments_keep_what_rounding_takes_from_the_mean(compiler):
     exact = x.mean(axis=1, dtype=np.float64)
     np.testing.assert_allclose(moments.mean.astype(np.float64) + moments._rest, exact, rtol=1e-10)
     np.testing.assert_allclose(total.var, x.var(axis=1, dtype=np.float64), rtol=2e-6)
+    y = anynorm.normalize(x, axis=1, moments=moments)
+    np.testing.assert_allclose(y, standardized(x, 1).astype(np.float64), rtol=2e-6, atol=2e-6)
 
 
 @pytest.mark.cells("torch")

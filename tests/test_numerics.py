@@ -111,6 +111,24 @@ def test_the_largest_and_the_smallest_normal_number(backend, limit):
         backend.check(weight, signs / 5**0.5, dtype=dtype, tolerance=2e-6)
 
 
+@pytest.mark.parametrize("rows", [50, 20000], ids=["whole", "in blocks"])
+def test_given_moments_keep_all_the_digits_of_a_large_mean(backend, rows):
+    x, dy = float32((rows, 4), offset=1e6), np.random.default_rng(1).standard_normal((rows, 4))
+    exact, wide = standardized(x, 0).astype(np.float64), x.astype(np.float64)
+    batch = anynorm.moments(backend.array(x, "float32"), axis=0)
+    given = [batch]
+    if backend.float64:
+        running = anynorm.RunningStats.init(4, like=backend.array(wide), momentum=None)
+        mean, var = backend.array(wide.mean(axis=0)), backend.array(wide.var(axis=0))
+        given += [running.update(batch), anynorm.RunningStats(mean, var, rows)]
+    gamma = backend.array(np.ones(4), "float32")
+    for moments in given:
+        y, pullback = anynorm.vjp(anynorm.batch_norm, backend.array(x, "float32"), gamma, moments=moments)
+        backend.check(y, exact, dtype="float32", tolerance=2e-6)
+        dgamma = backend.numpy(pullback(backend.array(dy, "float32"))[1])
+        np.testing.assert_allclose(dgamma, (dy * exact).sum(axis=0), atol=2e-6 * rows**0.5, rtol=2e-6)
+
+
 def test_groups_of_very_different_magnitudes_stand_side_by_side(backend):
     scales = np.array([[1e-37], [1e-30], [1e-12], [1.0], [1e12], [1e30], [1e37]])
     x = float32((7, 200)) * scales
