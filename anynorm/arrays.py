@@ -23,6 +23,8 @@ from anynorm.of_numpy import numpy_library, quiet
 from anynorm.of_torch import torch_library
 
 T = TypeVar("T")
+PIECE = 2**16
+"""So many numbers are looked at in one go."""
 
 
 class Bits(NamedTuple):
@@ -144,10 +146,13 @@ def writeable(x: Array) -> Array:
 
 
 def extent(library: Library, x: Array) -> tuple[float, float]:
-    """The smallest magnitude in a plain array, but for 0, and the largest."""
-    sizes = np.abs(library.host(x))
-    most = sizes.max()
-    return float(np.min(sizes, where=sizes > 0, initial=most)), float(most)
+    """The smallest magnitude in a plain array, but for 0, and the largest; it takes little memory."""
+    least, most = np.inf, 0.0
+    for part in np.nditer(library.host(x), ("external_loop", "buffered"), buffersize=PIECE):
+        sizes = np.abs(part)
+        most = np.maximum(most, sizes.max())  # NaN, if there is one
+        least = np.min(sizes, where=sizes > 0, initial=least)
+    return float(min(least, most)), float(most)
 
 
 def moved(name: str, x: Array, like: Array) -> Array:

@@ -144,6 +144,14 @@ def test_a_call_takes_eight_megabytes_beside_its_output(norm, shape, options, dt
 
 @pytest.mark.cells("numpy")
 @measured
+def test_a_gamma_for_each_of_many_groups_takes_no_more_memory():
+    x, gamma = np.ones((2**22, 8), np.float32), np.full((2**22, 1), -2, np.float32)
+    assert peak(lambda: anynorm.layer_norm(x, gamma, out=x)) < 8e6
+    assert peak(lambda: anynorm.weight_norm(x, gamma[:, 0], out=x)) < 8e6
+
+
+@pytest.mark.cells("numpy")
+@measured
 def test_more_threads_than_processors_take_no_more_memory():
     x = np.ones((16, 64, 128, 128), np.float32)
     x[..., ::2] = 2
