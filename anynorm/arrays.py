@@ -122,6 +122,16 @@ def adds(library: Library, x: Array, dtype: Any) -> bool:
     return bool(x.dtype == dtype) and library.straight(x)
 
 
+def memory_order(library: Library, x: Array) -> tuple[int, ...] | None:
+    """The axes as they follow each other in memory, () for their own order; None if they do not."""
+    if library.contiguous(x):
+        return ()
+    steps = library.strides(x)
+    own = tuple(range(len(steps)))
+    order = tuple(sorted(own, key=lambda axis: -steps[axis]))
+    return order if order != own and library.contiguous(library.xp.permute_dims(x, order)) else None
+
+
 def in_rows(library: Library, x: Array) -> bool:
     """Whether no numbers are nearer in memory than neighbours along the last axis."""
     steps = [abs(step) for step, n in zip(library.strides(x), x.shape, strict=True) if step and n != 1]

@@ -17,6 +17,7 @@ from anynorm.arrays import (
     empty,
     known_library,
     library_of,
+    memory_order,
     one_library,
     zeros,
 )
@@ -68,6 +69,26 @@ class Plan(NamedTuple):
         """How many numbers of the computation `block_bytes` are."""
         bits: int = self.library.xp.finfo(self.dtype).bits
         return current().block_bytes * 8 // bits
+
+    def enter(self, x: Array) -> Array:
+        """An array of the caller's shape in the view."""
+        xp, order, shape = self.library.xp, self.view.order, self.layout.shape
+        if order:
+            x = xp.permute_dims(xp.reshape(x, self.layout.view(shape)), order)
+        elif self.view.shape == shape:  # not that of x, where sizes that are not known are none
+            return x
+        return xp.reshape(x, self.view.shape)
+
+    def leave(self, x: Array) -> Array:
+        """An array of the view in the caller's shape."""
+        xp, order, shape = self.library.xp, self.view.order, self.layout.shape
+        if order:
+            whole = self.layout.view(shape)
+            x = xp.reshape(x, tuple(whole[axis] for axis in order))
+            x = xp.permute_dims(x, tuple(order.index(axis) for axis in range(len(order))))
+        elif self.view.shape == shape:
+            return x
+        return xp.reshape(x, shape)
 
 
 class Fit(NamedTuple):
@@ -250,8 +271,7 @@ def _prepare(
             _plans[key] = plan
     if out is not None:
         check_out(plan.library, names[0], x, out, [each for each in (gamma, beta, mean, var) if each is not None])
-    if x.shape != plan.view.shape:
-        x = plan.library.xp.reshape(x, plan.view.shape)
+    x = plan.enter(x)
     given = None if moments is None else _given(plan, moments)
     traced = key is None and plan.library.traced()
     compiler = "none" if traced or weights is not None else current().compiler
@@ -354,7 +374,7 @@ def _key(
     if library is None or library.traced():
         return None
     try:
-        key = [layout_of, eps, type(eps), norm, _contiguous(library, arrays[0], out)]
+        key = [layout_of, eps, type(eps), norm, _order(library, arrays[0], out)]
         for value in options:  # 1 is True, to a dictionary
             if type(value) is tuple:
                 key += (tuple(map(_fixed, value)), tuple(map(type, value)))
@@ -401,7 +421,7 @@ def _plan(
         )
     eps = check_real("eps", eps, least=0)
     shapes = {other: _shape(library, layout, other, array) for other, array in others}
-    view = _view(layout, list(shapes.values()) if _contiguous(library, x, out) else None)
+    view = _view(layout, list(shapes.values()), _order(library, x, out))
     fits = {other: _fit(library, array, view.of(shapes[other])) for other, array in others}
     gamma = fits.get("gamma", fits.get("g"))
     for other, array in others:
@@ -447,19 +467,27 @@ def _plan(
     )
 
 
-def _contiguous(library: Library, x: Array, out: Any) -> bool:
-    """Whether axes may be joined without a copy."""
+def _order(library: Library, x: Array, out: Any) -> tuple[int, ...] | None:
+    """The axes of x, and of `out`, as they follow each other in memory, () for their own order; None if they do not."""
     if library.traced():
-        return False
-    return library.contiguous(x) and (out is None or (known_library(out) is library and library.contiguous(out)))
+        return None
+    order = memory_order(library, x)
+    if order is None or out is None or (known_library(out) is library and memory_order(library, out) == order):
+        return order
+    return None
 
 
-def _view(layout: Layout, others: list[tuple[int, ...]] | None) -> View:
-    """The layout's own view; or, beside shapes that are treated alike, one with as few axes as will do."""
+def _view(layout: Layout, others: list[tuple[int, ...]], order: tuple[int, ...] | None) -> View:
+    """The layout's own view; or, in the order of memory and beside shapes that are treated alike, one with fewer axes.
+
+    What is smaller than x stays in the order that it has.
+    """
     shape = layout.view(layout.shape)
-    if others is None:
-        return View(tuple((axis,) for axis in range(len(shape))), shape, layout.axes)
-    return layouts.joined(shape, layout.axes, others)
+    if order is not None:
+        order = layout.order(order)
+        if all(layouts.in_order(each, order) for each in (layout.keepdims_shape, *others)):
+            return layouts.joined(shape, layout.axes, others, order)
+    return View(tuple((axis,) for axis in range(len(shape))), shape, layout.axes)
 
 
 def _ready(plan: Plan, array: Array | None, fit: Fit | None) -> Array | None:

@@ -283,7 +283,7 @@ def _survey(job: Job, x: Array, given: Array | None = None) -> Part:
     with library.quiet():
         call = _eager(job._replace(eps=1.0), x, None, None, given)
         part = _extremes(job, x, given, call)
-        scaled = xp.reshape(_scaled(xp, x, part.scale(job).unit), call.plan.view.shape)
+        scaled = call.plan.enter(_scaled(xp, x, part.scale(job).unit))
         with options(threads=1):
             call = call._replace(x=scaled)
             spread = schedules.survey(call)

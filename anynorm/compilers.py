@@ -93,14 +93,12 @@ def normalize(call: Call, name: str, *, keep: bool, copy: Array | None = None) -
     arrays: Arrays = [call.x, call.gamma, call.beta, *(call.spread or ())]
     form = _form(plan.view.shape, plan.view.axes, arrays)
     key = ("normalize", plan.eps, plan.centred, counted, scaled, widened and (keep,))
-    place = None if call.out is None else compiler.place(plan.library, call.out, arrays)
+    place = None if call.out is None else compiler.place(plan.library, plan.enter(call.out), arrays)
     if copy is not None and compiler.place(plan.library, copy, arrays) is None:
         copy[...] = call.x
         copy = None
     y, *found = _run(compiler, plan.library, form, inner, key, body, arrays, call.x.dtype, place, copy)
-    y = plan.library.xp.reshape(y, plan.layout.shape)
-    if place is not None:
-        y = call.out
+    y = plan.leave(y) if place is None else call.out
     if call.spread is not None:
         return y, call.spread
     xp = plan.library.xp

@@ -43,7 +43,8 @@ def on(call: Call, x: Array) -> AbstractContextManager[Any]:
 def normalize(call: Call, *, keep: bool) -> tuple[Array, Spread]:
     """The result of a call, in `out` where there is one; and its statistics, if they are to be kept."""
     plan, out, xp = call.plan, call.out, call.plan.library.xp
-    target = out if out is not None and _apart(call, out) else empty(plan.layout.shape, call.x, call.x.dtype)
+    direct = out is not None and _apart(call, out)
+    place = plan.enter(out) if direct else empty(plan.view.shape, call.x, call.x.dtype)
     inputs = [call.x, call.gamma, call.beta, *(call.spread or ())]
 
     def body(words: Any, numbers: list[Any], sums: Sums) -> Found:
@@ -56,12 +57,12 @@ def normalize(call: Call, *, keep: bool) -> tuple[Array, Spread]:
 
     axes = plan.view.axes if call.spread is None else _rows(plan)
     kinds = [xp.float64] * (0 if call.spread is not None or not keep else 3 if plan.centred else 1)
-    place, apart = xp.reshape(target, plan.view.shape), out is None or target is not out
-    found = _run(plan, ("normalize", keep), axes, inputs, [place], kinds, body, apart=apart)
-    if out is not None and target is not out:
-        out[...] = target
-    y = target if out is None else out
-    return y, call.spread or _spread(plan, found)
+    found = _run(plan, ("normalize", keep), axes, inputs, [place], kinds, body, apart=not direct)
+    if out is None:
+        return plan.leave(place), call.spread or _spread(plan, found)
+    if not direct:
+        out[...] = plan.leave(place)
+    return out, call.spread or _spread(plan, found)
 
 
 def survey(call: Call) -> Spread:
@@ -166,7 +167,7 @@ def _rows(plan: Plan) -> tuple[int, ...]:
 def _apart(call: Call, out: Array) -> bool:
     """Whether nothing that is still to be read lies where the result is written."""
     plan, library = call.plan, call.plan.library
-    if out.shape != plan.view.shape and not library.contiguous(out):
+    if out.shape != plan.view.shape and not library.contiguous(out) and not plan.view.order:
         return False
     others = [call.gamma, call.beta, *(call.spread or ())]
     if any(each is not None and library.overlap(each, out) for each in others):
@@ -175,7 +176,7 @@ def _apart(call: Call, out: Array) -> bool:
         return True
     # a block reads all of a group before it writes any of it, unless it shares the group with others
     own = Shape(plan.view.shape, plan.view.axes, (_operand(call.x),)).splits == 1
-    return own and library.same(call.x, library.xp.reshape(out, plan.view.shape))
+    return own and library.same(call.x, plan.enter(out))
 
 
 class _Step(NamedTuple):

@@ -173,7 +173,7 @@ class Pullback:
     def _beside(self, dy: Array) -> "Pullback":
         """Itself; for a dy of another order in memory than x, one in a view whose axes are one in that memory too."""
         plan, library = self.plan, self.plan.library
-        if not isinstance(self.of, Spread) or not library.plain(dy) or library.contiguous(dy):
+        if not isinstance(self.of, Spread) or not library.plain(dy) or (library.contiguous(dy) and not plan.view.order):
             return self
         whole = plan.layout.view(plan.layout.shape)
         view = plan.view.parted(whole, library.strides(library.xp.reshape(dy, whole)))

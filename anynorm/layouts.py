@@ -56,6 +56,13 @@ class Layout(NamedTuple):
             return self.view(tuple(sizes.get(axis, 1) for axis in range(rank)))
         return self.broadcast(shape) if len(shape) == rank else None
 
+    def order(self, order: tuple[int, ...]) -> tuple[int, ...]:
+        """An order of the array's axes as one of the view's."""
+        if self.channel is None:
+            return order
+        c = self.channel
+        return tuple(each for axis in order for each in ((c, c + 1) if axis == c else (axis + (axis > c),)))
+
     def broadcast(self, shape: tuple[int, ...]) -> tuple[int, ...] | None:
         """The view of an array of shape `shape`, or None if it does not broadcast to the whole."""
         missing = len(self.shape) - len(shape)
@@ -74,6 +81,8 @@ class View(NamedTuple):
     axes: tuple[int, ...]
     """Those of the new axes whose elements share a mean and a variance."""
     joined: bool = False
+    order: tuple[int, ...] = ()
+    """All axes as they come in the runs; none where that is their own order."""
 
     def of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """What becomes of a shape that broadcasts to the array's."""
@@ -81,9 +90,8 @@ class View(NamedTuple):
 
     def beside(self, other: "View", shape: tuple[int, ...], whole: tuple[int, ...]) -> tuple[int, ...]:
         """What a shape beside this view is beside another one, of an array of the shape `whole`."""
-        return other.of(
-            tuple(whole[axis] if n != 1 else 1 for n, run in zip(shape, self.runs, strict=True) for axis in run)
-        )
+        sizes = {axis: 1 if n == 1 else whole[axis] for n, run in zip(shape, self.runs, strict=True) for axis in run}
+        return other.of(tuple(sizes[axis] for axis in range(len(whole))))
 
     def parted(self, whole: tuple[int, ...], strides: tuple[int, ...]) -> "View":
         """With those axes apart that are not one in memory, in an array of this shape and these strides."""
@@ -101,23 +109,33 @@ class View(NamedTuple):
         return view._replace(shape=view.of(whole))
 
 
-def joined(shape: tuple[int, ...], axes: tuple[int, ...], others: list[tuple[int, ...]]) -> View:
+def joined(
+    shape: tuple[int, ...], axes: tuple[int, ...], others: list[tuple[int, ...]], order: tuple[int, ...] = ()
+) -> View:
     """Neighbouring axes made one, where the array is averaged over both or neither, and so for each of the others.
 
-    The shapes of the `others` broadcast to the array's. An axis of length 1 goes with any neighbour.
+    The shapes of the `others` broadcast to the array's. An axis of length 1 goes with any neighbour. Neighbours are
+    those in the `order` that is given.
     """
     runs: list[list[int]] = []
     before = None
-    for axis, n in enumerate(shape):
+    for axis in order or range(len(shape)):
+        n = shape[axis]
         kind = (axis in axes, *(other[axis] == 1 for other in others))
         if runs and (n == 1 or before is None or kind == before):
             runs[-1].append(axis)
         else:
             runs.append([axis])
         before = before if n == 1 else kind
-    whole = View(tuple(map(tuple, runs)), (), (), joined=True)
+    whole = View(tuple(map(tuple, runs)), (), (), joined=True, order=order)
     reduced = [any(axis in axes and shape[axis] != 1 for axis in run) for run in runs]
     return whole._replace(shape=whole.of(shape), axes=tuple(i for i, yes in enumerate(reduced) if yes))
+
+
+def in_order(shape: tuple[int, ...], order: tuple[int, ...]) -> bool:
+    """Whether the axes, but for those of length 1, come in their own order."""
+    longer = [axis for axis in order if shape[axis] != 1]
+    return longer == sorted(longer)
 
 
 def same_shape(one: tuple[int, ...], other: tuple[int, ...]) -> bool:

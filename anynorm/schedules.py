@@ -118,17 +118,13 @@ def length(call: Call) -> Array:
 
 def enter(plan: Plan, value: Array, *, dtype: Any) -> Array:
     """An array of the caller's shape in the view and this dtype."""
-    xp = plan.library.xp
-    value = xp.astype(value, dtype, copy=False)
-    return xp.reshape(value, plan.view.shape) if plan.view.shape != plan.layout.shape else value
+    return plan.enter(plan.library.xp.astype(value, dtype, copy=False))
 
 
 def restore(plan: Plan, value: Array, dtype: Any) -> Array:
     """An array of the view in the caller's shape and this dtype."""
-    xp = plan.library.xp
-    if plan.view.shape != plan.layout.shape:
-        value = xp.reshape(value, plan.layout.shape)
-    return value if value.dtype == dtype else xp.astype(value, dtype)
+    value = plan.leave(value)
+    return value if value.dtype == dtype else plan.library.xp.astype(value, dtype)
 
 
 def statistic(call: Call, value: Any) -> Array:
@@ -142,13 +138,13 @@ def statistic(call: Call, value: Any) -> Array:
 def _in_blocks(call: Call, keep: bool, copy: Array | None) -> Normalized:
     """Block by block, each into its place in the result."""
     plan, out = call.plan, call.out
-    library, xp = plan.library, plan.library.xp
+    library = plan.library
     target, y = out, None
     if out is not None:
-        call, y = _apart(call, out), xp.reshape(out, plan.view.shape)
+        call, y = _apart(call, out), plan.enter(out)
     if y is None or (library.overlap(call.x, y) and not library.same(call.x, y)):
-        target = empty(plan.layout.shape, call.x, call.x.dtype)
-        y = xp.reshape(target, plan.view.shape)
+        y = empty(plan.view.shape, call.x, call.x.dtype)
+        target = plan.leave(y)
     in_place = adds(library, call.x, plan.dtype) and adds(library, y, plan.dtype)
     in_place = in_place and (target is not out or not library.overlap(call.x, y))
     spread = passes.run(call, y, in_place, keep, copy)
