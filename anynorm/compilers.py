@@ -98,7 +98,7 @@ def normalize(call: Call, name: str, *, keep: bool, copy: Array | None = None) -
         copy[...] = call.x
         copy = None
     y, *found = _run(compiler, plan.library, form, inner, key, body, arrays, call.x.dtype, place, copy)
-    y = plan.leave(y) if place is None else call.out
+    y = plan.leave(plan.library.xp.reshape(y, plan.view.shape)) if place is None else call.out
     if call.spread is not None:
         return y, call.spread
     xp = plan.library.xp
