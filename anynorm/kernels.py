@@ -648,9 +648,10 @@ def limits(xp: Namespace, dtype: Any) -> Limits:
     return Limits(2.0 ** (3 * e // 8), 2.0 ** -(e // 5), 2.0 ** (e // 2), 2.0 ** (e // 4), 2.0 ** -(2 * e // 3))
 
 
-def smallest_normal(xp: Namespace, dtype: Any) -> float:
-    """The smallest number with all its digits; that of a long double is none to a float, and a double's stands in."""
-    return max(float(xp.finfo(dtype).smallest_normal), sys.float_info.min)
+def smallest_normal(xp: Namespace, dtype: Any) -> Any:
+    """The smallest number with all its digits."""
+    least = xp.finfo(dtype).smallest_normal
+    return float(least) or least  # that of a long double is none to a float
 
 
 def total(xp: Namespace, x: Array, *, axes: tuple[int, ...], block: int | None, ones: Array | None = None) -> Array:

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from oracles import CASES, only_if
+from oracles import CASES, only_if, standardized
 
 import anynorm
 
@@ -65,6 +65,12 @@ def test_a_long_double_without_spread_is_as_any_other(backend, rows):
         backend.check(found, np.zeros((rows, 4)), dtype="longdouble", tolerance=0)
     for each in (*pullback(dy), *towards(dy)):
         assert np.all(np.isfinite(backend.numpy(each)))
+    numbers = np.random.default_rng(0).standard_normal((rows, 4))
+    for power in (-1000, 1000) if np.finfo(np.longdouble).maxexp > 2000 else ():  # no double is so small or so large
+        found = anynorm.layer_norm(
+            backend.array(np.ldexp(numbers.astype(np.longdouble), 2 * power), "longdouble"), eps=0
+        )
+        backend.check(found, standardized(numbers, 1, 0), dtype="longdouble", tolerance=1e-15)
 
 
 @pytest.mark.parametrize("eps", [0, 1e-5])
