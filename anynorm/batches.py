@@ -168,8 +168,8 @@ def moments_of(call: Call, spread: Spread) -> Moments[Any]:
     with call.plan.library.quiet():
         spread = spread.astype(call.plan.library.xp, call.plan.dtype)
         mean, rest = kernels.renormalized(call.plan.library.xp, spread.mean, spread.rest)
-        own = spread.var * 1.0  # a gradient may need the other
-    mean, rest, var = (schedules.statistic(call, each) for each in (mean, rest, own))
+        var = spread.var * 1.0  # a gradient may need the other
+    mean, rest, var = (schedules.statistic(call, each) for each in (mean, rest, var))
     count: Any = call.plan.layout.group_size
     if count != count and call.weights is None:  # a number that Dask does not know yet
         count = schedules.statistic(call, chunks.count(call))

@@ -287,7 +287,7 @@ def _prepare(
 def _given(plan: Plan, moments: Statistics[Any]) -> Spread:
     """The statistics that were given, and as a rest what the dtype of the computation has no room for of their mean."""
     mean, rest, var = moments.mean, moments._rest, moments.var
-    if rest is not None or mean.dtype != plan.dtype:
+    if mean.dtype != plan.dtype:
         with plan.library.quiet():
             mean, rest, var = spread_of(moments).astype(plan.library.xp, plan.dtype)
     return Spread(*(_ready(plan, each, plan.spread) for each in (mean, rest, var)))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from anynorm import batches, calls, chunks, compilers, fused, norms, schedules
-from anynorm.arrays import check_bool, check_device, compute_dtype, empty, one_library, pytree
+from anynorm.arrays import check_bool, check_device, compute_dtype, empty, memory_order, one_library, pytree
 from anynorm.calls import Call, Fit, Plan
 from anynorm.combinations import Wanted
 from anynorm.kernels import Array, Spread, Standardized
@@ -173,7 +173,10 @@ class Pullback:
     def _beside(self, dy: Array) -> "Pullback":
         """Itself; for a dy of another order in memory than x, one in a view whose axes are one in that memory too."""
         plan, library = self.plan, self.plan.library
-        if not isinstance(self.of, Spread) or not library.plain(dy) or (library.contiguous(dy) and not plan.view.order):
+        if not isinstance(self.of, Spread) or not library.plain(dy):
+            return self
+        order = memory_order(library, dy)
+        if order is not None and plan.layout.order(order) == plan.view.order:
             return self
         whole = plan.layout.view(plan.layout.shape)
         view = plan.view.parted(whole, library.strides(library.xp.reshape(dy, whole)))

@@ -53,6 +53,13 @@ def test_chunks_make_no_difference(backend, chunks):
         backend.check(norm(chunked, **options), norm(x, **options))
 
 
+def test_a_sum_of_squares_is_not_taken_for_their_mean(backend):
+    v, g = np.array([[3.0, 4.0, 0.0, 0.0]]), np.array([[10.0]])  # in chunks of two
+    for _ in range(2):
+        backend.check(anynorm.rms_norm(backend.array(v), backend.array(g), eps=0), v * 4)
+        backend.check(anynorm.weight_norm(backend.array(v), backend.array(g)), v * 2)
+
+
 def test_chunks_are_not_compiled(backend):
     x = backend.array(np.random.default_rng(1).standard_normal((4, 6)))
     y, pullback = anynorm.vjp(anynorm.layer_norm, x)

@@ -183,6 +183,9 @@ def test_a_result_may_go_to_any_place():
         np.testing.assert_allclose(out, expected, atol=1e-6)
     whole[...] = x
     np.testing.assert_allclose(anynorm.layer_norm(whole, out=whole), expected, atol=1e-6)
+    ordered = np.asfortranarray(x)
+    assert anynorm.layer_norm(ordered, out=ordered) is ordered
+    np.testing.assert_allclose(ordered, expected, atol=1e-6)
     whole[...] = x
     shifted = buffer[32:].reshape(6, 32)
     np.testing.assert_allclose(anynorm.layer_norm(whole, out=shifted), expected, atol=1e-6)
@@ -208,3 +211,12 @@ def test_statistics_that_are_given_are_used(channel_axis):
     expected = dy * g / np.sqrt(v + 1e-5), (dy * xhat).sum(axis=axes), dy.sum(axis=axes, dtype=float)
     for ours, each in zip(pullback(dy), expected, strict=True):
         np.testing.assert_allclose(ours, each, atol=1e-5)
+
+
+def test_given_statistics_keep_all_the_digits_of_a_large_mean():
+    x, dy = normal((40, 3)) + np.float32(1e6), normal((40, 3), seed=1)
+    wide, exact = x.astype(float), standardized(x, 0).astype(float)
+    given = anynorm.Moments(wide.mean(axis=0), wide.var(axis=0), 40)
+    y, pullback = anynorm.vjp(anynorm.batch_norm, x, np.ones(3, np.float32), moments=given)
+    np.testing.assert_allclose(y, exact, atol=2e-6)
+    np.testing.assert_allclose(pullback(dy)[1], (dy * exact).sum(axis=0), atol=2e-5)
