@@ -14,7 +14,7 @@ from anynorm.arrays import adds, assign, cast, empty, in_rows
 from anynorm.blocks import Block, share
 from anynorm.calls import Call, Plan
 from anynorm.kernels import PURE, Array, Combination, Groups, Places, Spread, Sums
-from anynorm.passes import SHORT, cut, folded, plain_groups
+from anynorm.passes import SHORT, cut, folded, plain_groups, spelt, strewn
 
 ENOUGH = 256
 """The squares of so many values tell that their mean is small."""
@@ -74,7 +74,13 @@ class Pull(NamedTuple):
     @property
     def dots(self) -> bool:
         """Whether the products of `_look_at_runs` take no room, as they are added as they are made."""
-        return bool(self.axes) and self._along(self.axes)
+        return bool(self.axes) and self._along(self.axes) and not self.strewn
+
+    @property
+    def strewn(self) -> bool:
+        """Whether groups are `strewn`, and `_look_at_runs` adds all of a group."""
+        plan = self.call.plan
+        return self.axes == plan.view.axes and strewn(plan)
 
     @property
     def product(self) -> Product:
@@ -133,6 +139,11 @@ class Desk(NamedTuple):
     """Where the gradient of x goes."""
     places: Places
 
+    def combine(self, g: Array, u: Array, scale: Array, of: Combination) -> None:
+        """Write the gradient of x as a combination of g and u."""
+        scale, slope, shift = (spelt(self.plan, each, g) for each in (scale, *of))
+        self.finish(kernels.combine(g, u, scale, Combination(slope, shift), places=self.places))
+
     def finish(self, dx: Array) -> None:
         """Write the gradient of x."""
         if self.target is not None and dx is not self.target:
@@ -177,7 +188,7 @@ def pull(run: Pull, parts: list[Block], threads: int) -> list[Parameters] | None
             look = _look(run, desk, known, axes)
             of = kernels.CONSTANT if look.sums is None else _settled(run, known, look.sums)
             if of is not None:
-                desk.finish(kernels.combine(look.g, look.u, _scale(known, axes), of, places=desk.places))
+                desk.combine(look.g, look.u, _scale(known, axes), of)
             return None if of is None else look.parameters
 
     if given or len(parts) == 1:
@@ -207,7 +218,7 @@ def pull(run: Pull, parts: list[Block], threads: int) -> list[Parameters] | None
         with desk_of(block) as desk:
             known = run.known(block)
             g, u = _entered(desk, known, axes)
-            desk.finish(kernels.combine(g, u, _scale(known, axes), of, places=desk.places))
+            desk.combine(g, u, _scale(known, axes), of)
 
     share(apply, parts, threads, library.busy)
     return parameters
@@ -236,7 +247,9 @@ def _entered(desk: Desk, known: Known, axes: tuple[int, ...]) -> tuple[Array, Ar
     g, u = desk.dy, desk.x
     if known.gamma is not None and not axes:
         g = desk.places.result.multiply(g, known.gamma)
-    return g, u if known.pivot is None or u is None else desk.places.xhat.subtract(u, known.pivot)
+    if known.pivot is None or u is None:
+        return g, u
+    return g, desk.places.xhat.subtract(u, spelt(desk.plan, known.pivot, u))
 
 
 def _scale(known: Known, axes: tuple[int, ...]) -> Array:
@@ -255,7 +268,7 @@ def _look_at_runs(run: Pull, desk: Desk, known: Known, axes: tuple[int, ...]) ->
     (dy, u), shapes = _entered(desk, known, axes), run.wanted.within(desk.block)
     if given and not any(shapes):
         return Look(dy, u, None, [None for _ in shapes])
-    groups = plain_groups(plan, divisor=1.0)._replace(axes=axes, ones=run.ones)
+    groups = plain_groups(plan, divisor=1.0)._replace(axes=axes, ones=run.ones, strewn=run.strewn)
     of_dy = groups.mean(xp, dy)
     of_product = of_dy if u is None else groups.mean_product(xp, dy, u, ops=desk.places.product)
     of_xhat = (of_product if known.left is None else of_product - known.left * of_dy) * known.rstd
@@ -295,9 +308,11 @@ def _look_at_rows(run: Pull, desk: Desk, known: Known, axes: tuple[int, ...]) ->
 
 def _squares(plan: Plan, groups: Groups, g: Array) -> Array:
     """The sum of squares of some of the values: it is no more than that of all."""
-    axis = groups.axes[-1]
+    axis, enough = groups.axes[-1], ENOUGH
+    if groups.strewn:
+        axis, enough = groups.axes[-2], -(-ENOUGH // g.shape[-1])
     n = g.shape[axis]
-    few = g[(*(slice(None),) * axis, slice(0, min(n, max(ENOUGH, n // 8))), ...)]
+    few = g[(*(slice(None),) * axis, slice(0, min(n, max(enough, n // 8))), ...)]
     return groups.mean_product(plan.library.xp, few, few)
 
 

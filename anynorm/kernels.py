@@ -72,6 +72,8 @@ class Groups(NamedTuple):
     """The norm along the last axis, where the library adds squares fastest as those of the norms of short runs."""
     number: Array | None = None
     """The divisor as an array, where the library divides faster by one."""
+    strewn: bool = False
+    """Whether a group lies in memory in short runs among those of others: rows of all are then added first."""
 
     def by(self, divisor: float) -> "Groups":
         """These, with another divisor."""
@@ -79,6 +81,9 @@ class Groups(NamedTuple):
 
     def mean(self, xp: Namespace, x: Array) -> Array:
         """The mean of each group, beside x."""
+        if self.strewn:
+            rows = total(xp, x, axes=self.axes[:-1], block=self.block)
+            return self._shared(xp.sum(rows, axis=-1, keepdims=True))
         if self.ones is not None:
             if self.axes == (x.ndim - 1,) and self.ones.shape[0] == x.shape[-1]:
                 return self._shared(_dot(xp, x, self.ones))
@@ -99,7 +104,7 @@ class Groups(NamedTuple):
         return sums / (self.divisor if self.number is None else self.number)
 
     def _trailing(self, x: Array) -> bool:
-        return self.axes[-1:] == (x.ndim - 1,)
+        return self.axes[-1:] == (x.ndim - 1,) and not self.strewn
 
     def mean_product(self, xp: Namespace, x: Array, other: Array, *, ops: Arithmetic = PURE) -> Array:
         """The mean of x * other."""

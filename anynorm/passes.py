@@ -23,6 +23,10 @@ from anynorm.weights import Weighted, Weights
 T = TypeVar("T")
 SHARED = 2**22
 """So many bytes are worth a thread."""
+RUN = 32
+"""Shorter runs are strewn."""
+ROWS = 16
+"""Beside so many rows, what there is for each group is small."""
 SHORT = 16
 """The sums of runs of fewer numbers are not small beside them."""
 FEW = 2**16
@@ -98,6 +102,7 @@ class _Part(NamedTuple):
         """Write the result."""
         if self.y is None:
             return
+        tail = tail.spelt(self.plan, x)
         for mean in tail.means:
             x = self.ops.subtract(x, mean)
         *factors, last = tail.factors
@@ -119,6 +124,11 @@ class _Tail(NamedTuple):
     def one_pass(self) -> bool:
         """Whether it takes no more, where a library multiplies and adds in one."""
         return not self.means and len(self.factors) == 1
+
+    def spelt(self, plan: Plan, x: Array) -> "_Tail":
+        """With its values `spelt` beside x."""
+        means, factors = ([spelt(plan, each, x) for each in some] for some in (self.means, self.factors))
+        return _Tail(means, factors, spelt(plan, self.beta, x))
 
     def within(self, block: Block) -> "_Tail":
         """That of a block."""
@@ -182,7 +192,7 @@ class _Run(NamedTuple):
             assign(library, place, x)
             x = place
         number = math.prod([shape[axis] for axis in plan.view.axes])
-        groups = plain_groups(plan, divisor=min(plan.groups.divisor, float(number)))
+        groups = plain_groups(plan, divisor=min(plan.groups.divisor, float(number)))._replace(strewn=strewn(plan))
         dots = added(plan) and (call.weights is None or not survey)
         squares = PURE if dots or call.spread is not None else library.into(room())
         weighted = kept = None
@@ -282,9 +292,24 @@ def plain_groups(plan: Plan, *, divisor: float) -> Groups:
 
 def added(plan: Plan) -> bool:
     """Whether squares take no place, as they are added as they are made."""
-    return plan.view.axes[-1:] == (len(plan.view.shape) - 1,) and (
-        plan.library.products or plan.library.norm is not None
-    )
+    trailing = plan.view.axes[-1:] == (len(plan.view.shape) - 1,) and not strewn(plan)
+    return trailing and (plan.library.products or plan.library.norm is not None)
+
+
+def strewn(plan: Plan) -> bool:
+    """Whether groups lie in memory in short runs among those of others: group norm with channels last."""
+    axes, shape = plan.view.axes, plan.view.shape
+    last = len(shape) - 1
+    if len(axes) < 2 or axes[-1] != last or axes[-2] == last - 1 or shape[last] >= RUN:
+        return False
+    return math.prod([shape[axis] for axis in axes[:-1]]) >= ROWS
+
+
+def spelt(plan: Plan, value: Array | None, x: Array) -> Array | None:
+    """A value for each group, as long as a run of x where these are strewn: it goes with many of them at once."""
+    if value is None or value.shape[-1] != 1 or not strewn(plan):
+        return value
+    return value * plan.library.xp.ones(x.shape[-1], dtype=plan.dtype, device=plan.library.device(x))
 
 
 def shared(plan: Plan, made: int) -> int:

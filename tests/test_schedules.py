@@ -93,6 +93,8 @@ def test_a_large_gradient_needs_little_more_than_itself(dtype, mean, offset):
         ((8, 64, 128, 128), anynorm.batch_norm, {}, 64),
         ((8, 64, 128, 128), anynorm.group_norm, {"groups": 32}, 64),
         ((8, 128, 128, 64), anynorm.batch_norm, {"channel_axis": -1}, 64),
+        ((8, 128, 128, 64), anynorm.group_norm, {"channel_axis": -1, "groups": 32}, 64),
+        ((512, 1024, 4, 4), anynorm.batch_norm, {}, 1024),
     ):
         x, dy = (rng.standard_normal(shape, dtype=np.float32).astype(dtype) for _ in range(2))
         gamma = rng.standard_normal(n).astype(dtype)
@@ -128,6 +130,8 @@ LAYOUTS = [
     (anynorm.batch_norm, (16, 128, 128, 64), {"channel_axis": -1}),
     (anynorm.instance_norm, (16, 128, 128, 64), {"channel_axis": -1}),
     (anynorm.group_norm, (16, 128, 128, 64), {"channel_axis": -1, "groups": 32}),
+    (anynorm.group_norm, (8, 28, 28, 2048), {"channel_axis": -1, "groups": 128}),
+    (anynorm.batch_norm, (64, 16384, 4, 4), {}),
     (anynorm.rms_norm, (2**16, 256), {}),
 ]
 
@@ -141,6 +145,66 @@ def test_a_call_takes_eight_megabytes_beside_its_output(norm, shape, options, dt
     x[..., ::2] = 2
     peaks = peak(lambda: norm(x, **options)) - x.nbytes, peak(lambda: norm(x, out=x, **options))
     assert max(peaks) < 8e6, peaks
+
+
+SHORT_RUNS = [
+    (anynorm.group_norm, (3, 5, 8, 12), {"groups": 4, "channel_axis": -1}),
+    (anynorm.group_norm, (2, 40, 62), {"groups": 2, "channel_axis": -1}),
+    (anynorm.batch_norm, (30, 4, 3, 3), {}),
+    (anynorm.batch_norm, (600, 3, 2), {}),
+]
+"""Groups that lie in memory in short runs among those of others."""
+
+
+@pytest.mark.parametrize(
+    ("norm", "shape", "options", "expected"),
+    [
+        *((*each, True) for each in SHORT_RUNS),
+        (anynorm.group_norm, (3, 5, 8, 64), {"groups": 2, "channel_axis": -1}, False),
+        (anynorm.group_norm, (3, 12, 5, 8), {"groups": 4}, False),
+        (anynorm.group_norm, (3, 15, 12), {"groups": 4, "channel_axis": -1}, False),
+        (anynorm.batch_norm, (40, 6, 6, 6), {}, False),
+        (anynorm.batch_norm, (40, 9, 6), {"channel_axis": 2}, False),
+    ],
+)
+def test_which_groups_are_strewn_over_memory(norm, shape, options, expected):
+    prepare = calls.group if norm is anynorm.group_norm else calls.batch
+    call = prepare(np.ones(shape), None, None, eps=1e-5, **{"channel_axis": 1, **options})
+    assert passes.strewn(call.plan) is expected
+
+
+@pytest.mark.cells("numpy", "torch", "strict")
+@pytest.mark.parametrize("block_bytes", [64, 1200, 2**21])
+@pytest.mark.parametrize(("offset", "scale"), [(0, 1.0), (100, 1.0), (3, 1e25)])
+@pytest.mark.parametrize("parameters", [0, 1, 2])
+@pytest.mark.parametrize(("norm", "shape", "options"), SHORT_RUNS, ids=lambda each: getattr(each, "__name__", None))
+def test_groups_in_short_runs_are_as_exact(backend, norm, shape, options, parameters, offset, scale, block_bytes):
+    only_if(parameters == 2 and offset == 0, backend, "strict")
+    rng = np.random.default_rng(10)
+    x, dy = (rng.standard_normal(shape) + offset) * scale, rng.standard_normal(shape) + min(offset, 3)
+    x, dy = (each.astype(np.float32).astype(np.float64) for each in (x, dy))
+    channels = shape[options.get("channel_axis", 1)]
+    gamma, beta = rng.standard_normal((2, channels)) + 1
+    split = (*shape[:-1], options["groups"], -1) if "groups" in options else shape
+    axes = (*range(1, len(shape) - 1), -1) if "groups" in options else (0, *range(2, len(shape)))
+    wide = (-1,) if "groups" in options else (-1, *(1 for _ in shape[2:]))
+    factor = gamma.reshape(wide) if parameters else 1.0
+    xhat = standardized(x.reshape(split), axes, 0.0).reshape(shape)
+    rest = tuple(axis for axis in range(len(shape)) if axis != options.get("channel_axis", 1) % len(shape))
+    expected = [xhat * factor + (beta.reshape(wide) if parameters > 1 else 0)]
+    expected += [standardized_gradient(x.reshape(split), (dy * factor).reshape(split), axes, 0.0).reshape(shape)]
+    expected[1] = expected[1] * scale
+    expected += [(dy * xhat).sum(axis=rest), dy.sum(axis=rest)][:parameters]
+    arrays = [backend.array(each, "float32") for each in (x, gamma, beta)[: 1 + parameters]]
+    with anynorm.options(block_bytes=block_bytes):
+        y, pullback = anynorm.vjp(norm, *arrays, eps=0.0, **options)
+        dx, *gradients = pullback(backend.array(dy, "float32"))
+    found = [backend.numpy(y), backend.numpy(dx) * scale, *map(backend.numpy, gradients)]
+    for one, other in zip(found, expected, strict=True):
+        size = max(np.abs(np.asarray(other, np.float64)).max(), 1.0)
+        np.testing.assert_allclose(
+            one / size, np.asarray(other / size, np.float64), atol=2e-5 if offset == 100 else 4e-6
+        )
 
 
 @pytest.mark.cells("numpy")
