@@ -174,14 +174,14 @@ def test_which_groups_are_strewn_over_memory(norm, shape, options, expected):
 
 
 @pytest.mark.cells("numpy", "torch", "strict")
-@pytest.mark.parametrize("block_bytes", [64, 1200, 2**21])
+@pytest.mark.parametrize("block_bytes", [64, 1200, 2**12])
 @pytest.mark.parametrize(("offset", "scale"), [(0, 1.0), (100, 1.0), (3, 1e25)])
 @pytest.mark.parametrize("parameters", [0, 1, 2])
 @pytest.mark.parametrize(("norm", "shape", "options"), SHORT_RUNS, ids=lambda each: getattr(each, "__name__", None))
 def test_groups_in_short_runs_are_as_exact(backend, norm, shape, options, parameters, offset, scale, block_bytes):
     only_if(parameters == 2 and offset == 0, backend, "strict")
     rng = np.random.default_rng(10)
-    x, dy = (rng.standard_normal(shape) + offset) * scale, rng.standard_normal(shape) + min(offset, 3)
+    x, dy = (rng.standard_normal(shape) + offset) * scale, rng.standard_normal(shape) + offset % 100
     x, dy = (each.astype(np.float32).astype(np.float64) for each in (x, dy))
     channels = shape[options.get("channel_axis", 1)]
     gamma, beta = rng.standard_normal((2, channels)) + 1
