@@ -297,7 +297,10 @@ def added(plan: Plan) -> bool:
 
 
 def strewn(plan: Plan) -> bool:
-    """Whether groups lie in memory in short runs among those of others: group norm with channels last."""
+    """Whether groups lie in memory in short runs among those of others.
+
+    So they do in group norm with channels last, and in batch norm of few places.
+    """
     axes, shape = plan.view.axes, plan.view.shape
     last = len(shape) - 1
     if len(axes) < 2 or axes[-1] != last or axes[-2] == last - 1 or shape[last] >= RUN:

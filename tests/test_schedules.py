@@ -191,10 +191,9 @@ def test_groups_in_short_runs_are_as_exact(backend, norm, shape, options, parame
     factor = gamma.reshape(wide) if parameters else 1.0
     xhat = standardized(x.reshape(split), axes, 0.0).reshape(shape)
     rest = tuple(axis for axis in range(len(shape)) if axis != options.get("channel_axis", 1) % len(shape))
-    expected = [xhat * factor + (beta.reshape(wide) if parameters > 1 else 0)]
-    expected += [standardized_gradient(x.reshape(split), (dy * factor).reshape(split), axes, 0.0).reshape(shape)]
-    expected[1] = expected[1] * scale
-    expected += [(dy * xhat).sum(axis=rest), dy.sum(axis=rest)][:parameters]
+    y = xhat * factor + (beta.reshape(wide) if parameters > 1 else 0)
+    dx = standardized_gradient(x.reshape(split), (dy * factor).reshape(split), axes, 0.0).reshape(shape)
+    expected = [y, dx * scale, *[(dy * xhat).sum(axis=rest), dy.sum(axis=rest)][:parameters]]
     arrays = [backend.array(each, "float32") for each in (x, gamma, beta)[: 1 + parameters]]
     with anynorm.options(block_bytes=block_bytes):
         y, pullback = anynorm.vjp(norm, *arrays, eps=0.0, **options)
