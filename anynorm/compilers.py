@@ -51,10 +51,8 @@ def wide(call: Call, name: str, x: Array) -> bool:
     )
 
 
-def normalize(call: Call, name: str, *, keep: bool, copy: Array | None = None) -> tuple[Array, Spread] | None:
+def normalize(call: Call, name: str, *, keep: bool) -> tuple[Array, Spread] | None:
     """The result of a call, of the caller's shape, in `out` if it may lie there; and its statistics.
-
-    x is copied on the way, if there is a place for it.
 
     Where these are not to be kept, there is no mean, and no more than a bound below the variance, a fifth of it at
     least. None where numbers must be looked at more closely than what is compiled does.
@@ -94,10 +92,7 @@ def normalize(call: Call, name: str, *, keep: bool, copy: Array | None = None) -
     form = _form(plan.view.shape, plan.view.axes, arrays)
     key = ("normalize", plan.eps, plan.centred, counted, scaled, widened and (keep,))
     place = None if call.out is None else compiler.place(plan.library, plan.enter(call.out), arrays)
-    if copy is not None and compiler.place(plan.library, copy, arrays) is None:
-        copy[...] = call.x
-        copy = None
-    y, *found = _run(compiler, plan.library, form, inner, key, body, arrays, call.x.dtype, place, copy)
+    y, *found = _run(compiler, plan.library, form, inner, key, body, arrays, call.x.dtype, place)
     y = plan.leave(plan.library.xp.reshape(y, plan.view.shape)) if place is None else call.out
     if call.spread is not None:
         return y, call.spread
@@ -276,12 +271,8 @@ def _run(
     given: Arrays,
     dtype: Any,
     place: Array | None,
-    copy: Array | None = None,
 ) -> list[Array]:
-    """The results of the compiled body; the first, unless `dtype` is None, is of x's shape and goes to that place.
-
-    The first of what is given goes to the place of a copy, if there is one.
-    """
+    """The results of the compiled body; the first, unless `dtype` is None, is of x's shape and goes to that place."""
     shape, own = form.view.shape, None
     with compiler.exact(inner), compiler.beside(library, given[0]):
         arrays = [None if each is None else compiler.enter(library, each, form.of(each.shape)) for each in given]
@@ -289,15 +280,15 @@ def _run(
         kinds = [None if each is None else (each.dtype, each.shape[0] == 1, each.shape[1:]) for each in arrays]
         if place is None and dtype is not None:
             own = place = compiler.empty(library, shape, dtype, given[0])
-        key = (compiler.name, inner, key, form.kind, *kinds, place is None, copy is None, compiler.state(arrays[0]))
+        key = (compiler.name, inner, key, form.kind, *kinds, place is None, compiler.state(arrays[0]))
         function = _functions.get(key)
         if function is None:
             with _lock:
                 if (function := _functions.get(key)) is None:
                     function = compiler.compile(body, rows=form.trailing, large=form.large)
                     _functions[key] = function
-        places = [None if each is None else compiler.enter(library, each, shape) for each in (place, copy)]
-        found = [compiler.leave(library, each, given[0]) for each in function(arrays, *places)]
+        place = None if place is None else compiler.enter(library, place, shape)
+        found = [compiler.leave(library, each, given[0]) for each in function(arrays, place)]
         return found if own is None else [own, *found[1:]]
 
 

@@ -14,7 +14,7 @@ from anynorm.kernels import Array, Namespace
 from anynorm.library import Library
 
 Arrays = Sequence[Array | None]
-Compiled = Callable[[list[Array | None], Array | None, Array | None], Sequence[Array]]
+Compiled = Callable[[list[Array | None], Array | None], Sequence[Array]]
 MOST_LENGTHS = 256
 """So many lengths of the first axis are remembered, of each function."""
 AT_ONCE = 256
@@ -56,10 +56,10 @@ class Compiler(Protocol):
         """Whether a sum over any axes at once is fast and exact."""
 
     def compile(self, body: Callable[..., Any], *, rows: bool, large: bool) -> Compiled:
-        """The function of the arrays that writes the first result to one place and the first array to another.
+        """The function of the arrays that writes the first result to a place, unless that is None.
 
-        It does so where these are not None. `rows` says that a group is all that lies side by side, and `large` that
-        threads are worth it, whatever length of the first axis it is compiled for.
+        `rows` says that a group is all that lies side by side, and `large` that threads are worth it, whatever length
+        of the first axis it is compiled for.
         """
 
 
@@ -129,10 +129,8 @@ class _Torch:
     def compile(self, body: Callable[..., Any], *, rows: bool, large: bool) -> Compiled:
         torch = self.torch
 
-        def target(arrays: list[Array | None], place: Array | None, copy: Array | None) -> Any:
+        def target(arrays: list[Array | None], place: Array | None) -> Any:
             results = body(*arrays)
-            if copy is not None:
-                copy.copy_(arrays[0])
             if place is None:
                 return results
             place.copy_(results[0])
@@ -142,9 +140,9 @@ class _Torch:
         own = FunctionType(target.__code__.replace(), target.__globals__, target.__name__, None, target.__closure__)
         compiled = _Graphs(self.torch, own, rows=rows, large=large)
 
-        def function(arrays: list[Array | None], place: Array | None, copy: Array | None) -> Sequence[Array]:
+        def function(arrays: list[Array | None], place: Array | None) -> Sequence[Array]:
             with torch.no_grad():
-                results = compiled(*arrays, place, copy)
+                results = compiled(*arrays, place)
             return results if place is None else [place, *results]
 
         return function
@@ -173,7 +171,7 @@ class _Graphs:
                 self.torch._dynamo.mark_dynamic(each, 0)
         self.last.call = None
         try:
-            results: Sequence[Array] = self.compiled(list(arrays[:-2]), *arrays[-2:])
+            results: Sequence[Array] = self.compiled(list(arrays[:-1]), arrays[-1])
         except self.torch._dynamo.exc.BackendCompilerFailed as error:
             if type(error.inner_exception).__name__ != "InvalidCxxCompiler":
                 raise
@@ -297,7 +295,7 @@ class _Jax:
 
     def compile(self, body: Callable[..., Any], *, rows: bool, large: bool) -> Compiled:  # noqa: ARG002
         compiled = self.jax.jit(body)
-        return lambda arrays, place, copy: compiled(*arrays)
+        return lambda arrays, place: compiled(*arrays)
 
 
 def compiler_of(name: str) -> Compiler:

@@ -1,12 +1,12 @@
 """`vjp`: a norm and the pullback of a cotangent through it, in plain array API, as `jax.vjp` for every library."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from anynorm import batches, calls, chunks, compilers, fused, norms, schedules
-from anynorm.arrays import check_bool, check_device, compute_dtype, empty, memory_order, one_library, pytree
+from anynorm.arrays import check_bool, check_device, compute_dtype, memory_order, one_library, pytree
 from anynorm.calls import Call, Fit, Plan
 from anynorm.combinations import Wanted
 from anynorm.kernels import Array, Spread, Standardized
@@ -42,7 +42,8 @@ def vjp(norm: Callable[..., Any], x: Array, /, *params: Array | None, **options:
         What the norm returns; with ``return_moments=True``, (y, moments), of which moments take no cotangent.
     pullback : function
         ``dx, dgamma, dbeta = pullback(dy)``: for x and each of `params` the gradient of sum(y * dy), of its library,
-        device, dtype and shape; None for a parameter that is None. It may be called more than once.
+        device, dtype and shape; None for a parameter that is None. It may be called more than once. It keeps x, as
+        PyTorch's autograd does, and no copy: x is not to be written to before the last call.
 
     Raises
     ------
@@ -50,7 +51,8 @@ def vjp(norm: Callable[..., Any], x: Array, /, *params: Array | None, **options:
         If `norm` is not one of this library's, or as the norm does; from the pullback, if dy is not a real floating
         array of x's library.
     ValueError
-        As the norm does; from the pullback, if dy has not the shape and the device of y.
+        As the norm does; from the pullback, if dy has not the shape and the device of y, or if x is seen to have been
+        written to: always in PyTorch; in NumPy by a look at some of its numbers; in CuPy never, as that would wait.
 
     References
     ----------
@@ -73,7 +75,7 @@ def vjp(norm: Callable[..., Any], x: Array, /, *params: Array | None, **options:
     plan = call.plan
     of: Standardized | Spread
     with plan.library.quiet():
-        # what the pullback keeps is its own: the caller may do to x, gamma, y and the moments what they like
+        # what the pullback keeps is its own, but for x: the caller may do to gamma, y and the moments what they like
         kept, gamma = None, None if call.gamma is None else call.gamma * 1.0
         if call.spread is not None:
             call = call._replace(spread=Spread(*(None if each is None else each * 1.0 for each in call.spread)))
@@ -85,9 +87,10 @@ def vjp(norm: Callable[..., Any], x: Array, /, *params: Array | None, **options:
             kept, (y, of) = call.x, chunks.normalize(call)
             spread = of
         elif compilers.chosen(call, arrays) != "none" or fused.takes(call, arrays) or schedules.in_blocks(call):
-            copy = None if plan.library.immutable else empty(plan.view.shape, call.x, call.x.dtype)
-            kept = call.x if copy is None else copy
-            y, of = schedules.normalize(call, copy=copy)
+            kept = plan.library.constant(call.x)
+            if call.out is not None and plan.library.overlap(call.x, call.out):
+                kept = plan.library.xp.asarray(kept, copy=True)
+            y, of = schedules.normalize(call)
             spread = of
         else:
             of = schedules.standardize(call)
@@ -102,6 +105,7 @@ def vjp(norm: Callable[..., Any], x: Array, /, *params: Array | None, **options:
     pullback = Pullback(
         of=of,
         x=kept,
+        mark=None if kept is None else plan.library.mark(kept),
         gamma=gamma,
         given=call.spread,
         weights=call.weights,
@@ -135,6 +139,8 @@ class Pullback:
     of: Standardized | Spread
     """What x was standardized to; or, where x is kept, its statistics."""
     x: Array | None
+    mark: Hashable
+    """Of x."""
     gamma: Array | None
     given: Spread | None
     """The statistics, where moments were given: they are constants."""
@@ -154,6 +160,8 @@ class Pullback:
         if not same_shape(tuple(dy.shape), plan.layout.shape):
             raise ValueError(f"dy must have the shape of y, {plan.layout.shape}, got {tuple(dy.shape)}")
         check_device(library, "y", kept, "dy", dy)
+        if self.x is not None and library.mark(self.x) != self.mark:
+            raise ValueError("x must be to the pullback what it was to vjp, got an x that was written to in between")
         return self._beside(dy)._pull(dy)
 
     def _pull(self, dy: Array) -> tuple[Array | None, ...]:

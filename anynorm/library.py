@@ -1,6 +1,6 @@
 """What the rest of the house knows of an array library, whichever it is."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -68,8 +68,8 @@ class Library(NamedTuple):
     """The norm along the last axis, where it adds squares fastest as those of the norms of short runs."""
     wide: Callable[[Array], bool] = lambda x: False
     """Whether sums in float64 take no longer than to read what is added: on a GPU that has this dtype."""
-    immutable: bool = False
-    """Whether its arrays never change, so that nobody need copy them."""
+    mark: Callable[[Array], Hashable] = lambda x: None
+    """What is another where the array has been written to, as far as the library can tell at little cost."""
     writeable: Callable[[Array], bool] = lambda x: False
     """Whether the array may be written to."""
     present: Callable[..., bool] = lambda *arrays: True

@@ -17,7 +17,6 @@ def jax_library(lazy: Library) -> Library:
         kind=_devices,
         quiet=nullcontext,
         subnormal=_subnormal,
-        immutable=True,
         writeable=lambda out: False,
     )
 

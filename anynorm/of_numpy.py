@@ -4,7 +4,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,10 @@ SHORT = 512
 """Shorter rows are joined."""
 TRIES = 1000
 """So much work it is worth to find out that two arrays share no memory after all."""
+MARKED = 256
+"""So many numbers are looked at to see whether an array is what it was."""
+GOLDEN = 2654435769
+"""The golden ratio's part of 2**32."""
 FEW = 32
 """Of so many numbers Python finds the largest before NumPy has begun."""
 
@@ -39,6 +43,7 @@ def numpy_library(eager: Library) -> Library:
         number=lambda value, dtype, like: np.asarray(value, dtype=dtype),
         into=_into,
         busy=_busy,
+        mark=_mark,
     )
 
 
@@ -66,6 +71,17 @@ def _overlap(x: Array, out: Array) -> bool:
     if one is None or other is None or one._mmap is other._mmap:
         return False
     return None in (files := (_file(one), _file(other))) or files[0] == files[1]
+
+
+def _mark(x: Array) -> bytes:
+    return bytes(x[_scattered(x.shape)].tobytes())
+
+
+@lru_cache(maxsize=64)
+def _scattered(shape: tuple[int, ...]) -> tuple[Array, ...]:
+    """Where some of the numbers are, as evenly as multiples of the golden ratio are spread over a circle."""
+    size = math.prod(shape)
+    return np.unravel_index(np.arange(MARKED, dtype=np.uint64) * np.uint64(GOLDEN) % np.uint64(size), shape)
 
 
 def _map(x: Any) -> Any:

@@ -154,8 +154,6 @@ class _Run(NamedTuple):
     call: Call
     y: Array | None
     """In the view."""
-    copy: Array | None
-    """Where x goes, too."""
     in_place: bool
     """Whether the result's own place may be worked in."""
     threads: int
@@ -175,8 +173,6 @@ class _Run(NamedTuple):
         call, plan = self.call, self.call.plan
         library = plan.library
         x, y = call.x[block], None if self.y is None else self.y[block]
-        if self.copy is not None and not survey:
-            self.copy[block] = x
         shape = tuple(x.shape)
         taken: list[Array] = []
 
@@ -220,8 +216,8 @@ class _Run(NamedTuple):
         return share(of, parts, self.threads, self.call.plan.library.busy)
 
 
-def run(call: Call, y: Array | None, in_place: bool, keep: bool, copy: Array | None = None) -> Spread:
-    """Write the result to y, and x to the copy, where there are such; its statistics, if they are to be kept."""
+def run(call: Call, y: Array | None, in_place: bool, keep: bool) -> Spread:
+    """Write the result to y, where there is one; its statistics, if they are to be kept."""
     plan = call.plan
     axes = () if call.spread is not None else plan.view.axes
     spread = call.spread or Spread(None, None, None)
@@ -243,7 +239,7 @@ def run(call: Call, y: Array | None, in_place: bool, keep: bool, copy: Array | N
     threads = shared(plan, made * largest)
     many = len(grid.groups) >= threads
     reach = None if y is None else extent_of(plan, call.gamma)
-    these = _Run(call, y, copy, in_place, 1 if many else threads, [], largest, reach)
+    these = _Run(call, y, in_place, 1 if many else threads, [], largest, reach)
     groups, ready = grid.groups, None
 
     def work(block: Block) -> None:

@@ -21,15 +21,12 @@ class Normalized(NamedTuple):
     """Empty where they are not to be kept: of short groups they are nearly as large as the array."""
 
 
-def normalize(call: Call, *, keep: bool = True, copy: Array | None = None) -> Normalized:
-    """The result of a call: compiled if it is to be; in blocks if it is large and may be written so; else whole.
-
-    Unless it is whole, x is copied on the way, if there is a place for it.
-    """
+def normalize(call: Call, *, keep: bool = True) -> Normalized:
+    """The result of a call: compiled if it is to be; in blocks if it is large and may be written so; else whole."""
     plan, out = call.plan, call.out
     if call.compiler != "none" and (compiler := compilers.chosen(call, arrays(call))) != "none":
         with plan.library.quiet():
-            compiled = compilers.normalize(call, compiler, keep=keep, copy=copy)
+            compiled = compilers.normalize(call, compiler, keep=keep)
             if compiled is not None:
                 y, spread = compiled
                 if compilers.safe(call, compiler, call.x) or ordinary(plan, spread.var):
@@ -38,11 +35,9 @@ def normalize(call: Call, *, keep: bool = True, copy: Array | None = None) -> No
                     return Normalized(y if out is None else out, spread)
     if plan.library.programs is not None and fused.takes(call, arrays(call)):
         with fused.on(call, call.x):
-            if copy is not None:
-                copy[...] = call.x
             return Normalized(*fused.normalize(call, keep=keep))
     if in_blocks(call):
-        return _in_blocks(call, keep, copy)
+        return _in_blocks(call, keep)
     with plan.library.quiet():
         standardized = standardize(call)
         y = affine(call, standardized)
@@ -135,7 +130,7 @@ def statistic(call: Call, value: Any) -> Array:
     return xp.reshape(value, plan.layout.kept_shape) if plan.view.joined else value
 
 
-def _in_blocks(call: Call, keep: bool, copy: Array | None) -> Normalized:
+def _in_blocks(call: Call, keep: bool) -> Normalized:
     """Block by block, each into its place in the result."""
     plan, out = call.plan, call.out
     library = plan.library
@@ -147,7 +142,7 @@ def _in_blocks(call: Call, keep: bool, copy: Array | None) -> Normalized:
         target = plan.leave(y)
     in_place = adds(library, call.x, plan.dtype) and adds(library, y, plan.dtype)
     in_place = in_place and (target is not out or not library.overlap(call.x, y))
-    spread = passes.run(call, y, in_place, keep, copy)
+    spread = passes.run(call, y, in_place, keep)
     if out is not None and target is not out:
         out[...] = target
     return Normalized(target if out is None else out, spread)

@@ -297,6 +297,17 @@ def test_an_array_that_was_written_to_after_the_forward_is_an_error(backend, tor
                 y.sum().backward()
 
 
+@pytest.mark.parametrize("number", [3, 6000], ids=["whole", "in blocks"])
+def test_the_pullback_of_an_x_that_is_not_recorded_records_nothing(backend, torch, number):
+    x, dy = map(backend.array, np.random.default_rng(16).standard_normal((2, number, 6)))
+    (expected,) = anynorm.vjp(anynorm.layer_norm, x)[1](dy)
+    with torch.no_grad():
+        _, pullback = anynorm.vjp(anynorm.layer_norm, x.requires_grad_())
+    (found,) = pullback(dy)
+    assert not found.requires_grad
+    backend.check(found, backend.numpy(expected), tolerance=0)
+
+
 def test_moments_may_be_written_to_before_the_backward(backend, torch):
     x, dy = map(backend.array, np.random.default_rng(3).standard_normal((2, 3, 4)))
     gradients = []

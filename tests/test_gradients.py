@@ -88,7 +88,7 @@ def test_gradients_have_the_dtypes_of_what_they_are_gradients_of(backend):
 @pytest.mark.cells("numpy", "torch", "cupy", "strict")
 @pytest.mark.parametrize("number", [3, 6000], ids=["whole", "in blocks"])
 @pytest.mark.parametrize("norm", [anynorm.layer_norm, anynorm.batch_norm])
-def test_pullback_does_not_mind_what_becomes_of_the_arrays(backend, norm, number):
+def test_pullback_does_not_mind_what_becomes_of_arrays_other_than_x(backend, norm, number):
     if backend.tracked:
         pytest.skip(reason="autograd lets nobody write to them")
     rng = np.random.default_rng(4)
@@ -97,11 +97,51 @@ def test_pullback_does_not_mind_what_becomes_of_the_arrays(backend, norm, number
         x, *params, dy = map(backend.array, (*numbers, rng.standard_normal((number, 4))))
         expected = anynorm.vjp(norm, *map(backend.array, numbers))[1](dy)
         (y, moments), pullback = anynorm.vjp(norm, x, *params, return_moments=True)
-        for array in (x, y, *params, moments.mean, moments.var):
+        for array in (y, *params, moments.mean, moments.var):
             array[...] = math.nan
         for _ in range(2):
             for found, each in zip(pullback(dy), expected, strict=True):
                 backend.check(found, backend.numpy(each), tolerance=0, dtype=backend.widest)
+
+
+CHANGES = {
+    "a batch in its place": lambda x: x + 1,
+    "every other row": lambda x: np.where(np.arange(len(x))[:, None] % 2, x, 0),
+    "every third column": lambda x: np.where(np.arange(x.shape[1]) % 3, x, 0),
+    "the first rows": lambda x: np.where(np.arange(len(x))[:, None] < len(x) / 8, np.nan, x),
+}
+
+
+@pytest.mark.cells("numpy", "torch")
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("norm", [anynorm.layer_norm, anynorm.rms_norm, anynorm.batch_norm])
+def test_an_x_that_was_written_to_is_refused_unless_it_makes_no_difference(backend, norm, change):
+    if backend.tracked:
+        pytest.skip(reason="autograd lets nobody write to it")
+    rng = np.random.default_rng(14)
+    for number in (3, 6000):
+        values, dy = rng.standard_normal((number, 6)), backend.array(rng.standard_normal((number, 6)))
+        values[0] = np.nan  # no number is less like itself
+        x = backend.array(values)
+        (expected,) = (pullback := anynorm.vjp(norm, x)[1])(dy)
+        x[...] = backend.array(CHANGES[change](values))
+        if number == 3:
+            backend.check(pullback(dy)[0], backend.numpy(expected), tolerance=0, dtype=backend.widest)
+        else:
+            with pytest.raises(ValueError, match="^x must be to the pullback what it was to vjp, got"):
+                pullback(dy)
+
+
+@pytest.mark.cells("torch")
+def test_pytorch_tells_of_each_number_that_was_written_to(backend):
+    if backend.tracked:
+        pytest.skip(reason="autograd lets nobody write to it")
+    x = backend.array(np.random.default_rng(15).standard_normal((4, 5, 1000)))
+    pullback = anynorm.vjp(anynorm.batch_norm, x)[1]
+    pullback(x)
+    x[2, 3, 400] += 1
+    with pytest.raises(ValueError, match="^x must be to the pullback what it was to vjp, got"):
+        pullback(x)
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e4])
