@@ -88,18 +88,21 @@ def joined(
     """The form of arrays of a shape, averaged over these axes, beside arrays of other shapes, and of sums `wanted`."""
     view = layouts.joined(shape, axes, [*beside, *wanted])
     summed = 0 in view.axes or any(view.of(each)[0] == 1 for each in wanted)
-    splits = _splits(view.shape[0], wide=view.shape[-1] >= WIDE) if summed else ()
+    wide = view.shape[-1] >= WIDE
+    # the sums of so few take twice the memory, which is little where a large gradient is computed in parts
+    first = 8 if wide and 0 not in view.axes else None
+    splits = _splits(view.shape[0], wide=wide, first=first) if summed else ()
     large = math.prod(view.shape) >= LARGE
     sample = _sample(view, large)
     kind = (view.axes, view.shape[1:], splits, *map(str, sample), large)
     return Form(view, splits, sample, large, kind)
 
 
-def _splits(n: int, *, wide: bool) -> tuple[Split, ...]:
-    """Those of n rows, which leave no more than `LEADING` to be added one after another."""
+def _splits(n: int, *, wide: bool, first: int | None = None) -> tuple[Split, ...]:
+    """Those of n rows, the `first` of this length, which leave no more than `LEADING` to be added one after another."""
     if n <= kernels.LEADING:
         return ()
-    length = 16 if wide or n <= 16 * kernels.LEADING else 256
+    length = first or (16 if wide or n <= 16 * kernels.LEADING else 256)
     split = Split(length, n % length == 0)
     return split, *_splits(split.parts(n), wide=wide)
 
