@@ -41,6 +41,9 @@ SMALL = {
     Work("group_norm", (2, 6, 2, 2), groups=3): Case(
         anynorm.group_norm, (2, 6, 2, 2), BATCH | {"groups": 3}, lambda i: (i[0], i[1] // 2), lambda i: (i[1],), (6,)
     ),
+    Work("group_norm", (2, 2, 2, 6), groups=3, channel_axis=-1): Case(
+        anynorm.group_norm, (2, 2, 2, 6), LAST | {"groups": 3}, lambda i: (i[0], i[3] // 2), lambda i: (i[3],), (6,)
+    ),
     Work("instance_norm", (2, 3, 2, 3)): Case(
         anynorm.instance_norm, (2, 3, 2, 3), BATCH, lambda i: i[:2], lambda i: (i[1],), (3,)
     ),

@@ -202,13 +202,21 @@ def _torch_run(y: Function, work: Work, arrays: Arrays) -> Run:
 
 
 def _native_batch_norm(torch: Any, work: Work, arrays: Arrays) -> Function:
-    def y(x: Array, gamma: Array, beta: Array) -> Array:
-        given = (arrays.mean, arrays.var) if work.inference else (None, None)
-        x = x.movedim(work.channel_axis, 1)  # channels last stays so in memory, and PyTorch has a kernel for it
-        y = torch.nn.functional.batch_norm(x, *given, gamma, beta, training=not work.inference, eps=EPS)
-        return y.movedim(1, work.channel_axis)
+    given = (arrays.mean, arrays.var) if work.inference else (None, None)
+    training = not work.inference
+    return _channels_second(
+        work, lambda x, *affine: torch.nn.functional.batch_norm(x, *given, *affine, training=training, eps=EPS)
+    )
 
-    return y
+
+def _native_group_norm(torch: Any, work: Work, _: Arrays) -> Function:
+    return _channels_second(work, lambda x, *affine: torch.nn.functional.group_norm(x, work.groups, *affine, eps=EPS))
+
+
+def _channels_second(work: Work, function: Function) -> Function:
+    """Channels last stay so in memory, and PyTorch has a kernel for them."""
+    axis = work.channel_axis
+    return function if axis == 1 else lambda x, *affine: function(x.movedim(axis, 1), *affine).movedim(1, axis)
 
 
 _NATIVE: dict[str, Callable[[Any, Work, Arrays], Function]] = {
@@ -219,9 +227,7 @@ _NATIVE: dict[str, Callable[[Any, Work, Arrays], Function]] = {
         lambda x, gamma: torch.nn.functional.rms_norm(x, work.parameter_shape, gamma, eps=EPS)
     ),
     "batch_norm": _native_batch_norm,
-    "group_norm": lambda torch, work, _: (
-        lambda x, gamma, beta: torch.nn.functional.group_norm(x, work.groups, gamma, beta, eps=EPS)
-    ),
+    "group_norm": _native_group_norm,
     "instance_norm": lambda torch, _work, _: (
         lambda x, gamma, beta: torch.nn.functional.instance_norm(x, weight=gamma, bias=beta, eps=EPS)
     ),

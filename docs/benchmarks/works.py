@@ -78,15 +78,21 @@ class Work(NamedTuple):
         """The shape of x in which whole axes share a mean and a variance."""
         if self.norm != "group_norm":
             return self.shape
-        return (self.shape[0], self.groups, self.shape[1] // self.groups, *self.shape[2:])
+        channel = self._channel
+        split = (self.groups, self.shape[channel] // self.groups)
+        return (*self.shape[:channel], *split, *self.shape[channel + 1 :])
 
     @property
     def axes(self) -> Shape:
         """The axes of the view that share a mean and a variance."""
         if self.norm in ("layer_norm", "rms_norm"):
             return (len(self.shape) - 1,)
-        kept = {"batch_norm": {self.channel_axis % len(self.shape)}, "weight_norm": {0}}.get(self.norm, {0, 1})
+        kept = {"batch_norm": {self._channel}, "weight_norm": {0}}.get(self.norm, {0, self._channel})
         return tuple(axis for axis in range(len(self.view)) if axis not in kept)
+
+    @property
+    def _channel(self) -> int:
+        return self.channel_axis % len(self.shape)
 
     def shortened(self, most: int) -> "Work":
         """With a first axis so short that x has about as many numbers as that, and no fewer than two rows."""
@@ -106,6 +112,7 @@ WORKS = (
     Work("batch_norm", (40, 64, 112, 112)),
     Work("batch_norm", (32, 64, 56, 56), inference=True),
     Work("group_norm", (32, 64, 56, 56), groups=32),
+    Work("group_norm", (32, 56, 56, 64), groups=32, channel_axis=-1),
     Work("instance_norm", (32, 64, 56, 56)),
     Work("weight_norm", (4096, 4096)),
     Work("layer_norm", (4096, 1024), gradient=True),
@@ -114,6 +121,7 @@ WORKS = (
     Work("batch_norm", (32, 56, 56, 64), channel_axis=-1, gradient=True),
     Work("batch_norm", (32, 64, 56, 56), inference=True, gradient=True),
     Work("group_norm", (32, 64, 56, 56), groups=32, gradient=True),
+    Work("group_norm", (32, 56, 56, 64), groups=32, channel_axis=-1, gradient=True),
     Work("instance_norm", (32, 64, 56, 56), gradient=True),
     Work("weight_norm", (4096, 4096), gradient=True),
 )
