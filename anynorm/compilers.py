@@ -292,7 +292,7 @@ def _run(
         return found if own is None else [own, *found[1:]]
 
 
-PART = 2**23
+PART = 2**24
 """So many numbers of a large gradient are compiled for at a time."""
 PARTS = 16
 _functions: dict[Hashable, Callable[..., Any]] = {}

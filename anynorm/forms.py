@@ -17,6 +17,8 @@ WIDE = 512
 """Rows of so many numbers are added fewer at a time, as they lie far apart."""
 RUN = 4096
 """The longest run that inductor adds without a stack of partial sums."""
+MEDIUM = 2**23
+"""Of no more numbers wide rows are added 8 at a time, for sums over the groups: it is faster, and takes more memory."""
 LARGE = 2**15
 """From so many numbers on a compiler is to make use of threads; it decides once."""
 
@@ -88,11 +90,10 @@ def joined(
     """The form of arrays of a shape, averaged over these axes, beside arrays of other shapes, and of sums `wanted`."""
     view = layouts.joined(shape, axes, [*beside, *wanted])
     summed = 0 in view.axes or any(view.of(each)[0] == 1 for each in wanted)
-    wide = view.shape[-1] >= WIDE
-    # the sums of so few take twice the memory, which is little where a large gradient is computed in parts
-    first = 8 if wide and 0 not in view.axes else None
+    wide, size = view.shape[-1] >= WIDE, math.prod(view.shape)
+    first = 8 if wide and 0 not in view.axes and size <= MEDIUM else None
     splits = _splits(view.shape[0], wide=wide, first=first) if summed else ()
-    large = math.prod(view.shape) >= LARGE
+    large = size >= LARGE
     sample = _sample(view, large)
     kind = (view.axes, view.shape[1:], splits, *map(str, sample), large)
     return Form(view, splits, sample, large, kind)
