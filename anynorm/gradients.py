@@ -11,6 +11,7 @@ from anynorm.calls import Call, Fit, Plan
 from anynorm.combinations import Wanted
 from anynorm.kernels import Array, Spread, Standardized
 from anynorm.layouts import same_shape
+from anynorm.library import Library
 from anynorm.pullbacks import pull
 from anynorm.statistics import describe
 from anynorm.weights import Weights
@@ -52,7 +53,7 @@ def vjp(norm: Callable[..., Any], x: Array, /, *params: Array | None, **options:
         array of x's library.
     ValueError
         As the norm does; from the pullback, if dy has not the shape and the device of y, or if x is seen to have been
-        written to: always in PyTorch; in NumPy by a look at some of its numbers; in CuPy never, as that would wait.
+        written to: in PyTorch where autograd would see it; in NumPy by a look at some of its numbers; else never.
 
     References
     ----------
@@ -105,7 +106,7 @@ def vjp(norm: Callable[..., Any], x: Array, /, *params: Array | None, **options:
     pullback = Pullback(
         of=of,
         x=kept,
-        mark=None if kept is None else plan.library.mark(kept),
+        mark=_Mark.of(plan.library, kept),
         gamma=gamma,
         given=call.spread,
         weights=call.weights,
@@ -131,6 +132,29 @@ class _Primal(NamedTuple):
     dtype: Any
 
 
+class _Mark:
+    """What one array was like; another is not held to it. All are equal, and so are pytrees that differ in them."""
+
+    def __init__(self, x: Array, value: Hashable) -> None:
+        self._id, self._value = id(x), value
+
+    @staticmethod
+    def of(library: Library, x: Array | None) -> "_Mark | None":
+        """That of an array, if the library can tell."""
+        value = None if x is None else library.mark(x)
+        return None if value is None else _Mark(x, value)
+
+    def was_written_to(self, library: Library, x: Array) -> bool:
+        """Whether it is the array, and no longer what it was."""
+        return id(x) == self._id and library.mark(x) != self._value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Mark)
+
+    def __hash__(self) -> int:
+        return 0
+
+
 @pytree("of", "x", "gamma", "given", "weights")
 @dataclass(frozen=True, eq=False, repr=False)
 class Pullback:
@@ -139,8 +163,7 @@ class Pullback:
     of: Standardized | Spread
     """What x was standardized to; or, where x is kept, its statistics."""
     x: Array | None
-    mark: Hashable
-    """Of x."""
+    mark: "_Mark | None"
     gamma: Array | None
     given: Spread | None
     """The statistics, where moments were given: they are constants."""
@@ -160,8 +183,9 @@ class Pullback:
         if not same_shape(tuple(dy.shape), plan.layout.shape):
             raise ValueError(f"dy must have the shape of y, {plan.layout.shape}, got {tuple(dy.shape)}")
         check_device(library, "y", kept, "dy", dy)
-        if self.x is not None and library.mark(self.x) != self.mark:
-            raise ValueError("x must be to the pullback what it was to vjp, got an x that was written to in between")
+        reads_x = self.given is None or any(self.parameters[:1])
+        if reads_x and self.mark is not None and not library.traced() and self.mark.was_written_to(library, self.x):
+            raise ValueError("x must be to the pullback what it was to vjp, got memory that was written to in between")
         return self._beside(dy)._pull(dy)
 
     def _pull(self, dy: Array) -> tuple[Array | None, ...]:

@@ -18,8 +18,6 @@ TRIES = 1000
 """So much work it is worth to find out that two arrays share no memory after all."""
 MARKED = 256
 """So many numbers are looked at to see whether an array is what it was."""
-GOLDEN = 2654435769
-"""The golden ratio's part of 2**32."""
 FEW = 32
 """Of so many numbers Python finds the largest before NumPy has begun."""
 
@@ -79,9 +77,8 @@ def _mark(x: Array) -> bytes:
 
 @lru_cache(maxsize=64)
 def _scattered(shape: tuple[int, ...]) -> tuple[Array, ...]:
-    """Where some of the numbers are, as evenly as multiples of the golden ratio are spread over a circle."""
-    size = math.prod(shape)
-    return np.unravel_index(np.arange(MARKED, dtype=np.uint64) * np.uint64(GOLDEN) % np.uint64(size), shape)
+    """Where some of the numbers are, the same each time; any order in them some shape would be in step with."""
+    return np.unravel_index(np.random.default_rng(0).integers(math.prod(shape), size=MARKED), shape)
 
 
 def _map(x: Any) -> Any:

@@ -370,6 +370,15 @@ def test_function_transforms_take_weights(backend, norm, options, kind):
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own compiler does
+def test_a_pullback_of_blocks_may_be_traced(backend):
+    torch = backend.xp
+    x, dy = torch.randn(2, 6000, 6, dtype=torch.float64, device=backend.device)
+    pullback = anynorm.vjp(anynorm.layer_norm, x)[1]
+    traced = torch.compile(lambda dy: pullback(dy)[0], fullgraph=True, backend="eager")
+    torch.testing.assert_close(traced(dy), pullback(dy)[0])
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own compiler does
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # and this
 @pytest.mark.parametrize("in_place", [False, True])
 def test_sums_over_replicas_are_transformed_and_break_the_graph_of_a_compiler(backend, in_place):
