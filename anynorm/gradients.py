@@ -103,10 +103,11 @@ def vjp(norm: Callable[..., Any], x: Array, /, *params: Array | None, **options:
                 y = call.out
     names = [name for name in arguments if name in ("x", "gamma", "beta", "v", "g")]
     params_passed = names[1 : _arity(names, arguments, params)]
+    parameters = tuple(_primal(arguments[name], plan.beta if name == "beta" else plan.gamma) for name in params_passed)
     pullback = Pullback(
         of=of,
         x=kept,
-        mark=_Mark.of(plan.library, kept),
+        mark=_Mark.of(plan.library, kept) if call.spread is None or any(parameters[:1]) else None,
         gamma=gamma,
         given=call.spread,
         weights=call.weights,
@@ -114,9 +115,7 @@ def vjp(norm: Callable[..., Any], x: Array, /, *params: Array | None, **options:
         plan=plan,
         dtype=call.x.dtype,
         compiler=call.compiler,
-        parameters=tuple(
-            _primal(arguments[name], plan.beta if name == "beta" else plan.gamma) for name in params_passed
-        ),
+        parameters=parameters,
     )
     if not wants_moments:
         return y, pullback
@@ -164,6 +163,7 @@ class Pullback:
     """What x was standardized to; or, where x is kept, its statistics."""
     x: Array | None
     mark: "_Mark | None"
+    """Of x, where it is kept, is read, and the library can tell."""
     gamma: Array | None
     given: Spread | None
     """The statistics, where moments were given: they are constants."""
@@ -183,8 +183,7 @@ class Pullback:
         if not same_shape(tuple(dy.shape), plan.layout.shape):
             raise ValueError(f"dy must have the shape of y, {plan.layout.shape}, got {tuple(dy.shape)}")
         check_device(library, "y", kept, "dy", dy)
-        reads_x = self.given is None or any(self.parameters[:1])
-        if reads_x and self.mark is not None and not library.traced() and self.mark.was_written_to(library, self.x):
+        if self.mark is not None and not library.traced() and self.mark.was_written_to(library, self.x):
             raise ValueError("x must be to the pullback what it was to vjp, got memory that was written to in between")
         return self._beside(dy)._pull(dy)
 
