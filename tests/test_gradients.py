@@ -153,7 +153,7 @@ def test_a_pullback_of_another_x_is_not_held_to_the_first(backend):
     x, dy = map(backend.array, np.random.default_rng(18).standard_normal((2, 6000, 6)))
     x += 1
     pullback = anynorm.vjp(anynorm.layer_norm, x)[1]
-    other = dataclasses.replace(pullback, x=backend.xp.asarray(x, copy=True))
+    other = dataclasses.replace(pullback, x=backend.array(backend.numpy(x)))
     assert other.mark == anynorm.vjp(anynorm.layer_norm, dy)[1].mark
     (expected,) = pullback(dy)
     x += 1
