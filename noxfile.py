@@ -42,9 +42,10 @@ def minimums(session):
     pip(session, *PROJECT["dependency-groups"]["test"])
     # the test tools ask for a newer array-api-compat than the library does
     pip(session, "--no-deps", ".", *(each.replace(">=", "==") for each in PROJECT["project"]["dependencies"]))
-    # neither what runs the text of programs nor what measures memory depends on them
-    ignored = [f"--ignore=tests/{name}.py" for name in ("test_onnx", "test_fused", "test_benchmarks")]
-    pytest(session, "--cell=numpy-cpu", "tests", *ignored, "-k", "not megabytes and not little_more and not larger")
+    # neither what runs the text of programs nor what measures memory, starts threads or kills depends on them
+    ignored = [f"--ignore=tests/{name}.py" for name in ("test_onnx", "test_fused", "test_benchmarks", "test_threads")]
+    without = "not megabytes and not little_more and not larger and not kill_9"
+    pytest(session, "--cell=numpy-cpu", "tests", *ignored, "-k", without)
 
 
 @nox.session

@@ -42,6 +42,7 @@ def test_gamma_and_beta_are_each_optional(backend, case, has_gamma, has_beta):
 
 
 def test_result_has_the_dtype_of_x_whatever_the_parameters_have(backend, case):
+    only_if(CASES.index(case) % 3 == 0, backend, "jax")
     rng = np.random.default_rng(2)
     numbers, params = rng.standard_normal(case.shape), parameters(case, rng, "short")
     for dtype in backend.narrow:

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from oracles import CASES, derived
+from oracles import CASES, derived, only_if
 
 import anynorm
 
@@ -20,6 +20,7 @@ def vjp(backend, case, x, params, dy, **options):
 @pytest.mark.parametrize("kind", ["short", "full-rank", "one number"])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_pullback_is_the_derivative_of_the_formula(backend, case, kind):
+    only_if(kind == "short" or CASES.index(case) % 3 == 0, backend, "jax")
     rng = np.random.default_rng(0)
     x, dy = rng.standard_normal(case.shape) + 1, rng.standard_normal(case.shape)
     rank = len(case.shape)
@@ -177,6 +178,7 @@ def test_pytorch_tells_of_each_number_that_was_written_to(backend):
     "case", [case for case in CASES if case.norm not in (anynorm.rms_norm, anynorm.weight_norm)], ids=str
 )
 def test_float32_gradient_is_exact_at_an_offset(backend, case, offset):
+    only_if(CASES.index(case) % 3 == 0, backend, "jax")
     rng = np.random.default_rng(5)
     x = (rng.standard_normal(case.shape) + offset).astype(np.float32).astype(np.float64)
     dy = rng.standard_normal(case.shape)

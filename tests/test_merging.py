@@ -208,7 +208,7 @@ def test_a_count_that_fits_no_group_is_refused(backend):
 
 def test_moments_over_batches_of_any_sizes_are_those_of_the_whole(backend):
     x = np.random.default_rng(1).standard_normal((40, 3, 2)) + 5
-    for sizes in ((40,), (1, 39), (7, 0, 13, 20), (0, 0), tuple([1] * 9), (3, 4, 5, 6, 7)):
+    for sizes in ((40,), (1, 39), (7, 0, 13, 20), (0, 0), tuple([1] * 9), (7, 1, 13, 1, 7)):
         ends = np.cumsum((0, *sizes))
         batches = [x[start:stop] for start, stop in itertools.pairwise(ends)]
         if backend.library == "dask":  # it takes no chunk of size 0

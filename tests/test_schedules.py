@@ -1,6 +1,7 @@
 """Large arrays are run in blocks, which shows in memory and nowhere else."""
 
 import gc
+import math
 import os
 import subprocess
 import sys
@@ -81,9 +82,9 @@ def test_a_large_array_needs_little_more_than_its_result(dtype):
 
 
 @pytest.mark.cells("numpy")
-@pytest.mark.parametrize("dtype", ["float16", "float32"])
-@pytest.mark.parametrize("mean", [0, 3])
-@pytest.mark.parametrize("offset", [0, 3])
+@pytest.mark.parametrize(
+    ("dtype", "mean", "offset"), [("float16", 0, 0), ("float16", 3, 3), ("float32", 0, 3), ("float32", 3, 0)]
+)
 @measured
 def test_a_large_gradient_needs_little_more_than_itself(dtype, mean, offset):
     rng = np.random.default_rng(3)
@@ -181,6 +182,7 @@ def test_which_groups_are_strewn_over_memory(norm, shape, options, expected):
 @pytest.mark.parametrize(("norm", "shape", "options"), SHORT_RUNS, ids=lambda each: getattr(each, "__name__", None))
 def test_groups_in_short_runs_are_as_exact(backend, norm, shape, options, parameters, offset, scale, block_bytes):
     only_if(parameters == 2 and offset == 0, backend, "strict")
+    only_if(block_bytes > 64 or math.prod(shape) < 2000, backend, "strict")
     rng = np.random.default_rng(10)
     x, dy = (rng.standard_normal(shape) + offset) * scale, rng.standard_normal(shape) + offset % 100
     x, dy = (each.astype(np.float32).astype(np.float64) for each in (x, dy))
@@ -307,9 +309,9 @@ def test_so_may_it_in_any_dtype_and_beside_numbers_of_any_size(backend, dtype, g
 @pytest.mark.parametrize(
     ("norm", "shape", "options"),
     [
-        (anynorm.layer_norm, (16, 8, 256, 512), {"axis": (2, 3)}),
-        (anynorm.batch_norm, (16, 64, 128, 128), {}),
-        (anynorm.group_norm, (16, 64, 128, 128), {"groups": 32}),
+        (anynorm.layer_norm, (8, 8, 256, 512), {"axis": (2, 3)}),
+        (anynorm.batch_norm, (8, 64, 128, 128), {}),
+        (anynorm.group_norm, (8, 64, 128, 128), {"groups": 32}),
     ],
     ids=lambda each: getattr(each, "__name__", None),
 )

@@ -344,7 +344,7 @@ def test_numbers_and_weights_of_any_size(backend, size, weight):
 def test_equal_numbers_of_unequal_weights_have_no_spread(backend, value, eps, block_bytes):
     only_if(value == 0.1 and block_bytes != 128, backend, "dask")
     only_if(value == 0.1 and block_bytes == 2**22, backend, "jax")  # which has no blocks
-    only_if(value != 1e6 / 3 and block_bytes > 64, backend, "strict")
+    only_if(value == 0.1 and block_bytes > 64, backend, "strict")
     rng = np.random.default_rng(17)
     weights = (rng.random((40, 3)) ** 8 * 10.0 ** rng.integers(-6, 6, (40, 3))).astype(np.float32)
     weights[rng.random((40, 3)) > 0.8] = 0
@@ -555,13 +555,13 @@ def test_the_pullback_keeps_weights_of_its_own():
 
 
 LARGE = [
-    (anynorm.layer_norm, (2**16, 256), {}, [(2**16, 256), (2**16, 1), (256,)]),
-    (anynorm.normalize, (16, 1024, 1024), {"axis": None}, [(16, 1024, 1024), (1024, 1)]),
-    (anynorm.layer_norm, (2048, 8192), {"axis": 0}, [(2048, 8192)]),
-    (anynorm.batch_norm, (16, 64, 128, 128), {}, [(16, 64, 128, 128), (16, 1, 128, 128)]),
-    (anynorm.batch_norm, (16, 128, 128, 64), {"channel_axis": -1}, [(16, 128, 128, 64), (16, 128, 128, 1)]),
-    (anynorm.group_norm, (16, 128, 128, 64), {"channel_axis": -1, "groups": 32}, [(16, 128, 128, 64)]),
-    (anynorm.rms_norm, (2**16, 256), {}, [(2**16, 256)]),
+    (anynorm.layer_norm, (2**15, 256), {}, [(2**15, 256), (2**15, 1), (256,)]),
+    (anynorm.normalize, (8, 1024, 1024), {"axis": None}, [(8, 1024, 1024), (1024, 1)]),
+    (anynorm.layer_norm, (1024, 8192), {"axis": 0}, [(1024, 8192)]),
+    (anynorm.batch_norm, (8, 64, 128, 128), {}, [(8, 64, 128, 128), (8, 1, 128, 128)]),
+    (anynorm.batch_norm, (8, 128, 128, 64), {"channel_axis": -1}, [(8, 128, 128, 64), (8, 128, 128, 1)]),
+    (anynorm.group_norm, (8, 128, 128, 64), {"channel_axis": -1, "groups": 32}, [(8, 128, 128, 64)]),
+    (anynorm.rms_norm, (2**15, 256), {}, [(2**15, 256)]),
 ]
 
 
