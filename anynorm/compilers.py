@@ -160,13 +160,15 @@ def gradients(
                 mean, rest, rstd = (sums.given(xp, each) for each in parts)
                 xhat = None if x is None else kernels.less(x, Spread(mean, rest, None)) * rstd
                 of = Standardized(xhat, rstd, Spread(mean, rest, None))
-            xhat, found = of.xhat, []
+            xhat, found, slope = of.xhat, [], None
             if outer is not None:
                 if pivoted:
                     alone = kernels.alone(gamma, form.axes)
                     g = dy if alone else kernels.affine(dy, gamma, None)
                     g, left, _ = kernels.shifted(xp, g, sums.pivot(xp, g), groups=sums)
                     leaning = Spread(None, None, sums.mean_product(xp, g, of.xhat))
+                    if (gamma is None or alone) and roles[:1] == [form.axes]:
+                        slope = sums.sums[-1]  # the gradient of gamma: xhat has no mean that dy's could count with
                     dx = kernels.upright(g - sums.kept(xp, left), leaning, of)
                     dx = kernels.affine(dx, gamma if alone else None, None)
                 elif widened:
@@ -178,11 +180,14 @@ def gradients(
                 found.append(xp.astype(dx, getattr(xp, outer), copy=False))
                 if pivoted:
                     found += sums.sums[1:3]
-            for axes, factor in zip(roles, (xhat, None), strict=False):
-                if axes is not None:
+            for axes, factor, total in zip(roles, (xhat, None), (slope, None), strict=False):
+                if axes is None:
+                    continue
+                if total is None:
                     product = kernels.affine(dy, factor, None) * 1.0
                     product = xp.astype(product, xp.float64) if widened else product
-                    found.append(xp.astype(sums.total(xp, product, axes), getattr(xp, inner), copy=False))
+                    total = sums.total(xp, product, axes)
+                found.append(xp.astype(total, getattr(xp, inner), copy=False))
             return tuple(found)
 
         key = ("gradients", outer, plan.eps, plan.centred, counted, scaled, widened, given, *roles)

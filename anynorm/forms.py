@@ -19,6 +19,8 @@ RUN = 4096
 """The longest run that inductor adds without a stack of partial sums."""
 MEDIUM = 2**23
 """Of no more numbers wide rows are added 8 at a time, for sums over the groups: it is faster, and takes more memory."""
+MANY = 48
+"""So many rows are added in parts, of which there are two at least: a compiler makes a version of its own of one."""
 LARGE = 2**15
 """From so many numbers on a compiler is to make use of threads; it decides once."""
 
@@ -100,12 +102,17 @@ def joined(
 
 
 def _splits(n: int, *, wide: bool, first: int | None = None) -> tuple[Split, ...]:
-    """Those of n rows, the `first` of this length, which leave no more than `LEADING` to be added one after another."""
-    if n <= kernels.LEADING:
-        return ()
-    length = first or (16 if wide or n <= 16 * kernels.LEADING else 256)
-    split = Split(length, n % length == 0)
-    return split, *_splits(split.parts(n), wide=wide)
+    """Those of n rows, the `first` of this length, which leave fewer than `MANY` to be added one after another.
+
+    Of few rows, and of sums of rows, it makes no difference to speed whether nothing is left over: one version is
+    enough.
+    """
+    splits: list[Split] = []
+    while n >= MANY:
+        length = first or (16 if wide or n <= 16 * kernels.LEADING else 256)
+        splits.append(Split(length, not splits and n > kernels.LEADING and n % length == 0))
+        n, first = splits[-1].parts(n), None
+    return tuple(splits)
 
 
 def _sample(view: layouts.View, large: bool) -> tuple[slice, ...]:
