@@ -1,4 +1,4 @@
-"""PyTorch's autograd without the memory: one node of its graph, which keeps x and the statistics and nothing else.
+"""PyTorch's autograd without the memory: one node of its graph, which keeps x and nothing else of its size.
 
 Its backward standardizes x again. Where a derivative of that is asked for in turn, it does so in primitives that
 autograd records, so that derivatives of any order are right.

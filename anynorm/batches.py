@@ -95,6 +95,8 @@ class Moments(Statistics[ArrayT]):
         parts: list[Moments[ArrayT]] = []
         for number, batch in enumerate(_shown(batches) if progress else batches, start=1):
             part: Moments[ArrayT] = of(batch, axis=axis)
+            if parts:
+                check_alike(parts[0], "batches", part)
             for _ in range((number & -number).bit_length() - 1):
                 part = parts.pop().merge(part)
             parts.append(part)
@@ -174,8 +176,9 @@ def moments_of(call: Call, spread: Spread) -> Moments[Any]:
     if count != count and call.weights is None:  # a number that Dask does not know yet
         count = schedules.statistic(call, chunks.count(call))
     if call.weights is not None:
-        count = chunks.count(call) if chunks.takes(call) else call.weights.count
-        count = schedules.statistic(call, count + call.plan.library.xp.zeros_like(spread.var))
+        with call.plan.library.quiet():
+            count = chunks.count(call) if chunks.takes(call) else call.weights.count
+            count = schedules.statistic(call, count + call.plan.library.xp.zeros_like(spread.var))
     return Moments._with_rest(mean, rest, var, count)
 
 

@@ -138,10 +138,9 @@ def over(
     weights: Array | None = None,
     moments: Any = None,
     out: Array | None = None,
-    centred: bool = True,
 ) -> Call:
-    """`normalize`, `layer_norm`, `moments`; and, not `centred`, `rms_norm`."""
-    return _prepare(layouts.over, (axis,), x, gamma, beta, eps, weights, moments, out, centred)
+    """`normalize`, `layer_norm`, `moments`."""
+    return _prepare(layouts.over, (axis,), x, gamma, beta, eps, weights, moments, out)
 
 
 def rms(
@@ -228,9 +227,9 @@ def weight(v: Array, g: Array, *, axis: Any, out: Array | None = None) -> Call:
     return direction(v, g, axis=axis, out=out)
 
 
-def direction(v: Array, g: Array | None = None, *, axis: Any, out: Array | None = None) -> Call:
-    """`v` brought to length 1."""
-    return _prepare(layouts.weight, (axis,), v, g, None, 0.0, None, None, out, False, 1, ("v", "g"))
+def direction(v: Array, g: Array | None = None, *, axis: Any, out: Array | None = None, name: str = "v") -> Call:
+    """`v`, in an argument of this name, brought to length 1."""
+    return _prepare(layouts.weight, (axis,), v, g, None, 0.0, None, None, out, False, 1, (name, "g"))
 
 
 MOST_PLANS = 1024
@@ -339,7 +338,9 @@ def _of_groups(
 
 
 def _top(groups: Groups, xp: Namespace, weights: Array) -> Array:
-    return kernels.extremes(xp, weights, groups=groups)[1]
+    """The largest of each group; where its reciprocal would be subnormal, which XLA takes for 0, a smaller one does."""
+    top = kernels.extremes(xp, weights, groups=groups)[1]
+    return xp.minimum(top, xp.ones_like(top) * (1 / kernels.smallest_normal(xp, top.dtype)))
 
 
 def _of_replicas(call: Call, weights: Array | None, all_reduce: Callable[[Array], Any]) -> Call:
@@ -387,7 +388,7 @@ def _key(
             key += (type(array), array.dtype, array.shape)
             if library.kind is not None:
                 key.append(library.kind(array))
-    except (AttributeError, TypeError):
+    except (AttributeError, TypeError, RuntimeError):  # PyTorch raises the last of sparse tensors
         return None
     return tuple(key)
 
@@ -531,5 +532,6 @@ def _shape(library: Library, layout: Layout, name: str, array: Array) -> tuple[i
         return layout.keepdims_shape
     full = layout.full(shape)
     if full is None:
-        raise ValueError(f"{name} must have shape {layout.parameter_shape} or broadcast to {layout.shape}, got {shape}")
+        rule = f"{name} must have shape {layout.parameter_shape} or, with as many axes, broadcast to {layout.shape}"
+        raise ValueError(f"{rule}, got {shape}")
     return full

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from functools import partial, reduce
 from typing import Any, NamedTuple
 
-from anynorm import calls, kernels, passes, pullbacks, schedules, weights
+from anynorm import calls, kernels, layouts, passes, pullbacks, schedules, weights
 from anynorm.arrays import compute_dtype, library_of
 from anynorm.calls import Call
 from anynorm.combinations import Wanted
@@ -84,7 +84,9 @@ def pull(call: Call, dy: Array, wanted: Wanted) -> Gradients:
         call = _again(call, leaning)
         dx = _blocks(partial(_upright, wanted.dtype), job, call, again(dy, leaning), merged, leaning)
     parameters = [
-        None if shape is None else _summed(_picked(pulled, name, call.plan.dtype, _ones(shape)), _ones(shape))
+        None
+        if shape is None
+        else _summed(_picked(pulled, name, call.plan.dtype, layouts.ones(shape)), layouts.ones(shape))
         for name, shape in zip(("dgamma", "dbeta"), wanted.parameters, strict=False)
     ]
     return dx, *parameters
@@ -169,10 +171,6 @@ def _joined(parts: Array, job: Job, join: Callable[..., Any]) -> Array:
     join, meta = partial(join, job), parts._meta
     options = {"keepdims": True, "concatenate": False, "dtype": meta.dtype, "meta": meta, "name": STATISTICS}
     return _dask().reduction(parts, _itself, join, axis=job.axes, **options)
-
-
-def _ones(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(axis for axis, n in enumerate(shape) if n == 1)
 
 
 def _summed(parts: Array, axes: tuple[int, ...]) -> Array:

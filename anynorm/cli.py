@@ -23,7 +23,7 @@ class CommandError(Exception):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; the exit code is 0, 1 if something is missing, 2 if asked wrongly, 130 after Ctrl-C."""
+    """Run a command; the exit code is 0, 1 if it cannot be done here, 2 if asked wrongly, 130 after Ctrl-C."""
     parser = _parser()
     chosen = parser.parse_args(arguments)
     try:
@@ -58,7 +58,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--device", help="the library's device: cpu, cuda:0, gpu:0, ... (its first)")
     command.add_argument("--plot", type=Path, default=Path("anynorm-demo.png"), help="the PNG to write (%(default)s)")
     command.add_argument(
-        "--epochs", type=_whole(1), default=10, help="how often each network sees every digit (%(default)s)"
+        "--epochs",
+        type=_whole(1),
+        default=10,
+        help="how often each network sees the digits, but for those that fill no batch (%(default)s)",
     )
     command.add_argument("--learning-rate", type=_rate, default=0.05, help="the rate of the first step (%(default)s)")
     command.add_argument("--batch-size", type=_whole(1, TRAINED), default=32, help="digits in a step (%(default)s)")

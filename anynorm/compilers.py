@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import Any
 
-from anynorm import kernels
+from anynorm import kernels, layouts
 from anynorm.arrays import empty
 from anynorm.calls import Call, Plan
 from anynorm.engines import Arrays, Compiler, compiler_of, load, name_of
@@ -142,7 +142,7 @@ def gradients(
 
     def part(arrays: Sequence[Any], place: Array | None) -> list[Array]:
         form = _form(arrays[0].shape, plan.view.axes, arrays, shapes)
-        roles = [None if shape is None else _ones(form.of(shape)) for shape in shapes]
+        roles = [None if shape is None else layouts.ones(form.of(shape)) for shape in shapes]
 
         def body(dy: Array, x: Array | None, gamma: Array | None, *parts: Array | None) -> Any:
             xp = compiler.xp
@@ -259,11 +259,6 @@ def _form(
     """The form of a shape averaged over these axes, beside the other arrays, and summed to these shapes."""
     beside = tuple([tuple(each.shape) for each in arrays if each is not None])
     return joined(tuple(shape), axes, beside, tuple([each for each in shapes if each is not None]))
-
-
-def _ones(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The axes of length 1."""
-    return tuple(axis for axis, n in enumerate(shape) if n == 1)
 
 
 def _run(

@@ -52,9 +52,11 @@ class Value(Generic[ArrayT]):
         TypeError
             If the dtype of an array is not one for files.
         ValueError
-            If `path` ends otherwise.
+            If `path` ends otherwise or is no regular file.
         ImportError
             If a package is missing.
+        OSError
+            If the file cannot be written.
 
         Examples
         --------
@@ -118,11 +120,12 @@ class Value(Generic[ArrayT]):
         """
         there = library_of("like", like)
         state, wide = self, compute_dtype(there, "like", like)
-        if there.xp.finfo(wide).bits <= 32 and self._is_wide():
-            xp = library_of("state", next(iter(self._arrays().values()))).xp
-            state = state._replaced(state._cast(xp.float32))  # there may be no room for the wider in that library
-        state = state._replaced({name: moved(name, x, like) for name, x in state._arrays().items()})
-        return state._replaced(state._cast(like.dtype))
+        here = library_of("state", next(iter(self._arrays().values())))
+        with here.quiet(), there.quiet():
+            if there.xp.finfo(wide).bits <= 32 and self._is_wide():
+                state = state._replaced(state._cast(here.xp.float32))  # there may be no room for the wider there
+            state = state._replaced({name: moved(name, x, like) for name, x in state._arrays().items()})
+            return state._replaced(state._cast(like.dtype))
 
     def _arrays(self) -> dict[str, Any]:
         return self._parts(array=True)

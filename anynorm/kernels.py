@@ -171,15 +171,14 @@ def standardize(
     centred: bool,
     flat: float | Array | None = 1.0,
     alike: tuple[Array, Array] | None = None,
-    ops: Arithmetic = PURE,
 ) -> Standardized:
     """(x - mean) / sqrt(var + eps) in each group; without `centred` the mean is taken to be 0.
 
     `flat` is what 1 / sqrt(var + eps) becomes where it is 1 / 0, and None where it never is; `alike` is for `centre`.
     """
-    d, spread = deviations(xp, x, groups=groups, centred=centred, alike=alike, ops=ops)
+    d, spread = deviations(xp, x, groups=groups, centred=centred, alike=alike)
     rstd = inverse_root(xp, spread.var + eps, flat=flat)
-    return Standardized(ops.multiply(d, rstd), rstd, spread)
+    return Standardized(d * rstd, rstd, spread)
 
 
 def standardize_scaled(
@@ -198,12 +197,10 @@ def standardize_scaled(
     )
 
 
-def standardize_with(
-    xp: Namespace, x: Array, spread: Spread, *, eps: float | Array, ops: Arithmetic = PURE
-) -> Standardized:
+def standardize_with(xp: Namespace, x: Array, spread: Spread, *, eps: float | Array) -> Standardized:
     """(x - mean) / sqrt(var + eps) for statistics that are given: inference."""
     rstd = inverse_root(xp, spread.var + eps, flat=1.0)
-    return Standardized(ops.multiply(less(x, spread, ops=ops), rstd), rstd, spread)
+    return Standardized(less(x, spread) * rstd, rstd, spread)
 
 
 class Narrow(NamedTuple):
@@ -647,7 +644,7 @@ def scale_for(xp: Namespace, sizes: list[Array], one: Array, *, eps: float) -> S
 
 
 def limits(xp: Namespace, dtype: Any) -> Limits:
-    """In float32 2**48, 2**-25, 2**64, 2**32 and 2**-85; in float64 eight times these exponents, but 2**-204."""
+    """In float32 2**48, 2**-25, 2**64, 2**32 and 2**-85; in float64 2**384, 2**-204, 2**512, 2**256 and 2**-682."""
     largest = min(float(xp.finfo(dtype).max), sys.float_info.max)  # a long double is scaled as a double
     e = math.frexp(largest)[1]
     return Limits(2.0 ** (3 * e // 8), 2.0 ** -(e // 5), 2.0 ** (e // 2), 2.0 ** (e // 4), 2.0 ** -(2 * e // 3))

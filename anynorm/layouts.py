@@ -132,6 +132,11 @@ def joined(
     return whole._replace(shape=whole.of(shape), axes=tuple(i for i, yes in enumerate(reduced) if yes))
 
 
+def ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The axes of length 1."""
+    return tuple(axis for axis, n in enumerate(shape) if n == 1)
+
+
 def in_order(shape: tuple[int, ...], order: tuple[int, ...]) -> bool:
     """Whether the axes, but for those of length 1, come in their own order."""
     longer = [axis for axis in order if shape[axis] != 1]

@@ -38,8 +38,8 @@ def options(
     compiler : {"torch", "jax", "cupy", "none"}, optional
         Hand the kernels to that library's compiler, whatever library x is of ("cupy" takes arrays of CuPy alone, which
         are compiled anyway); arrays are passed without a copy. A first call of its kind waits for the compiler; another
-        batch size does not, except with "jax". Calls that are traced already or have weights, `moments`, Dask arrays
-        and empty ones are run as ever. "none", the default, does without.
+        batch size does not, except with "jax". Calls that are traced already or have `weights`,
+        `all_reduce` or `moments`, Dask arrays and empty ones are run as ever. "none", the default, does without.
 
     Returns
     -------

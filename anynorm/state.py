@@ -275,7 +275,7 @@ class WeightNorm(Value[ArrayT]):
         TypeError, ValueError
             As in `weight_norm`.
         """
-        call = calls.direction(w, axis=axis)
+        call = calls.direction(w, axis=axis, name="w")
         return cls(w, schedules.statistic(call, schedules.length(call)), axis=axis)
 
     @property
@@ -307,9 +307,11 @@ def save(states: Mapping[str, Value[Any]], path: str | os.PathLike[str]) -> None
     TypeError
         If `states` is not such a dict, or the dtype of an array is not one for files.
     ValueError
-        If `path` ends otherwise, or a name is empty or not printable.
+        If `path` ends otherwise or is no regular file, or a name is empty or not printable.
     ImportError
         If a package is missing.
+    OSError
+        If the file cannot be written.
 
     References
     ----------
@@ -391,7 +393,7 @@ def _bessel(count: Any, correction: float, xp: Any, mean: Any) -> Any:
         return xp.where(some, count / xp.where(some, count - correction, xp.ones_like(count)), xp.ones_like(count))
     if count <= correction:
         raise ValueError(
-            f"a batch of one value has no variance with correction={correction}, got count {count}"
+            f"statistics of one value have no variance with correction={correction}, got count {count}"
             if count == 1
             else f"count must be more than correction={correction}, got {count}"
         )

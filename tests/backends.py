@@ -37,8 +37,7 @@ class Backend:
     @property
     def narrow(self) -> list[str]:
         """The dtypes narrower than float64."""
-        halves = {"strict": [], "dask": ["float16"]}.get(self.library, ["float16", "bfloat16"])
-        return [*halves, "float32"]
+        return ["float32"] if self.library == "strict" else ["float16", "bfloat16", "float32"]
 
     @property
     def tolerance(self) -> float:
@@ -46,7 +45,7 @@ class Backend:
         return 1e-11 if self.float64 else 2e-5
 
     def dtype(self, name: str) -> Any:
-        if name == "bfloat16" and self.library in ("numpy", "cupy"):
+        if name == "bfloat16" and self.library in ("numpy", "cupy", "dask"):
             return import_module("ml_dtypes").bfloat16
         if name == "bool" and self.library == "numpy":  # which has had the name from 2.0 on
             return np.dtype(bool)
@@ -61,6 +60,7 @@ class Backend:
             array = self.xp.asarray(values.astype(np.float64), device=self.device).to(self.dtype(dtype))
             return array.requires_grad_() if self.tracked else array
         if self.library == "dask":
+            dtype = self.dtype(dtype) if dtype == "bfloat16" else dtype
             return self.xp.from_array(values.astype(dtype), chunks=tuple(max(1, -(-n // 2)) for n in values.shape))
         if self.library == "cupy" and dtype != "bfloat16":  # CuPy would take what becomes subnormal for 0
             with np.errstate(all="ignore"):

@@ -91,16 +91,18 @@ def test_arrays_of_two_libraries_are_refused_by_name(backend):
 def test_a_parameter_of_the_wrong_shape_is_refused(backend):
     x = backend.array(np.ones((8, 64, 7, 7)))
     wrong = backend.array(np.ones(32))
-    message = "{} must have shape (64,) or broadcast to (8, 64, 7, 7), got (32,)"
+    message = "{} must have shape (64,) or, with as many axes, broadcast to (8, 64, 7, 7), got (32,)"
     refused(ValueError, message.format("gamma"), anynorm.batch_norm, x, wrong)
     refused(ValueError, message.format("beta"), anynorm.instance_norm, x, None, wrong)
     refused(ValueError, message.format("gamma"), anynorm.group_norm, x, wrong, groups=8)
     for shape in ((), (7,), (64, 1, 1), (1, 8, 64, 7, 7), (2, 64, 1, 1)):
-        with pytest.raises(ValueError, match=r"^gamma must have shape \(64,\) or broadcast to \(8, 64, 7, 7\), got"):
+        with pytest.raises(
+            ValueError, match=r"^gamma must have shape \(64,\) or, with as many axes, broadcast to \(8, 64, 7, 7\), got"
+        ):
             anynorm.batch_norm(x, backend.array(np.ones(shape)))
-    message = "gamma must have shape (7, 7) or broadcast to (8, 64, 7, 7), got (7,)"
+    message = "gamma must have shape (7, 7) or, with as many axes, broadcast to (8, 64, 7, 7), got (7,)"
     refused(ValueError, message, anynorm.layer_norm, x, backend.array(np.ones(7)), axis=(2, 3))
-    message = "g must have shape (8,) or broadcast to (8, 64, 7, 7), got (64,)"
+    message = "g must have shape (8,) or, with as many axes, broadcast to (8, 64, 7, 7), got (64,)"
     refused(ValueError, message, anynorm.weight_norm, x, backend.array(np.ones(64)))
 
 
@@ -272,14 +274,14 @@ def test_states_of_the_wrong_kind_are_refused(backend):
     exact = [anynorm.RunningStats.init(3, like=three, momentum=None, correction=c) for c in (0, 1)]
     refused(ValueError, "correction must be the same in both, got 0 and 1", exact[0].merge, exact[1])
     refused(TypeError, "others must be Moments, got NoneType", anynorm.Moments(three, three, 1).merge, None)
-    message = "g must have shape (3,) or broadcast to (3,), got (4,)"
+    message = "g must have shape (3,) or, with as many axes, broadcast to (3,), got (4,)"
     refused(ValueError, message, anynorm.WeightNorm, three, four)
 
 
 def test_one_value_has_no_unbiased_variance(backend):
     x = backend.array(np.ones((1, 3)))
     batch = anynorm.moments(x, axis=0)
-    message = "a batch of one value has no variance with correction=1, got count 1"
+    message = "statistics of one value have no variance with correction=1, got count 1"
     for momentum in (0.9, None):
         running = anynorm.RunningStats.init(3, like=x, correction=1, momentum=momentum)
         refused(ValueError, message, running.update, batch)

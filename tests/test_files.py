@@ -567,6 +567,12 @@ def test_a_state_moves_to_another_library_and_back(backend):
             backend.check(anynorm.batch_norm(x, moments=back), backend.numpy(anynorm.batch_norm(x, moments=state)))
 
 
+@pytest.mark.cells("numpy", "cupy", "torch", "jax", "dask")
+def test_numbers_that_a_dtype_has_no_room_for_become_inf_without_a_warning(backend):
+    large = anynorm.Moments(*(backend.array(np.full(2, 1e5), "float32") for _ in range(2)), 3)
+    assert np.all(backend.numpy(large.to(backend.array(0.0, "float16")).var) == np.inf)
+
+
 def test_a_state_moves_to_another_dtype(backend):
     for dtype in backend.narrow:
         like = backend.array(0.0, dtype)

@@ -248,7 +248,7 @@ def test_moments_over_says_what_is_no_iterable_of_batches():
     with pytest.raises(TypeError, match=r"^x must be an array, got list$"):
         anynorm.Moments.over([[1.0]], axis=0)
     with pytest.raises(
-        ValueError, match=r"^others must have the shape of the statistics they join, \(3,\), got \(2,\)$"
+        ValueError, match=r"^batches must have the shape of the statistics they join, \(3,\), got \(2,\)$"
     ):
         anynorm.Moments.over([np.ones((4, 3)), np.ones((4, 2))], axis=0)
 

@@ -120,6 +120,11 @@ def test_weight_norm_starts_from_weights_of_every_magnitude(backend):
         np.testing.assert_allclose(backend.numpy(state.weight), w, rtol=1e-6)
 
 
+def test_a_weight_to_start_from_is_called_w_where_it_is_wrong(backend):
+    with pytest.raises(TypeError, match=r"^w must have a real floating dtype, got .*int32"):
+        anynorm.WeightNorm.from_weight(backend.xp.ones((2, 2), dtype=backend.xp.int32))
+
+
 def test_states_are_frozen_compared_by_identity_and_shown_without_their_numbers(backend):
     x = backend.array(np.ones((2, 3)), "float32")
     library = {"strict": "array_api_strict"}.get(backend.library, backend.library)

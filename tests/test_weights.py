@@ -76,6 +76,13 @@ def test_moments_are_weighted_and_the_count_is_the_sum_of_the_weights(backend):
     backend.check(each.count, every.sum(axis=2).astype(float))
 
 
+def test_weights_whose_sum_is_no_float_count_as_inf(backend):
+    x, weights = backend.array(np.full((4, 2), 3.0), "float32"), np.full((4, 1), 3e38, np.float32)
+    found = anynorm.moments(x, axis=0, weights=constant(backend, weights, "float32"))
+    assert np.all(backend.numpy(found.count) == np.inf)
+    backend.check(found.mean, np.full(2, 3.0), dtype="float32")
+
+
 @QUICK
 @given(data=st.data(), seed=st.integers(0, 2**32 - 1))
 def test_whole_weights_are_repetitions(backend, data, seed):
