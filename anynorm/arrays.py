@@ -298,9 +298,9 @@ def check_weights(library: Library, weights: Array, dtype: Any) -> None:
         least, most = xp.min(weights), xp.max(weights)  # NaN, if there is one
         if not bool((least >= 0) & (most - most == 0)):
             raise ValueError("weights must be finite and at least 0 everywhere, got an array with others")
-        info = xp.finfo(dtype)
-        if not bool((most == 0) | ((most >= float(info.smallest_normal)) & (most <= float(info.max)))):
-            raise ValueError(f"weights must have their largest in the range of {_plain(dtype)}, got {float(most):g}")
+        info, most = xp.finfo(dtype), float(most)
+        if most and not float(info.smallest_normal) <= most <= float(info.max):
+            raise ValueError(f"weights must have their largest in the range of {_plain(dtype)}, got {most:g}")
 
 
 def pytree(*leaves: str) -> Callable[[type[T]], type[T]]:
@@ -461,7 +461,8 @@ def _into_by_assignment(place: Array) -> Arithmetic:
 
 def _plain(dtype: Any) -> str:
     """The name of a dtype."""
-    return str(getattr(dtype, "name", dtype)).rpartition(".")[2]  # NumPy's str() of the other byte order has none
+    name = getattr(dtype, "name", getattr(dtype, "__name__", dtype))  # NumPy's str() of the other byte order has none
+    return str(name).rpartition(".")[2]
 
 
 def _find_compute_dtype(library: Library, name: str, dtype: Any) -> Any:

@@ -495,20 +495,21 @@ def _ready(plan: Plan, array: Array | None, fit: Fit | None) -> Array | None:
     """An argument beside x, in the view and the dtype of the computation."""
     if array is None or fit is None:
         return None
-    if array.dtype == plan.dtype:
-        return plan.library.xp.reshape(array, fit.shape) if fit.axes is None else array[fit.axes]
-    with plan.library.quiet():
-        return plan.library.xp.reshape(plan.library.xp.astype(array, plan.dtype, copy=False), fit.shape)
+    if array.dtype != plan.dtype:
+        with plan.library.quiet():
+            array = plan.library.xp.astype(array, plan.dtype, copy=False)
+    return plan.library.xp.reshape(array, fit.shape) if fit.axes is None else array[fit.axes]
 
 
 def _fit(library: Library, array: Array, shape: tuple[int, ...]) -> Fit:
     own, index = list(array.shape), []
     for n in shape:
-        index.append(slice(None) if own and own[0] == n else None)
+        index.append(slice(None) if same_shape(tuple(own[:1]), (n,)) else None)
         if index[-1] is None and n != 1:
             return Fit(shape, None)
         own = own[index[-1] is not None :]
-    return Fit(shape, None if own or library.kind is not None else tuple(index))
+    reshaped = own or (library.kind is not None and not _unknown(shape))
+    return Fit(shape, None if reshaped else tuple(index))
 
 
 def _unknown(sizes: tuple[Any, ...]) -> bool:

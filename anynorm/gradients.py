@@ -197,9 +197,16 @@ class Pullback:
             found = [schedules.restore(plan, dx, self.dtype)]
             for primal, d in zip(self.parameters, gradients, strict=True):
                 if primal is not None:
-                    d = xp.astype(xp.reshape(d, primal.shape), primal.dtype, copy=False)
+                    d = xp.astype(self._shaped(d, primal.shape), primal.dtype, copy=False)
                 found.append(d)
         return tuple(found)
+
+    def _shaped(self, gradient: Array, shape: tuple[int, ...]) -> Array:
+        """The gradient of a parameter in its shape; Dask reshapes nothing to sizes that it does not know."""
+        xp, kept, rank = self.plan.library.xp, self.plan.layout.parameter_axes, gradient.ndim
+        if all(n == n for n in shape):
+            return xp.reshape(gradient, shape)
+        return gradient if rank == len(shape) else xp.squeeze(gradient, axis=tuple({*range(rank)} - {*kept}))
 
     def _beside(self, dy: Array) -> "Pullback":
         """Itself; for a dy of another order in memory than x, one in a view whose axes are one in that memory too."""

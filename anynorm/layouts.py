@@ -51,7 +51,7 @@ class Layout(NamedTuple):
     def full(self, shape: tuple[int, ...]) -> tuple[int, ...] | None:
         """The view of a parameter of shape `shape`, or None if it does not fit."""
         rank = len(self.shape)
-        if shape == self.parameter_shape:
+        if same_shape(shape, self.parameter_shape):
             sizes = dict(zip(self.parameter_axes, shape, strict=True))
             return self.view(tuple(sizes.get(axis, 1) for axis in range(rank)))
         return self.broadcast(shape) if len(shape) == rank else None
@@ -67,7 +67,9 @@ class Layout(NamedTuple):
         """The view of an array of shape `shape`, or None if it does not broadcast to the whole."""
         missing = len(self.shape) - len(shape)
         shape = (1,) * missing + shape
-        if missing < 0 or not all(n == 1 or n == whole for n, whole in zip(shape, self.shape, strict=True)):
+        if missing < 0 or not all(
+            n == 1 or same_shape((n,), (whole,)) for n, whole in zip(shape, self.shape, strict=True)
+        ):
             return None
         return self.view(shape)
 

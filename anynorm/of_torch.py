@@ -37,7 +37,7 @@ def torch_library(xp: Namespace) -> Library:
         device=lambda x: x.device,
         kind=lambda x: (x.device, x.layout),
         quiet=nullcontext,
-        oddity=lambda x: "" if x.layout is torch.strided else f"{x.layout}".removeprefix("torch."),
+        oddity=_oddity,
         traced=torch.compiler.is_compiling,
         contiguous=lambda x: type(x) in (torch.Tensor, torch.nn.Parameter) and x.is_contiguous(),
         strides=lambda x: x.stride(),
@@ -118,9 +118,15 @@ def _nodes() -> dict[str, Any]:
     return _made
 
 
+def _oddity(x: Array) -> str:
+    if x.layout is sys.modules["torch"].strided:
+        return "nested" if x.is_nested else ""
+    return str(x.layout).removeprefix("torch.")
+
+
 def _host(x: Array) -> Any:
     torch = sys.modules["torch"]
-    x = x.detach().cpu()
+    x = x.detach().cpu().resolve_neg()
     return (x.view(torch.int16) if x.dtype == torch.bfloat16 else x).numpy()
 
 

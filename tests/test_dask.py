@@ -96,6 +96,27 @@ def test_sizes_that_are_not_known_do_no_harm_where_they_are_not_counted(backend)
     np.testing.assert_allclose(pullback(unknown)[0].compute(), expected, atol=1e-12)
 
 
+def test_arrays_of_unknown_sizes_go_together():
+    import dask.array
+
+    x = np.random.default_rng(4).standard_normal((9, 4))
+    known, all_of_it = x[x[:, 0] > 0], dask.array.from_array(x, chunks=(5, 4))
+    unknown = all_of_it[all_of_it[:, 0] > 0]
+    for norm, of, options in (
+        (anynorm.batch_norm, lambda x: (x,), lambda x: {"weights": x > -0.5}),
+        (anynorm.layer_norm, lambda x: (x, x), lambda x: {}),
+        (anynorm.layer_norm, lambda x: (x, x[:, :1], x), lambda x: {"weights": x[:, 1:2] > 0}),
+        (anynorm.layer_norm, lambda x: (x, x[:, 0]), lambda x: {"axis": 0}),
+        (anynorm.weight_norm, lambda x: (x, x[:, 0] ** 2), lambda x: {}),
+    ):
+        y, pullback = anynorm.vjp(norm, *of(unknown), **options(unknown))
+        expected, plain = anynorm.vjp(norm, *of(known), **options(known))
+        np.testing.assert_allclose(y.compute(), expected, atol=1e-12)
+        for found, each in zip(pullback(unknown), plain(known), strict=True):
+            np.testing.assert_allclose(found.compute(), each, atol=1e-10)
+            assert found.ndim == each.ndim
+
+
 def test_sizes_that_are_not_known_are_counted_as_they_are_computed():
     import dask.array
 

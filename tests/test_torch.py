@@ -283,6 +283,21 @@ def test_sparse_tensors_are_refused(backend):
             anynorm.layer_norm(getattr(backend.xp.eye(3), f"to_sparse_{layout}")())
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage:UserWarning")
+def test_nested_tensors_are_refused(backend):
+    torch = backend.xp
+    for layout in (torch.strided, torch.jagged):
+        with pytest.raises(TypeError, match="^x must be a plain array, got one that is (nested|jagged)$"):
+            anynorm.layer_norm(torch.nested.nested_tensor([torch.ones(2, 4), torch.ones(3, 4)], layout=layout))
+
+
+def test_a_tensor_that_is_negative_as_a_view_is_moved(backend):
+    torch = backend.xp
+    mean = torch.tensor([1 + 2j, 3 - 4j], device=backend.device).conj().imag
+    moved = anynorm.RunningStats(mean, torch.ones_like(mean)).to(np.ones(1))
+    np.testing.assert_array_equal(moved.mean, [-2.0, 4.0])
+
+
 def test_moments_carry_no_graph(backend):
     x = backend.array(np.ones((4, 3))).detach().requires_grad_()
     _, batch = anynorm.batch_norm(x, return_moments=True)

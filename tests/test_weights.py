@@ -76,6 +76,22 @@ def test_moments_are_weighted_and_the_count_is_the_sum_of_the_weights(backend):
     backend.check(each.count, every.sum(axis=2).astype(float))
 
 
+@pytest.mark.cells("jax")
+def test_integers_are_weights_where_nothing_is_promoted(backend):
+    import jax
+
+    x, weights = backend.array(np.arange(8.0).reshape(4, 2)), backend.xp.asarray([[1], [0], [2], [1]])
+    expected = anynorm.vjp(anynorm.batch_norm, x, weights=backend.array(weights))[1](x)[0]
+    with jax.numpy_dtype_promotion("strict"):
+        backend.check(anynorm.vjp(anynorm.batch_norm, x, weights=weights)[1](x)[0], backend.numpy(expected))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_weight_too_large_for_the_dtype_is_named(dtype):
+    with pytest.raises(ValueError, match=r"^weights must have their largest in the range of float32, got 1e\+300$"):
+        anynorm.layer_norm(np.ones((2, 3), dtype), weights=np.full(3, 1e300))
+
+
 def test_weights_whose_sum_is_no_float_count_as_inf(backend):
     x, weights = backend.array(np.full((4, 2), 3.0), "float32"), np.full((4, 1), 3e38, np.float32)
     found = anynorm.moments(x, axis=0, weights=constant(backend, weights, "float32"))
