@@ -207,7 +207,7 @@ class Part(NamedTuple):
         xp, bottom, top = library_of("top", self.top).xp, self.bottom, self.top
         if self.unit is not None:
             bottom, top = weights.found(xp, bottom, top, self.number > 0)
-        return kernels.scale_of(xp, bottom, top, eps=job.eps)
+        return kernels.scale_of(xp, bottom, top, eps=job.eps, centred=job.centred)
 
     @property
     def vacant(self) -> bool:

@@ -177,6 +177,8 @@ def standardize(
     `flat` is what 1 / sqrt(var + eps) becomes where it is 1 / 0, and None where it never is; `alike` is for `centre`.
     """
     d, spread = deviations(xp, x, groups=groups, centred=centred, alike=alike)
+    if alike is not None:  # the derivative of a root is infinite beside no eps, and 0 times that is no number
+        spread = spread._replace(var=xp.where(spread.var == 0, xp.zeros_like(spread.var), spread.var))
     rstd = inverse_root(xp, spread.var + eps, flat=flat)
     return Standardized(d * rstd, rstd, spread)
 
@@ -189,11 +191,10 @@ def standardize_scaled(
     It costs a pass for the extremes; where the numbers are of ordinary size the power is 1. `subnormal` holds the
     numbers that the library flushes to 0, times the power of two that is taken out of the smallest.
     """
-    scale = scale_of(xp, *extremes(xp, x, groups=groups), eps=eps)
+    scale = scale_of(xp, *extremes(xp, x, groups=groups), eps=eps, centred=centred)
     x = scale.enter(xp, x, subnormal)
-    alike = scale.alike if centred else None
     return scale.leave(
-        xp, standardize(xp, x, groups=groups, eps=scale.eps, centred=centred, flat=scale.flat, alike=alike)
+        xp, standardize(xp, x, groups=groups, eps=scale.eps, centred=centred, flat=scale.flat, alike=scale.alike)
     )
 
 
@@ -611,10 +612,17 @@ class Scale(NamedTuple):
         return xp.minimum(rstd * self.unit, xp.ones_like(rstd) * float(xp.finfo(rstd.dtype).max))
 
 
-def scale_of(xp: Namespace, bottom: Array, top: Array, *, eps: float) -> Scale:
-    """1, or the power of two that makes numbers from `bottom` to `top` safe to square and add up; and eps so scaled."""
-    scale = scale_for(xp, reached(xp, bottom, top), xp.ones_like(top), eps=eps)
-    return scale._replace(alike=(top == bottom, top * scale.unit))
+def scale_of(xp: Namespace, bottom: Array, top: Array, *, eps: float, centred: bool) -> Scale:
+    """1, or the power of two that makes numbers from `bottom` to `top` safe to square and add up; and eps so scaled.
+
+    Large ones that are equal leave nothing to square where they are `centred`, and eps may have no room for the power.
+    """
+    sizes, one = reached(xp, bottom, top), xp.ones_like(top)
+    if not centred:
+        return scale_for(xp, sizes, one, eps=eps)
+    alike, (large, larger, *small) = top == bottom, sizes
+    scale = scale_for(xp, [large & ~alike, larger & ~alike, *small], one, eps=eps)
+    return scale._replace(alike=(alike, top * scale.unit))
 
 
 def reached(xp: Namespace, bottom: Array, top: Array) -> list[Array]:

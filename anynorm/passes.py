@@ -81,7 +81,7 @@ class _Part(NamedTuple):
                 self.enter(scale),
                 groups=self.weighted or groups,
                 centred=centred,
-                alike=scale.alike if scale is not None and centred else None,
+                alike=None if scale is None else scale.alike,
                 ops=ops,
                 squares=squares,
             )
@@ -345,7 +345,7 @@ def _groups(run: _Run, parts: list[Block], scale: Scale | None, *, shield: bool 
         bottom, top = xp.minimum(bottom, low), xp.maximum(top, high)
     if given is not None:
         bottom, top = weights.found(xp, bottom, top, given.sums[within(given.sums, parts[0])] > 0)
-    return _groups(run, parts, kernels.scale_of(xp, bottom, top, eps=plan.eps), shield=shield)
+    return _groups(run, parts, kernels.scale_of(xp, bottom, top, eps=plan.eps, centred=plan.centred), shield=shield)
 
 
 class Portion(NamedTuple):

@@ -124,11 +124,10 @@ def standardize_scaled(
     xp: Namespace, x: Array, *, groups: Weighted, eps: float, centred: bool, subnormal: Array | None = None
 ) -> Standardized:
     """`kernels.standardize_scaled`, where numbers that weigh nothing have no say in the power of two."""
-    scale = kernels.scale_of(xp, *bounds(xp, x, groups), eps=eps)
+    scale = kernels.scale_of(xp, *bounds(xp, x, groups), eps=eps, centred=centred)
     x = scale.enter(xp, x, subnormal)
-    alike = scale.alike if centred else None
     return scale.leave(
-        xp, standardize(xp, x, groups=groups, eps=scale.eps, centred=centred, flat=scale.flat, alike=alike)
+        xp, standardize(xp, x, groups=groups, eps=scale.eps, centred=centred, flat=scale.flat, alike=scale.alike)
     )
 
 

@@ -254,3 +254,12 @@ def test_a_result_never_shares_memory_with_an_argument():
             assert not np.shares_memory(case.norm(x, *params, **case.options), x)
             assert not np.shares_memory(y, x)
             assert not any(np.shares_memory(each, x) for each in pullback(x))
+
+
+@pytest.mark.parametrize(("value", "eps"), [(2e34, 1e-20), (3e38, 1e-30), (0.1, 1e-30), (-1e-36, 1e-36)])
+def test_the_gradient_of_a_constant_is_that_of_the_formula_beside_any_eps(backend, value, eps):
+    dy = np.asarray([[1.0, 2.0, 3.0, 5.0], [0.0, 1.0, -1.0, 2.0]])
+    x = backend.array(np.full((2, 4), value), "float32")
+    (dx,) = anynorm.vjp(anynorm.layer_norm, x, eps=eps)[1](backend.array(dy, "float32"))
+    expected = dy - dy.mean(axis=1, keepdims=True)
+    np.testing.assert_allclose(backend.numpy(dx) * eps**0.5, expected, rtol=1e-6)

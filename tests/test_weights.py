@@ -76,6 +76,20 @@ def test_moments_are_weighted_and_the_count_is_the_sum_of_the_weights(backend):
     backend.check(each.count, every.sum(axis=2).astype(float))
 
 
+@pytest.mark.cells("jax", "torch")
+@pytest.mark.parametrize("eps", [0, 1e-24, 1e-26, 1e-36])
+def test_recorded_gradients_of_equal_numbers_are_those_of_the_formula_beside_others(backend, eps):
+    if backend.library == "jax":
+        from jax import grad
+    else:
+        from torch.func import grad
+    x, dy = (backend.array(each, "float32") for each in ([[1.0, 1.0, 3.0, 4.0]], [[1.0, 2.0, 3.0, 5.0]]))
+    mask = constant(backend, np.asarray([True, True, False, False]), "bool")
+    found = grad(lambda x: (anynorm.layer_norm(x, eps=eps, weights=mask) * dy).sum())(x)
+    expected = np.asarray([[1 - 5.5, 2 - 5.5, 3, 5]])
+    np.testing.assert_allclose(backend.numpy(found) * (eps or 1) ** 0.5, expected, rtol=1e-6)
+
+
 @pytest.mark.cells("jax")
 def test_integers_are_weights_where_nothing_is_promoted(backend):
     import jax
