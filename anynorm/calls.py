@@ -508,8 +508,9 @@ def _fit(library: Library, array: Array, shape: tuple[int, ...]) -> Fit:
         if index[-1] is None and n != 1:
             return Fit(shape, None)
         own = own[index[-1] is not None :]
-    reshaped = own or (library.kind is not None and not _unknown(shape))
-    return Fit(shape, None if reshaped else tuple(index))
+    # Dask reshapes nothing to sizes that it does not know
+    indexed = not own and (library.kind is None or library.chunked)
+    return Fit(shape, tuple(index) if indexed else None)
 
 
 def _unknown(sizes: tuple[Any, ...]) -> bool:

@@ -104,8 +104,7 @@ def joined(
 def _splits(n: int, *, wide: bool, first: int | None = None) -> tuple[Split, ...]:
     """Those of n rows, the `first` of this length, which leave fewer than `MANY` to be added one after another.
 
-    Of few rows, and of sums of rows, it makes no difference to speed whether nothing is left over: one version is
-    enough.
+    Of few rows, and of sums of rows, some are always left over, so that one version is enough.
     """
     splits: list[Split] = []
     while n >= MANY:

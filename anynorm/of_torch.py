@@ -37,7 +37,9 @@ def torch_library(xp: Namespace) -> Library:
         device=lambda x: x.device,
         kind=lambda x: (x.device, x.layout),
         quiet=nullcontext,
-        oddity=_oddity,
+        oddity=lambda x: (
+            "nested" if x.is_nested else "" if x.layout is torch.strided else str(x.layout)[len("torch.") :]
+        ),
         traced=torch.compiler.is_compiling,
         contiguous=lambda x: type(x) in (torch.Tensor, torch.nn.Parameter) and x.is_contiguous(),
         strides=lambda x: x.stride(),
@@ -116,12 +118,6 @@ def _nodes() -> dict[str, Any]:
     shared = node("Shared", same, same_tangent, same_vmap)
     _made.update(sum=total, shared=shared)
     return _made
-
-
-def _oddity(x: Array) -> str:
-    if x.layout is sys.modules["torch"].strided:
-        return "nested" if x.is_nested else ""
-    return str(x.layout).removeprefix("torch.")
 
 
 def _host(x: Array) -> Any:

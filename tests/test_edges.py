@@ -263,3 +263,12 @@ def test_the_gradient_of_a_constant_is_that_of_the_formula_beside_any_eps(backen
     (dx,) = anynorm.vjp(anynorm.layer_norm, x, eps=eps)[1](backend.array(dy, "float32"))
     expected = dy - dy.mean(axis=1, keepdims=True)
     np.testing.assert_allclose(backend.numpy(dx) * eps**0.5, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("value", [-1e36, 1e30, 1e-30])
+def test_equal_numbers_that_keep_their_mean_have_the_length_one(backend, value):
+    x = backend.array(np.full((2, 4), value), "float32")
+    y, pullback = anynorm.vjp(anynorm.rms_norm, x, eps=0)
+    backend.check(y, np.full((2, 4), np.sign(value)), dtype="float32", tolerance=1e-6)
+    (dx,) = pullback(backend.array([[1.0, 2.0, 3.0, 5.0]] * 2, "float32"))
+    np.testing.assert_allclose(backend.numpy(dx) * abs(value), [[-1.75, -0.75, 0.25, 2.25]] * 2, rtol=1e-5)

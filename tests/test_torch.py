@@ -287,7 +287,7 @@ def test_sparse_tensors_are_refused(backend):
 def test_nested_tensors_are_refused(backend):
     torch = backend.xp
     for layout in (torch.strided, torch.jagged):
-        with pytest.raises(TypeError, match="^x must be a plain array, got one that is (nested|jagged)$"):
+        with pytest.raises(TypeError, match="^x must be a plain array, got one that is nested$"):
             anynorm.layer_norm(torch.nested.nested_tensor([torch.ones(2, 4), torch.ones(3, 4)], layout=layout))
 
 
