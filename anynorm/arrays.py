@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import fields
+from functools import cache
 from typing import Any, NamedTuple, TypeVar
 
 import array_api_compat
@@ -71,6 +72,12 @@ def compute_dtype(library: Library, name: str, x: Array) -> Any:
         return _compute_dtypes[library.name, x.dtype]
     except KeyError:
         return _compute_dtypes.setdefault((library.name, x.dtype), _find_compute_dtype(library, name, x.dtype))
+
+
+@cache
+def name_of(dtype: Any) -> str:
+    """The name of a dtype, the same in every library."""
+    return _plain(dtype)
 
 
 def check_plain(library: Library, **arrays: Array) -> None:
@@ -147,12 +154,6 @@ def zeros(shape: int | tuple[int, ...], like: Array, dtype: Any) -> Array:
     """Zeros, beside `like`."""
     library = library_of("like", like)
     return library.xp.zeros(shape, dtype=dtype, device=_home(library, like))
-
-
-def writeable(x: Array) -> Array:
-    """A NumPy array, or one more of the same memory that may be written to: some libraries take no other."""
-    # a dtype that is foreign to NumPy does not go through its interface
-    return x if x.flags.writeable else np.asarray(_Writeable(x)).view(x.dtype)
 
 
 def extent(library: Library, x: Array) -> tuple[float, float]:
@@ -337,14 +338,6 @@ def flush_pytrees() -> None:
         with _pytrees_lock:
             while _pytrees:
                 sys.modules["jax"].tree_util.register_pytree_node(*_pytrees.pop())
-
-
-class _Writeable:
-    """The memory of an array under other terms."""
-
-    def __init__(self, x: Array) -> None:
-        self.owner = x
-        self.__array_interface__ = x.__array_interface__ | {"data": (x.__array_interface__["data"][0], False)}
 
 
 _libraries: dict[type, Library] = {}

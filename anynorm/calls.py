@@ -109,8 +109,6 @@ class Call(NamedTuple):
     spread: Spread | None
     out: Array | None
     """Where the caller wants the result, as it came."""
-    compiler: str = "none"
-    """The one that was asked for, which the gradients go to as well; never where a call is traced."""
     weights: Weights | None = None
     all_reduce: Callable[[Array], Any] | None = None
 
@@ -168,9 +166,8 @@ def chunk(
     centred: bool,
     divisor: int | None,
 ) -> Call:
-    """A part of an array that is run by itself, never compiled."""
-    call = _prepare(layouts.chunk, (axes,), x, gamma, beta, eps, weights, None, None, centred, divisor)
-    return call._replace(compiler="none")
+    """A part of an array that is run by itself."""
+    return _prepare(layouts.chunk, (axes,), x, gamma, beta, eps, weights, None, None, centred, divisor)
 
 
 def batch(
@@ -272,15 +269,13 @@ def _prepare(
         check_out(plan.library, names[0], x, out, [each for each in (gamma, beta, mean, var) if each is not None])
     x = plan.enter(x)
     given = None if moments is None else _given(plan, moments)
-    traced = key is None and plan.library.traced()
-    compiler = "none" if traced or weights is not None else current().compiler
     params, found = (_ready(plan, gamma, plan.gamma), _ready(plan, beta, plan.beta)), None
     if weights is not None:
         check_weights(plan.library, weights, plan.dtype)
         if not plan.given:  # to moments that are given they make no difference
             with plan.library.quiet():
                 found = _weigh(plan, plan.library.constant(weights))
-    return Call(plan, x, *params, given, out, compiler, found)
+    return Call(plan, x, *params, given, out, found)
 
 
 def _given(plan: Plan, moments: Statistics[Any]) -> Spread:
@@ -359,7 +354,7 @@ def _of_replicas(call: Call, weights: Array | None, all_reduce: Callable[[Array]
             join = joining(xp, sums)
             found = replicas.weigh(xp, x, ready, groups=plan.groups, eps=plan.eps, join=join)
     # not by `_replace`: a compiler must build it again where the sum over replicas breaks its graph
-    return Call(plan, call.x, call.gamma, call.beta, call.spread, call.out, "none", found, sums)
+    return Call(plan, call.x, call.gamma, call.beta, call.spread, call.out, found, sums)
 
 
 def _key(

@@ -9,11 +9,10 @@ from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 from anynorm import cuda, kernels
-from anynorm.arrays import empty
+from anynorm.arrays import empty, name_of
 from anynorm.calls import Call, Plan
 from anynorm.combinations import Wanted
 from anynorm.cuda import Number, Operand, Program, Shape, Sums
-from anynorm.engines import name_of
 from anynorm.kernels import Array, Spread, Standardized
 
 Arrays = Sequence[Array | None]

@@ -5,7 +5,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from anynorm import batches, calls, chunks, compilers, fused, norms, schedules
+from anynorm import batches, calls, chunks, fused, norms, schedules
 from anynorm.arrays import check_bool, check_device, compute_dtype, memory_order, one_library, pytree
 from anynorm.calls import Call, Fit, Plan
 from anynorm.combinations import Wanted
@@ -83,11 +83,10 @@ def vjp(norm: Callable[..., Any], x: Array, /, *params: Array | None, **options:
         if call.weights is not None and not plan.library.chunked:
             each = plan.library.xp.asarray(call.weights.each, copy=True)
             call = call._replace(weights=call.weights._replace(each=each))
-        arrays = schedules.arrays(call)
         if chunks.takes(call):  # an array of Dask cannot be written to
             kept, (y, of) = call.x, chunks.normalize(call)
             spread = of
-        elif compilers.chosen(call, arrays) != "none" or fused.takes(call, arrays) or schedules.in_blocks(call):
+        elif fused.takes(call, schedules.arrays(call)) or schedules.in_blocks(call):
             kept = plan.library.constant(call.x)
             if call.out is not None and plan.library.overlap(call.x, call.out):
                 kept = plan.library.xp.asarray(kept, copy=True)
@@ -114,7 +113,6 @@ def vjp(norm: Callable[..., Any], x: Array, /, *params: Array | None, **options:
         all_reduce=call.all_reduce,
         plan=plan,
         dtype=call.x.dtype,
-        compiler=call.compiler,
         parameters=parameters,
     )
     if not wants_moments:
@@ -172,7 +170,6 @@ class Pullback:
     plan: Plan
     dtype: Any
     """The dtype of x."""
-    compiler: str
     parameters: tuple[_Primal | None, ...]
 
     def __call__(self, dy: Array, /) -> tuple[Array | None, ...]:
@@ -191,7 +188,7 @@ class Pullback:
         plan, library, xp = self.plan, self.plan.library, self.plan.library.xp
         wanted = Wanted(self.dtype, tuple(None if primal is None else primal.full for primal in self.parameters))
         with library.quiet():
-            call = Call(plan, self.x, self.gamma, None, self.given, None, self.compiler, self.weights, self.all_reduce)
+            call = Call(plan, self.x, self.gamma, None, self.given, None, self.weights, self.all_reduce)
             dy = schedules.enter(plan, dy, dtype=plan.dtype if library.chunked else dy.dtype)
             dx, *gradients = chunks.pull(call, dy, wanted) if chunks.takes(call) else pull(call, dy, wanted, self.of)
             found = [schedules.restore(plan, dx, self.dtype)]

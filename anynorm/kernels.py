@@ -216,11 +216,6 @@ class Narrow(NamedTuple):
     """Of x * unit."""
 
 
-def itself(value: Array) -> Array:
-    """A value for each group, computed wherever it is used."""
-    return value
-
-
 def standardize_wide(
     xp: Namespace,
     x: Array,
@@ -230,7 +225,6 @@ def standardize_wide(
     eps: float,
     centred: bool,
     dtype: Any,
-    kept: Callable[[Array], Array] = itself,
 ) -> Standardized:
     """`standardize` for numbers of any size, by sums in a wide dtype, in which the square of each of them exists.
 
@@ -238,17 +232,15 @@ def standardize_wide(
     variance as there are numbers, and so many digits the wide dtype has to spare. The statistics are of that dtype.
     """
     wide = xp.astype(x, dtype)
-    pivot = kept(first(wide, axes)) if centred else None
+    pivot = first(wide, axes) if centred else None
     _, left, var = shifted(xp, wide, pivot, groups=groups, centred=centred)
     mean = None if pivot is None else pivot + left
     spread = Spread(mean, None if mean is None else xp.zeros_like(mean), var)
     rstd = inverse_root(xp, var + eps, flat=1.0)
-    return Standardized(by(x, narrow(xp, spread, rstd, x.dtype, kept=kept)), rstd, spread)
+    return Standardized(by(x, narrow(xp, spread, rstd, x.dtype)), rstd, spread)
 
 
-def narrow(
-    xp: Namespace, spread: Spread, rstd: Array, dtype: Any, *, kept: Callable[[Array], Array] = itself
-) -> Narrow:
+def narrow(xp: Namespace, spread: Spread, rstd: Array, dtype: Any) -> Narrow:
     """What a narrow dtype is standardized by."""
     step, one = limits(xp, dtype).step, xp.ones_like(rstd)
     large, small = rstd > step, rstd < 1 / step
@@ -259,10 +251,9 @@ def narrow(
     if spread.mean is not None:
         whole = spread.mean * unit
         mean = xp.astype(whole, dtype)
-        rest = kept(xp.astype(whole - xp.astype(mean, rstd.dtype), dtype))
-        mean = kept(mean)
+        rest = xp.astype(whole - xp.astype(mean, rstd.dtype), dtype)
     rstd = xp.minimum(rstd * inverse, one * float(xp.finfo(dtype).max))
-    return Narrow(kept(xp.astype(unit, dtype)), mean, rest, kept(xp.astype(rstd, dtype)))
+    return Narrow(xp.astype(unit, dtype), mean, rest, xp.astype(rstd, dtype))
 
 
 def by(x: Array, of: Narrow) -> Array:
@@ -378,23 +369,21 @@ def input_gradient_wide(
     groups: Means,
     axes: tuple[int, ...],
     centred: bool,
-    kept: Callable[[Array], Array] = itself,
 ) -> Array:
     """`input_gradient` by sums in the wide dtype of the statistics, of numbers of any size."""
     if alone(gamma, axes):
-        how: dict[str, Any] = {"groups": groups, "axes": axes, "centred": centred, "kept": kept}
-        return input_gradient_wide(xp, dy, x, None, of, own, **how) * gamma
+        return input_gradient_wide(xp, dy, x, None, of, own, groups=groups, axes=axes, centred=centred) * gamma
     g, dtype, pivot = affine(dy, gamma, None), of.rstd.dtype, None
     wide = xp.astype(g, dtype)
     if centred and gamma is None:  # where all are the same nothing is left
-        pivot = kept(first(wide, axes))
+        pivot = first(wide, axes)
         wide = wide - pivot
     slope = groups.mean_product(xp, wide, less(xp.astype(x, dtype), of.spread) * of.rstd)
     if centred:
         whole = groups.mean(xp, wide) if pivot is None else groups.mean(xp, wide) + pivot
         mean = xp.astype(whole, g.dtype)
-        g = g - kept(mean) - kept(xp.astype(whole - xp.astype(mean, dtype), g.dtype))
-    return (g - of.xhat * kept(xp.astype(slope, g.dtype))) * own.rstd * own.unit
+        g = g - mean - xp.astype(whole - xp.astype(mean, dtype), g.dtype)
+    return (g - of.xhat * xp.astype(slope, g.dtype)) * own.rstd * own.unit
 
 
 def alone(gamma: Array | None, axes: tuple[int, ...]) -> bool:

@@ -66,8 +66,6 @@ class Library(NamedTuple):
     """Whether it adds fastest by multiplying with ones."""
     norm: Callable[[Array], Array] | None = None
     """The norm along the last axis, where it adds squares fastest as those of the norms of short runs."""
-    wide: Callable[[Array], bool] = lambda x: False
-    """Whether sums in float64 take no longer than to read what is added: on a GPU that has this dtype."""
     mark: Callable[[Array], Hashable] = lambda x: None
     """What is another where the array has been written to, as far as the library can tell at little cost."""
     writeable: Callable[[Array], bool] = lambda x: False

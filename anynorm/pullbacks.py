@@ -6,7 +6,7 @@ from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple
 
-from anynorm import combinations, compilers, fused, kernels, weights
+from anynorm import combinations, fused, kernels, weights
 from anynorm.arrays import adds, cast, empty, zeros
 from anynorm.blocks import Block, blocks, both, share, within
 from anynorm.calls import Call, Plan
@@ -65,12 +65,6 @@ def _pull(call: Call, dy: Array, wanted: Wanted, of: Standardized | Spread | Non
     plan = call.plan
     if isinstance(of, Spread):
         arrays = [each for each in (call.x, call.gamma, dy) if each is not None]
-        compiler = compilers.chosen(call, arrays)
-        if compiler != "none" and (compilers.safe(call, compiler, dy) or ordinary(plan, of.var)):
-            known = of._replace(rest=seen(plan, of.rest, of.var)) if plan.library.readable(dy) else of
-            compiled = compilers.gradients(call, dy, wanted.dtype, wanted.parameters, known, compiler)
-            if compiled is not None:
-                return compiled
         if fused.takes(call, arrays):
             with fused.on(call, dy):
                 found = fused.gradients(call, dy, wanted, of)

@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from anynorm import compilers, fused, kernels, passes, replicas, weights
+from anynorm import fused, kernels, passes, replicas, weights
 from anynorm.arrays import adds, cast, empty
 from anynorm.calls import Call, Plan
 from anynorm.kernels import Array, Spread, Standardized
@@ -22,17 +22,8 @@ class Normalized(NamedTuple):
 
 
 def normalize(call: Call, *, keep: bool = True) -> Normalized:
-    """The result of a call: compiled if it is to be; in blocks if it is large and may be written so; else whole."""
+    """The result of a call: a program on a GPU; in blocks if it is large and may be written so; else whole."""
     plan, out = call.plan, call.out
-    if call.compiler != "none" and (compiler := compilers.chosen(call, arrays(call))) != "none":
-        with plan.library.quiet():
-            compiled = compilers.normalize(call, compiler, keep=keep)
-            if compiled is not None:
-                y, spread = compiled
-                if compilers.safe(call, compiler, call.x) or ordinary(plan, spread.var):
-                    if out is not None and y is not out:
-                        out[...] = y
-                    return Normalized(y if out is None else out, spread)
     if plan.library.programs is not None and fused.takes(call, arrays(call)):
         with fused.on(call, call.x):
             return Normalized(*fused.normalize(call, keep=keep))

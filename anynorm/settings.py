@@ -1,4 +1,4 @@
-"""How calls are run, where the user has a say in it: threads, the size of a block, a compiler."""
+"""How calls are run, where the user has a say in it: threads, the size of a block."""
 
 import os
 from collections.abc import Iterator
@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from anynorm.arrays import check_int
 
-COMPILERS = ("none", "torch", "jax", "cupy")
 MOST_THREADS = 4
 """As many as the interpreter's lock leaves something to do, where nobody asked for more."""
 
@@ -18,13 +17,10 @@ class Options(NamedTuple):
 
     threads: int
     block_bytes: int
-    compiler: str
 
 
 @contextmanager
-def options(
-    *, threads: int | None = None, block_bytes: int | None = None, compiler: str | None = None
-) -> Iterator[None]:
+def options(*, threads: int | None = None, block_bytes: int | None = None) -> Iterator[None]:
     """Say how the calls inside a ``with`` are run; results are the same to rounding.
 
     Parameters
@@ -35,11 +31,6 @@ def options(
     block_bytes : int, optional
         The size of the blocks, in bytes, in which large arrays are run; by default 4 MiB. A block and what is computed
         of it should fit into the cache of a processor.
-    compiler : {"torch", "jax", "cupy", "none"}, optional
-        Hand the kernels to that library's compiler, whatever library x is of ("cupy" takes arrays of CuPy alone, which
-        are compiled anyway); arrays are passed without a copy. A first call of its kind waits for the compiler; another
-        batch size does not, except with "jax". Calls that are traced already or have `weights`,
-        `all_reduce` or `moments`, Dask arrays and empty ones are run as ever. "none", the default, does without.
 
     Returns
     -------
@@ -52,12 +43,7 @@ def options(
     TypeError
         If `threads` or `block_bytes` is not an int.
     ValueError
-        If one of them is less than 1, or `compiler` is not one of those; from a call inside, if "cupy" is given an
-        array of another library.
-    ImportError
-        From a call inside, if the compiler's library is not installed.
-    RuntimeError
-        From a call inside, if "torch" finds no C++ compiler for a processor.
+        If one of them is less than 1.
 
     Examples
     --------
@@ -71,7 +57,6 @@ def options(
         Options(
             before.threads if threads is None else _at_least_one("threads", threads),
             before.block_bytes if block_bytes is None else _at_least_one("block_bytes", block_bytes),
-            before.compiler if compiler is None else _compiler(compiler),
         )
     )
     try:
@@ -96,7 +81,7 @@ _defaults: list[Options] = []
 
 def _default() -> Options:
     if not _defaults:
-        _defaults.append(Options(_threads(), 2**22, "none"))
+        _defaults.append(Options(_threads(), 2**22))
     return _defaults[0]
 
 
@@ -115,9 +100,3 @@ def _at_least_one(name: str, value: object) -> int:
     if number < 1:
         raise ValueError(f"{name} must be at least 1, got {number}")
     return number
-
-
-def _compiler(name: object) -> str:
-    if not isinstance(name, str) or name not in COMPILERS:
-        raise ValueError(f"compiler must be one of {', '.join(map(repr, COMPILERS))}, got {name!r:.40}")
-    return name

@@ -17,9 +17,6 @@ FLOORS = ["kernels", "weights", "replicas", "library", "of_numpy", "of_torch", "
 FLOORS += ["settings", "layouts", "files", "statistics", "blocks"]
 FLOORS += [
     "calls",
-    "engines",
-    "forms",
-    "compilers",
     "passes",
     "combinations",
     "cuda",
@@ -108,7 +105,7 @@ def test_signatures_are_those_of_the_design():
         "vjp": "norm, x, /, *params, **options",
         "save": "states, path",
         "load": "path, like=None",
-        "options": "*, threads=None, block_bytes=None, compiler=None",
+        "options": "*, threads=None, block_bytes=None",
         "RunningStats": "mean, var, count=0, *, momentum=0.9, correction=0",
         "WeightNorm": "v, g, *, axis=0",
         "Moments": "mean, var, count",

@@ -259,12 +259,9 @@ def test_a_step_holds_less_memory_than_the_primitives(backend, torch, composed, 
             y = forward()
             torch.autograd.grad(y, (x, gamma), y)
 
-        # on a GPU it takes the compiler
-        with anynorm.options(compiler="none" if backend.device.type == "cpu" else "torch"):
-            step()  # what torch allocates once
-            ours = peak(torch, backend.device, step)
-        assert ours < 0.8 * composed(peak, torch, backend.device, step)
         if backend.device.type == "cpu":
+            step()  # what torch allocates once
+            assert peak(torch, backend.device, step) < 0.8 * composed(peak, torch, backend.device, step)
             y = forward()
             backward = partial(torch.autograd.grad, y, (x, gamma), y)
             assert peak(torch, backend.device, backward) < size + 2**23

@@ -90,7 +90,7 @@ def test_the_formula_that_results_are_held_to_is_that_of_the_papers(work):
 @where_it_is_measured
 @pytest.mark.parametrize("work", each_small_work(), ids=lambda work: work.title)
 def test_every_candidate_of_a_library_gives_the_formulas_result(work, device, library):
-    found = candidates(device.name, (library,), ())
+    found = candidates(device.name, (library,))
     for dtype in device.dtypes:
         row = measure.measure(work, dtype, found, device, 0.0)
         outcomes = {name: outcome.failed for name, outcome in row.outcomes.items()}
@@ -105,7 +105,7 @@ def test_a_wrong_result_and_an_error_are_failures_with_a_reason_and_the_others_a
         raise RuntimeError("no kernel in /usr/lib/python3/kernels.py\nand more")
 
     found = [
-        *candidates("cpu", ("numpy",), ()),
+        *candidates("cpu", ("numpy",)),
         Candidate("wrong", "numpy", lambda _work, arrays, _device: lambda: (arrays.x,)),
         Candidate("NaN", "numpy", lambda _work, arrays, _device: lambda: (arrays.x * np.nan,)),
         Candidate("a scalar", "numpy", lambda _work, arrays, _device: lambda: (arrays.x[0, 0],)),
@@ -127,7 +127,7 @@ def test_a_wrong_result_and_an_error_are_failures_with_a_reason_and_the_others_a
 @once
 def test_times_ratios_and_bandwidth_agree():
     work = Work("layer_norm", (512, 1024))
-    row = measure.measure(work, "float32", candidates("cpu", ("numpy",), ()), devices.Cpu(), 0.1)
+    row = measure.measure(work, "float32", candidates("cpu", ("numpy",)), devices.Cpu(), 0.1)
     copy, ours, hand = (row.outcomes[name] for name in (COPY, "anynorm, NumPy", "formula, NumPy"))
     assert row.rounds >= 3
     assert hand.to_formula == 1
@@ -152,12 +152,12 @@ def test_the_memory_of_a_copy_is_one_x_and_that_of_two_is_two():
 
 @once
 def test_a_short_run_writes_a_table_with_each_candidate(tmp_path):
-    process = bench("--quick", "--only", "(8, 64)", "weight", "--library", "numpy", "--compilers", "--to", tmp_path)
+    process = bench("--quick", "--only", "(8, 64)", "weight", "--library", "numpy", "--to", tmp_path)
     assert process.returncode == 0
     page, numbers = (tmp_path / "cpu.md").read_text(), json.loads((tmp_path / "cpu.json").read_text())
     head = next(line for line in page.splitlines() if line.startswith("| work |"))
     assert [cell.strip() for cell in head.strip("|").split("|")][1:] == [
-        each.name for each in candidates("cpu", ("numpy",), ())
+        each.name for each in candidates("cpu", ("numpy",))
     ]
     assert set(numbers["machine"]) <= {"processor", "Python", "NumPy", "PyTorch", "JAX"}
     assert len(numbers["rows"]) == 3
@@ -179,6 +179,17 @@ def test_a_report_is_read_as_it_was_written_and_old_rows_are_kept(tmp_path):
 
 
 @once
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_report_keeps_the_columns_of_what_is_no_longer_measured(device):
+    found = report.Report.read(FOLDER / f"{device}.json")
+    names = {name for row in found.rows for name in row.outcomes}
+    assert any("compiler=" in name for name in names)
+    assert set(found.columns()) == names
+    head = next(line for line in report.markdown(found, figure=True).splitlines() if line.startswith("| work |"))
+    assert all(name in head for name in names)
+
+
+@once
 def test_what_was_measured_before_ctrl_c_is_written(tmp_path, capsys):
     command = runpy.run_path(str(FOLDER / "__main__.py"))["main"]
     measured = []
@@ -190,7 +201,7 @@ def test_what_was_measured_before_ctrl_c_is_written(tmp_path, capsys):
         return measured[0]
 
     command.__globals__["measure"] = interrupted
-    asked = ["--quick", "--only", "layer norm", "--library", "numpy", "--compilers", "--to", str(tmp_path)]
+    asked = ["--quick", "--only", "layer norm", "--library", "numpy", "--to", str(tmp_path)]
     assert command(asked) == 130
     assert "bench: interrupted" in capsys.readouterr().err
     found = report.Report.read(tmp_path / "cpu.json")

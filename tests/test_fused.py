@@ -20,9 +20,7 @@ def programs(request, monkeypatch):
     """NumPy as a library that runs programs; those that were written."""
     numpy = arrays.library_of("x", np.zeros(1))
     programs = Programs(launch, aligned=lambda x: x.ctypes.data % 16 == 0, on=lambda x: nullcontext())
-    gpu = numpy._replace(
-        programs=programs, wide=lambda x: True, readable=lambda x: False, plain=lambda *arrays: False, products=False
-    )
+    gpu = numpy._replace(programs=programs, readable=lambda x: False, plain=lambda *arrays: False, products=False)
     monkeypatch.setitem(arrays._libraries, np.ndarray, gpu)
     for cache in (calls._plans, fused._known, fused._programs):
         for key in list(cache):

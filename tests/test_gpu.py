@@ -6,29 +6,19 @@ from oracles import CASES, derived, standardized, standardized_gradient
 
 import anynorm
 
-pytestmark = [
-    pytest.mark.cells("torch-cuda", "cupy-cuda"),
-    pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning"),
-]
+pytestmark = pytest.mark.cells("torch-cuda", "cupy-cuda")
 
 
-@pytest.fixture(params=["none", "torch"])
-def compiler(request, backend):
-    """In force."""
+@pytest.fixture(autouse=True)
+def _plain(backend):
     if backend.tracked:
         pytest.skip(reason="test_autograd.py")
-    with anynorm.options(compiler=request.param):
-        yield request.param
-
-
-# compiling one takes PyTorch some seconds
-CHOSEN = {"none": range(len(CASES)), "torch": [0, 1, 2, 4, 5, 8, 9, 10, 12, 14, 16, 18, 19]}
 
 
 @pytest.mark.parametrize("index", range(len(CASES)), ids=map(str, CASES))
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_values_and_gradients_are_those_of_the_formula(compiler, backend, index, dtype):
-    if index not in CHOSEN[compiler] or (dtype == "bfloat16" and index % 4):
+def test_values_and_gradients_are_those_of_the_formula(backend, index, dtype):
+    if dtype == "bfloat16" and index % 4:
         pytest.skip(reason="another case has the same loops")
     case, rng, tolerance = CASES[index], np.random.default_rng(0), {"float32": 2e-6, "bfloat16": 2e-2}[dtype]
     x, dy = (backend.array(rng.standard_normal(case.shape) + offset, dtype) for offset in (1, 0))
@@ -56,7 +46,7 @@ def test_values_and_gradients_are_those_of_the_formula(compiler, backend, index,
     ],
 )
 @pytest.mark.parametrize(("shape", "axis"), [((64, 1000), 1), ((1000, 48), 0), ((20, 7, 90), (0, 2))], ids=str)
-def test_numbers_are_exact_at_every_offset_and_magnitude(compiler, backend, offset, scale, eps, bound, shape, axis):
+def test_numbers_are_exact_at_every_offset_and_magnitude(backend, offset, scale, eps, bound, shape, axis):
     rng = np.random.default_rng(0)
     numbers = (rng.standard_normal(shape) * scale + offset).astype(np.float32)
     x = backend.array(numbers, "float32")
@@ -77,7 +67,7 @@ def test_numbers_are_exact_at_every_offset_and_magnitude(compiler, backend, offs
         np.testing.assert_allclose(found / abs(expected).max(), expected / abs(expected).max(), atol=5e-6)
 
 
-def test_constants_and_nan_are_what_they_are_elsewhere(compiler, backend):
+def test_constants_and_nan_are_what_they_are_elsewhere(backend):
     for value, eps in ((0.0, 0), (0.1, 0), (-7.7e5, 0), (2.2e30, 0), (1e-40, 0), (3e38, 1e-40), (1.0, 1e-300)):
         x = backend.array(np.full((3, 30), value), "float32")
         backend.check(anynorm.layer_norm(x, eps=eps), np.zeros((3, 30)), dtype="float32", tolerance=0)
@@ -89,7 +79,7 @@ def test_constants_and_nan_are_what_they_are_elsewhere(compiler, backend):
     assert np.isnan(y[2]).all()
 
 
-def test_a_result_may_go_to_any_place(compiler, backend):
+def test_a_result_may_go_to_any_place(backend):
     numbers = np.random.default_rng(0).standard_normal((6, 32)).astype(np.float32)
     expected = standardized(numbers, 1).astype(np.float64)
     x = backend.array(numbers, "float32")
@@ -100,7 +90,7 @@ def test_a_result_may_go_to_any_place(compiler, backend):
 
 
 @pytest.mark.parametrize(("shape", "axis"), [((300000, 8), 0), ((1, 2**22), 1), ((50000, 40), 1)], ids=str)
-def test_many_numbers_are_added_exactly(compiler, backend, shape, axis):
+def test_many_numbers_are_added_exactly(backend, shape, axis):
     numbers = (np.random.default_rng(0).standard_normal(shape) + 1e4).astype(np.float32)
     dy = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
     gamma = np.linspace(1, 2, shape[1], dtype=np.float32).reshape(1, -1)
@@ -118,7 +108,7 @@ def test_many_numbers_are_added_exactly(compiler, backend, shape, axis):
 
 
 @pytest.mark.cells("cupy-cuda")
-def test_work_waits_for_the_stream_of_its_arrays(compiler, backend):
+def test_work_waits_for_the_stream_of_its_arrays(backend):
     cupy, numbers = backend.xp, np.random.default_rng(0).standard_normal((4096, 1024)).astype(np.float32)
     expected = standardized(numbers, 1).astype(np.float64)
     x = backend.array(numbers, "float32")

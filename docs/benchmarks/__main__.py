@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # anynorm as it is in this checkout
 
 import figure
-from candidates import COMPILED, PEER, Candidate, candidates
+from candidates import PEER, Candidate, candidates
 from devices import DEVICES, TITLES, Device, MissingError, machine
 from measure import Row, measure
 from report import Report, digits, percent, write
@@ -31,7 +31,6 @@ SECONDS = {"cpu": 150.0, "cuda": 90.0}
 """Of taking turns; to compile and to check comes on top."""
 BUSY = 0.7
 """The load of a machine, in the last minute, above which it is said to do other work."""
-COMPILERS = tuple(sorted({compiler for _, compiler in COMPILED}))
 
 
 class BadArgumentError(Exception):
@@ -124,13 +123,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", choices=DEVICES, default="cpu", help="the kind of device (%(default)s)")
     parser.add_argument("--only", nargs="+", metavar="TEXT", help="the works whose title has one of these texts")
     parser.add_argument("--library", nargs="+", choices=libraries, default=libraries, help="the libraries (all)")
-    parser.add_argument(
-        "--compilers",
-        nargs="*",
-        choices=COMPILERS,
-        default=COMPILERS,
-        help="the compilers that anynorm is given (all); with no name after it, none",
-    )
     parser.add_argument("--dtypes", nargs="+", choices=DEVICES["cuda"].dtypes, help="the dtypes (all of the device)")
     parser.add_argument("--seconds", type=_seconds, help=f"of taking turns, in all ({SECONDS['cpu']:g} on the CPU)")
     parser.add_argument("--quick", action="store_true", help="small shapes and few rounds: does everything work?")
@@ -177,7 +169,7 @@ def _candidates(chosen: argparse.Namespace) -> list[Candidate]:
     libraries = tuple(library for library in known if library in chosen.library)
     if not libraries:
         raise BadArgumentError(f"--library on {chosen.device} must have one of {', '.join(known)}, got none of them")
-    return candidates(chosen.device, libraries, tuple(chosen.compilers))
+    return candidates(chosen.device, libraries)
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """Who does the work: a copy, the formula typed by hand, a library's own kernel, and anynorm on each library."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -12,9 +11,6 @@ from works import Work
 
 import anynorm
 
-COMPILED = (("numpy", "torch"), ("numpy", "jax"), ("torch", "torch"), ("cupy", "torch"))
-"""A library, and the compiler to hand its arrays to."""
-
 
 class Candidate(NamedTuple):
     """A way to do a work."""
@@ -24,20 +20,14 @@ class Candidate(NamedTuple):
     """Whose arrays it is given."""
     prepare: Callable[[Work, Arrays, Device], Run | None]
     """All that is to be done but once; None if such a work is not for it."""
-    compiler: str | None = None
-    """The one that anynorm is told to use."""
-
-    def context(self) -> AbstractContextManager[None]:
-        """What it runs in."""
-        return nullcontext() if self.compiler is None else anynorm.options(compiler=self.compiler)
 
 
 COPY = "copy"
 PEER = "torch.nn.functional"
 
 
-def candidates(device: str, libraries: tuple[str, ...], compilers: tuple[str, ...]) -> list[Candidate]:
-    """Those on a device, of these libraries, and with these compilers beside none; the copy always is one."""
+def candidates(device: str, libraries: tuple[str, ...]) -> list[Candidate]:
+    """Those on a device, of these libraries; the copy always is one."""
     home = "numpy" if device == "cpu" else "torch"
     found = [Candidate(COPY, home, _copy)]
     for library in libraries:
@@ -51,11 +41,6 @@ def candidates(device: str, libraries: tuple[str, ...], compilers: tuple[str, ..
             found.append(Candidate(f"{name}, out=", library, _into_out))
         if library == "torch":
             found.append(Candidate(f"{name}, autograd", library, _recorded))
-        for each, compiler in COMPILED:
-            if library == each and compiler in compilers:
-                found.append(Candidate(f'{name}, compiler="{compiler}"', library, _eager, compiler))
-                if library == "torch":
-                    found.append(Candidate(f'{name}, autograd, compiler="{compiler}"', library, _recorded, compiler))
     return found
 
 

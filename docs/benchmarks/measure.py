@@ -139,24 +139,23 @@ def _first_calls(
     device: Device,
     outcome: Outcome,
 ) -> _Runner | None:
-    with candidate.context():
-        start = time.perf_counter()
-        run = candidate.prepare(work, arrays, device)
-        if run is None:
-            return None
-        results = run()
-        device.wait(candidate.library, results)
-        outcome.first_call_s = time.perf_counter() - start
-        if candidate.name != COPY:
-            outcome.error = _error(candidate, results, expected, device)
-            if not outcome.error <= TOLERANCE[dtype]:
-                raise ArithmeticError(
-                    f"the result must be within {TOLERANCE[dtype]:g} of the float64 formula, as a share of its largest "
-                    f"number, got {outcome.error:.1e}"
-                )
-        del results
-        seconds = min(_sample(run, candidate, device, 1) for _ in range(2))
-        outcome.extra_memory = _extra_memory(run, device, work.size * (4 if dtype == "float32" else 2))
+    start = time.perf_counter()
+    run = candidate.prepare(work, arrays, device)
+    if run is None:
+        return None
+    results = run()
+    device.wait(candidate.library, results)
+    outcome.first_call_s = time.perf_counter() - start
+    if candidate.name != COPY:
+        outcome.error = _error(candidate, results, expected, device)
+        if not outcome.error <= TOLERANCE[dtype]:
+            raise ArithmeticError(
+                f"the result must be within {TOLERANCE[dtype]:g} of the float64 formula, as a share of its largest "
+                f"number, got {outcome.error:.1e}"
+            )
+    del results
+    seconds = min(_sample(run, candidate, device, 1) for _ in range(2))
+    outcome.extra_memory = _extra_memory(run, device, work.size * (4 if dtype == "float32" else 2))
     return _Runner(candidate, run, seconds)
 
 
@@ -182,8 +181,7 @@ def _take_turns(runners: list[_Runner], device: Device, seconds: float) -> tuple
     for _ in range(rounds):
         for runner in order.sample(runners, len(runners)):
             name = runner.candidate.name
-            with runner.candidate.context():
-                samples[name].append(_sample(runner.run, runner.candidate, device, numbers[name]))
+            samples[name].append(_sample(runner.run, runner.candidate, device, numbers[name]))
     return rounds, samples
 
 

@@ -8,7 +8,7 @@ from itertools import compress
 from pathlib import Path
 from typing import NamedTuple
 
-from candidates import COMPILED, PEER, candidates
+from candidates import PEER, candidates
 from devices import DEVICES
 from measure import LEAST_MEMORY, Outcome, Row
 
@@ -50,9 +50,8 @@ class Report:
         return list(dict.fromkeys(row.dtype for row in self.rows))
 
     def columns(self) -> list[str]:
-        """The candidates that took part, in their order."""
-        compilers = tuple({compiler for _, compiler in COMPILED})
-        known = [each.name for each in candidates(self.device, DEVICES[self.device].libraries, compilers)]
+        """The candidates that took part, in their order; last those that are no longer measured."""
+        known = [each.name for each in candidates(self.device, DEVICES[self.device].libraries)]
         present = [name for row in self.rows for name in row.outcomes]
         return [name for name in dict.fromkeys(known + present) if name in present]
 
