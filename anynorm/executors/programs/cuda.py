@@ -1,15 +1,10 @@
-"""The kernels written out in CUDA: what they do to arrays is followed once, and becomes the text of one program.
-
-A program is loops over the numbers of each group. Every sum over groups ends a loop, and what comes of it is used in
-the next; in the last one the results are written. Nothing of the mathematics is here: it is read off the kernels.
-"""
+"""The emitter for a GPU: a trace printed as CUDA."""
 
 import math
-import sys
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
-from anynorm.kernels import PURE, Arithmetic, Namespace
+from anynorm.executors.programs.trace import Operand, Statement, TracedNamespace, TracedScalar, TracedSums, Tracer
 
 LANES = ((128, 32), (512, 128), (4096, 256), (math.inf, 512))
 """Up to so many packs a group has so many threads; a short group fewer than a warp."""
@@ -26,260 +21,6 @@ BUSY = 1056
 """So many blocks keep a GPU busy."""
 WORTH = 1024
 """A group is shared by blocks that have so many numbers each."""
-
-
-class Operand(NamedTuple):
-    """How an array lies beside a shape: 0 steps along the axes that it is broadcast along."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    steps: tuple[int, ...]
-
-    def varies(self, axes: Sequence[int]) -> bool:
-        """Whether it has more than one number along these."""
-        return any(self.steps[axis] for axis in axes)
-
-
-class Number:
-    """A number of a program, in the arithmetic that kernels know: that of arrays."""
-
-    __slots__ = ("dtype", "each", "level", "name", "operand", "shape", "writer")
-    __hash__ = None  # type: ignore[assignment]
-
-    def __init__(self, writer: "Writer", name: str, dtype: str, level: int, *, each: bool) -> None:
-        self.writer, self.name, self.dtype = writer, name, dtype
-        self.level, self.each = level, each
-        """How many loops must have ended, and whether it differs within a group."""
-        self.operand: int | None = None
-        """The array that it is a number of, unless it is computed."""
-        self.shape: tuple[int, ...] = ()
-
-    def __getitem__(self, index: Any) -> "Number":
-        """The first number of each group."""
-        return self.writer.first(self)
-
-    def __add__(self, other: Any) -> "Number":
-        return self.writer.write(None, "plus({}, {})", self, other)
-
-    def __radd__(self, other: Any) -> "Number":
-        return self.writer.write(None, "plus({}, {})", other, self)
-
-    def __sub__(self, other: Any) -> "Number":
-        return self.writer.write(None, "minus({}, {})", self, other)
-
-    def __rsub__(self, other: Any) -> "Number":
-        return self.writer.write(None, "minus({}, {})", other, self)
-
-    def __mul__(self, other: Any) -> "Number":
-        return self.writer.write(None, "times({}, {})", self, other)
-
-    def __rmul__(self, other: Any) -> "Number":
-        return self.writer.write(None, "times({}, {})", other, self)
-
-    def __truediv__(self, other: Any) -> "Number":
-        return self.writer.write(None, "{} / {}", self, other)
-
-    def __rtruediv__(self, other: Any) -> "Number":
-        return self.writer.write(None, "{} / {}", other, self)
-
-    def __neg__(self) -> "Number":
-        return self.writer.write(None, "-{}", self)
-
-    def __lt__(self, other: Any) -> "Number":
-        return self.writer.write("bool", "{} < {}", self, other)
-
-    def __gt__(self, other: Any) -> "Number":
-        return self.writer.write("bool", "{} > {}", self, other)
-
-    def __ge__(self, other: Any) -> "Number":
-        return self.writer.write("bool", "{} >= {}", self, other)
-
-    def __eq__(self, other: object) -> "Number":  # type: ignore[override]
-        return self.writer.write("bool", "{} == {}", self, other)
-
-    def __ne__(self, other: object) -> "Number":  # type: ignore[override]
-        return self.writer.write("bool", "{} != {}", self, other)
-
-    def __and__(self, other: Any) -> "Number":
-        return self.writer.write("bool", "{} && {}", self, other)
-
-    def __invert__(self) -> "Number":
-        return self.writer.write("bool", "!{}", self)
-
-
-class Info(NamedTuple):
-    """The limits of a dtype."""
-
-    max: float
-    smallest_normal: float
-    eps: float
-
-
-INFO = {
-    "float32": Info((2 - 2.0**-23) * 2.0**127, 2.0**-126, 2.0**-23),
-    "float64": Info(sys.float_info.max, sys.float_info.min, sys.float_info.epsilon),
-}
-
-
-class Words:
-    """The part of the array API that kernels are written in, of numbers of a program."""
-
-    float32, float64 = "float32", "float64"
-
-    @staticmethod
-    def finfo(dtype: str) -> "Info":
-        """Its limits."""
-        return INFO[dtype]
-
-    @staticmethod
-    def astype(x: Number, dtype: str, *, copy: bool = True) -> Number:  # noqa: ARG004
-        """A number of another dtype."""
-        if x.dtype == dtype:
-            return x
-        cast = x.writer.write(dtype, "widened({})" if dtype == "float64" else "narrowed({})", x)
-        cast.operand, cast.shape = x.operand, x.shape
-        return cast
-
-    @staticmethod
-    def where(condition: Number, x: Any, y: Any) -> Number:
-        """One of two."""
-        return condition.writer.write(None, "{} ? {} : {}", condition, x, y)
-
-    @staticmethod
-    def sqrt(x: Number) -> Number:
-        """The root."""
-        return x.writer.write(None, "sqrt({})", x)
-
-    @staticmethod
-    def reciprocal(x: Number) -> Number:
-        """1 / x."""
-        return 1.0 / x
-
-    @staticmethod
-    def isfinite(x: Number) -> Number:
-        """Whether it is neither infinite nor NaN."""
-        return x - x == 0.0
-
-    @staticmethod
-    def minimum(x: Number, y: Any) -> Number:
-        """The smaller one."""
-        return Words.where(x < y, x, y)
-
-    @staticmethod
-    def maximum(x: Number, y: Any) -> Number:
-        """The larger one."""
-        return Words.where(x > y, x, y)
-
-    @staticmethod
-    def ones_like(x: Number) -> Number:
-        """1."""
-        return x.writer.write(x.dtype, "1", x)
-
-    @staticmethod
-    def zeros_like(x: Number) -> Number:
-        """0."""
-        return x.writer.write(x.dtype, "0", x)
-
-    @staticmethod
-    def sum(x: Number, *, axis: Any, keepdims: bool) -> Number:  # noqa: ARG004
-        """Over the group."""
-        return x.writer.over(0, x)
-
-    @staticmethod
-    def min(x: Number, *, axis: Any, keepdims: bool) -> Number:  # noqa: ARG004
-        """Of the group."""
-        return x.writer.over(1, x)
-
-    @staticmethod
-    def max(x: Number, *, axis: Any, keepdims: bool) -> Number:  # noqa: ARG004
-        """Of the group."""
-        return x.writer.over(2, x)
-
-
-class Sums:
-    """`Groups` of a program."""
-
-    def __init__(self, writer: "Writer") -> None:
-        self.writer, self.axes = writer, writer.axes
-
-    def mean(self, xp: Namespace, x: Number) -> Number:
-        """The mean of each group."""
-        total: Number = xp.sum(x, axis=self.axes, keepdims=True)
-        return total / self.writer.divisor
-
-    def mean_product(self, xp: Namespace, x: Number, other: Number, *, ops: Arithmetic = PURE) -> Number:
-        """Of x * other."""
-        return self.mean(xp, ops.multiply(x, other))
-
-
-class Total(NamedTuple):
-    """What a loop makes of all numbers of a group."""
-
-    how: int
-    """0 for the sum, 1 for the smallest, 2 for the largest."""
-    type: str
-    level: int
-    """The number of the loop."""
-    of: str
-
-
-class Writer:
-    """The statements of a program, as they come."""
-
-    def __init__(self, axes: tuple[int, ...], operands: Sequence[Operand | None], pack: int) -> None:
-        self.axes, self.pack = axes, pack
-        self.totals: list[Total] = []
-        self.statements: list[tuple[int, bool, str]] = []
-        """With the loops that must have ended before, and whether it differs within a group."""
-        self.divisor = Number(self, "divisor", "float64", 0, each=False)
-        self.numbers = [None if each is None else self._read(i, each) for i, each in enumerate(operands)]
-
-    def write(self, dtype: str | None, text: str, *parts: Any) -> Number:
-        """A new number, of the parts; of the widest of their dtypes, if no other is named."""
-        numbers = [each for each in parts if isinstance(each, Number)]
-        if dtype is None:
-            dtype = max(each.dtype for each in numbers if each.dtype != "bool")
-        wide = any(each.dtype == "float64" for each in numbers)
-        mixed = wide and any(each.dtype == "float32" for each in numbers)
-        words = [
-            _literal(part, wide=wide)
-            if not isinstance(part, Number)
-            else f"widened({part.name})"
-            if mixed and part.dtype == "float32"
-            else part.name
-            for part in parts
-        ]
-        level, each = max(part.level for part in numbers), any(part.each for part in numbers)
-        return self._stated(dtype, text.format(*words), level, each=each)
-
-    def first(self, x: Number) -> Number:
-        """The first number of the group that one comes from, in its dtype."""
-        assert x.operand is not None
-        own = self.numbers[x.operand]
-        value = f"read(p{x.operand}[0])"
-        return self._stated(x.dtype, f"widened({value})" if own and own.dtype != x.dtype else value, 0, each=False)
-
-    def over(self, how: int, x: Number) -> Number:
-        """What all numbers of a group come to, which ends a loop."""
-        self.totals.append(Total(how, TYPES[x.dtype], x.level, x.name))
-        return Number(self, f"t{len(self.totals) - 1}", x.dtype, x.level + 1, each=False)
-
-    def _read(self, i: int, operand: Operand) -> Number:
-        each = operand.varies(self.axes)
-        dtype = "float64" if operand.dtype == "float64" else "float32"
-        number = self._stated(dtype, f"read({_place(i, operand, self.axes, self.pack)})", 0, each=each)
-        number.operand, number.shape = i, operand.shape
-        return number
-
-    def _stated(self, dtype: str, value: str, level: int, *, each: bool) -> Number:
-        number = Number(self, f"v{len(self.statements)}", dtype, level, each=each)
-        kind = TYPES[number.dtype]
-        self.statements.append((level, each, f"const {kind} {number.name} = ({kind})({value});"))
-        return number
-
-
-def _literal(value: float, *, wide: bool) -> str:
-    return f"({float(value)!r})" if wide else f"({float(value)!r}f)"
 
 
 class Shape(NamedTuple):
@@ -384,14 +125,14 @@ class Program(NamedTuple):
     """The text of a program, and what it leaves to the next."""
 
     text: str
-    totals: tuple[int, ...]
+    totals: tuple[str, ...]
     """How each of them comes about; none where it is the last."""
 
 
 def programs(
     shape: Shape,
     inputs: int,
-    body: Callable[[Any, list[Number | None], Sums], tuple[Sequence[Number], Sequence[Number]]],
+    body: Callable[[Any, list[TracedScalar | None], TracedSums], tuple[Sequence[TracedScalar], Sequence[TracedScalar]]],
     *,
     apart: bool,
 ) -> list[Program]:
@@ -400,14 +141,14 @@ def programs(
     `body` makes of the numbers of the inputs, the first of the operands, what is written to the others, and what there
     is for each group. `apart` says that nothing that is written to is read.
     """
-    writer = Writer(shape.axes, shape.operands[:inputs], shape.pack)
-    each, of_groups = body(Words, writer.numbers, Sums(writer))
-    last = max([0, *(1 + total.level for total in writer.totals)])
+    tracer = Tracer(shape.axes, shape.operands[:inputs])
+    each, of_groups = body(TracedNamespace, tracer.numbers, TracedSums(tracer))
+    last = tracer.last
     loops = [range(last + 1)] if shape.splits == 1 else [range(loop, loop + 1) for loop in range(last + 1)]
     return [
         Program(
-            _text(shape, writer, inputs, each, of_groups, some, apart=apart),
-            () if last in some else tuple(total.how for total in writer.totals if total.level == some.start),
+            _text(shape, tracer, inputs, each, of_groups, some, apart=apart),
+            () if last in some else tuple(total.how for total in tracer.totals if total.level == some.start),
         )
         for some in loops
     ]
@@ -415,16 +156,16 @@ def programs(
 
 def _text(
     shape: Shape,
-    writer: Writer,
+    tracer: Tracer,
     inputs: int,
-    each: Sequence[Number],
-    of_groups: Sequence[Number],
+    each: Sequence[TracedScalar],
+    of_groups: Sequence[TracedScalar],
     loops: range,
     *,
     apart: bool,
 ) -> str:
     """The program that runs these loops; what those before added up is read."""
-    last, pack = max([0, *(1 + total.level for total in writer.totals)]), shape.pack
+    last, pack = tracer.last, shape.pack
     shape_of_packs, kept, axes = shape.packed, shape.kept, shape.axes
     operands = [(i, operand) for i, operand in enumerate(shape_of_packs.operands) if operand is not None]
     alone = "__restrict__ " if apart else ""
@@ -441,15 +182,16 @@ def _text(
     lines += [*SLOTS, *_divided("group", "k", kept, shape_of_packs.whole)]
     lines += [f"const auto p{i} = a{i} + ({_offset('k', kept, operand)});" for i, operand in operands]
     for loop in before:
-        totals = [(k, total) for k, total in enumerate(writer.totals) if total.level == loop]
-        lines += [f"const {total.type} t{k} = c{loop}[{i} * groups + group];" for i, (k, total) in enumerate(totals)]
-    lines += [text for level, differs, text in writer.statements if not differs and level <= loops.start]
+        totals = [(k, total) for k, total in enumerate(tracer.totals) if total.level == loop]
+        lines += [f"const {TYPES[total.dtype]} t{k} = c{loop}[{i} * groups + group];" for i, (k, total) in enumerate(totals)]
+    statements = [(each.level, each.varies, _printed(shape, tracer, each)) for each in tracer.statements.values()]
+    lines += [text for level, varies, text in statements if not varies and level <= loops.start]
     totals = []
     for loop in loops:
-        totals = [(k, total) for k, total in enumerate(writer.totals) if total.level == loop]
+        totals = [(k, total) for k, total in enumerate(tracer.totals) if total.level == loop]
         results = each if loop == last else ()
         if totals or results:
-            lines += [f"{total.type} s{k} = {IDENTITY[total.how]};" for k, total in totals]
+            lines += [f"{TYPES[total.dtype]} s{k} = {IDENTITY[total.how]};" for k, total in totals]
             lines += [f"#pragma unroll {2 if pack > 1 else 8}", *LOOP, *_divided("j", "i", axes, shape_of_packs.whole)]
             packs = [(i, operand) for i, operand in operands if operand.varies(axes)]
             lines += [f"const Index o{i} = {_offset('i', axes, operand)};" for i, operand in packs]
@@ -461,8 +203,8 @@ def _text(
             if results:
                 lines += [f"{kind} q{i};" for i, kind in places.items() if i >= inputs]
             lines += ["#pragma unroll", f"for (int u = 0; u < {pack}; u++) {{"]
-            lines += [text for level, differs, text in writer.statements if differs and level <= loop]
-            lines += [f"s{k} = join<{total.how}>(s{k}, ({total.type}){total.of});" for k, total in totals]
+            lines += [text for level, varies, text in statements if varies and level <= loop]
+            lines += [f"s{k} = join<{HOW[total.how]}>(s{k}, ({TYPES[total.dtype]}){total.of});" for k, total in totals]
             for i, number in enumerate(results, inputs):
                 place = _place(i, shape.operands[i], axes, pack)
                 lines.append(f"{'' if i in places else 'if (live) '}write({place}, {number.name});")
@@ -470,9 +212,9 @@ def _text(
             if results:
                 lines += [f"if (live) *({kind} *)(p{i} + o{i}) = q{i};" for i, kind in places.items() if i >= inputs]
             lines.append("}")
-        lines += [f"const {total.type} t{k} = across<{total.how}>(s{k});" for k, total in totals]
+        lines += [f"const {TYPES[total.dtype]} t{k} = across<{HOW[total.how]}>(s{k});" for k, total in totals]
         if loop + 1 in loops:
-            lines += [text for level, differs, text in writer.statements if not differs and level == loop + 1]
+            lines += [text for level, varies, text in statements if not varies and level == loop + 1]
     if last in loops:
         written = [f"g{i}[group] = {number.name};" for i, number in enumerate(of_groups)]
         lines.append(f"if (live && lane == 0 && blockIdx.y == 0) {{ {' '.join(written)} }}")
@@ -484,6 +226,29 @@ def _text(
     head += [f"#define TOGETHER {shape.together}", f"#define PACK {pack}"]
     head += [f"typedef {'long long' if shape.large else 'int'} Index;", ASSEMBLY, PREAMBLE]
     return "\n".join([*head, *lines, "}", ""])
+
+
+def _printed(shape: Shape, tracer: Tracer, statement: Statement) -> str:
+    """A statement as it stands in a program."""
+    kind, arguments = TYPES[statement.dtype], statement.arguments
+    if statement.operation == "read":
+        value = f"read({_place(arguments[0], tracer.operands[arguments[0]], shape.axes, shape.pack)})"
+    elif statement.operation == "first":
+        value = f"read(p{arguments[0]}[0])"
+    elif statement.operation == "astype":
+        value = f"{'widened' if statement.dtype == 'float64' else 'narrowed'}({arguments[0].name})"
+    else:
+        dtypes = {each.dtype for each in arguments if isinstance(each, TracedScalar)}
+        names = [_argument(each, dtypes) for each in arguments]
+        value = PRINTED[statement.operation].format(*names)
+    return f"const {kind} {statement.name} = ({kind})({value});"
+
+
+def _argument(value: Any, dtypes: set[str]) -> str:
+    """An argument beside others of these dtypes, of which it takes the widest."""
+    if not isinstance(value, TracedScalar):
+        return f"({float(value)!r})" if "float64" in dtypes else f"({float(value)!r}f)"
+    return f"widened({value.name})" if value.dtype == "float32" and "float64" in dtypes else value.name
 
 
 def _divided(index: str, name: str, axes: tuple[int, ...], whole: tuple[int, ...]) -> list[str]:
@@ -510,8 +275,27 @@ def _place(i: int, operand: Operand | None, axes: tuple[int, ...], pack: int) ->
 TYPES = {"float32": "float", "float64": "double", "bool": "bool"}
 SIZES = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}
 STORED = {"float32": "float", "float64": "double", "float16": "Half", "bfloat16": "Bfloat"}
-IDENTITY = ("0", "(1e300 * 1e300)", "-(1e300 * 1e300)")
-"""Of a sum, of the smallest and of the largest."""
+HOW = {"sum": 0, "min": 1, "max": 2}
+IDENTITY = {"sum": "0", "min": "(1e300 * 1e300)", "max": "-(1e300 * 1e300)"}
+PRINTED = {
+    "add": "plus({}, {})",
+    "subtract": "minus({}, {})",
+    "multiply": "times({}, {})",
+    "divide": "{} / {}",
+    "negative": "-{}",
+    "less": "{} < {}",
+    "greater": "{} > {}",
+    "greater_equal": "{} >= {}",
+    "equal": "{} == {}",
+    "not_equal": "{} != {}",
+    "logical_and": "{} && {}",
+    "logical_or": "{} || {}",
+    "logical_not": "!{}",
+    "where": "{} ? {} : {}",
+    "sqrt": "sqrt({})",
+    "one": "1",
+    "zero": "0",
+}
 SLOTS = [
     "#if COLUMNS",
     "const Index slot = blockIdx.x * TOGETHER + threadIdx.x % COLUMNS, lane = threadIdx.x / COLUMNS;",

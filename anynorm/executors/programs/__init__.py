@@ -1,0 +1,1 @@
+"""Programs: loops made of the kernels, for a processor through numba and for a GPU through CuPy."""

@@ -1,0 +1,234 @@
+"""Numba: the words that the text of a program is written in, what is made of it, and where that is kept.
+
+Numba is imported here alone, when a call first wants it.
+"""
+
+import hashlib
+import os
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+READ = {
+    "float16": ("half", None),
+    "bfloat16": ("bfloat", None),
+    "float32": ("float", None),
+    "float64": ("double", None),
+    "bool": ("i8", False),
+    **{f"{sign}int{bits}": (f"i{bits}", sign == "") for sign in ("", "u") for bits in (8, 16, 32, 64)},
+}
+"""The dtypes that a program reads: the type of LLVM, and for a whole number whether it has a sign."""
+WRITTEN = ("float16", "bfloat16", "float32", "float64")
+PLACES = 48
+"""So many arrays a program has at most; it is told that none of them overlap."""
+
+
+class State(NamedTuple):
+    """Whether there is a numba to compile with."""
+
+    version: str | None
+    why: str
+    """Why not, in a few words; "" where there is one."""
+
+
+@cache
+def state() -> State:
+    """Whether numba can be imported; it refuses a NumPy that is newer than it knows."""
+    try:
+        import numba
+    except ModuleNotFoundError as error:
+        missing = error.name == "numba"
+        return State(None, "not installed" if missing else f"cannot be imported: {error}")
+    except Exception as error:
+        return State(None, f"cannot be imported: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+    return State(numba.__version__, "")
+
+
+@cache
+def readable() -> frozenset[str]:
+    """The dtypes that programs read here: float16 only where the processor knows it."""
+    import llvmlite.binding as llvm
+
+    features = llvm.get_host_cpu_features()
+    half = features.get("f16c", False) or llvm.get_process_triple().startswith(("aarch64", "arm64"))
+    return frozenset(name for name in READ if half or name != "float16")
+
+
+def cache_folder() -> Path | None:
+    """Where the text of programs is kept, and by numba what it made of them; None where nothing can be written."""
+    named = os.environ.get("NUMBA_CACHE_DIR")
+    if named:
+        folder = Path(named) / "anynorm"
+    elif sys.platform == "win32":
+        folder = Path(os.environ.get("LOCALAPPDATA") or tempfile.gettempdir()) / "anynorm" / "cache"
+    elif sys.platform == "darwin":
+        folder = Path("~/Library/Caches/anynorm").expanduser()
+    else:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "anynorm"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except (OSError, RuntimeError):
+        return None
+
+
+def function_of(name: str, text: str, arrays: int) -> Callable[..., None]:
+    """The function of this name that the text defines: of integers, two numbers and the addresses of the arrays.
+
+    Its arguments are start, stop, part, low, high, the address of the sizes, eps, divisor and the addresses.
+    """
+    import numba
+
+    def made(path: str, *, keep: bool) -> Callable[..., None]:
+        scope: dict[str, Any] = dict(_words())
+        exec(compile(text, path, "exec"), scope)  # it was printed by `cpu`, not read from the file
+        whole, real = numba.int64, numba.float64
+        signature = numba.void(*([whole] * 6), real, real, *([whole] * arrays))
+        how = {"nogil": True, "error_model": "numpy", "cache": keep}
+        function: Callable[..., None] = numba.njit(signature, **how)(scope[name])
+        return function
+
+    path = _kept(name, text)
+    if path is not None:
+        try:
+            return made(path, keep=True)
+        except (OSError, RuntimeError, EOFError, ValueError):  # the disk is full, or what is kept there is damaged
+            pass
+    return made(f"<{name}>", keep=False)
+
+
+def _kept(name: str, text: str) -> str | None:
+    """The file that holds the text, written unless it is there."""
+    folder = cache_folder()
+    if folder is None:
+        return None
+    path = folder / f"{name}_{hashlib.sha256((_version() + text).encode()).hexdigest()[:20]}.py"
+    try:
+        if not path.exists() or path.read_text() != text:
+            with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".tmp", delete=False) as file:
+                file.write(text)
+            os.replace(file.name, path)
+    except OSError:
+        return None
+    return str(path)
+
+
+@cache
+def _version() -> str:
+    """What the words mean."""
+    return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+
+
+@cache
+def _words() -> dict[str, Any]:
+    """The functions that a program calls: `load_float32(address, index, place)`, `store_...`, `plus` and `sqrt`."""
+    from math import sqrt
+
+    import numpy as np
+    from llvmlite import ir
+    from numba import types
+    from numba.extending import intrinsic
+
+    kinds = {"half": ir.HalfType(), "float": ir.FloatType(), "double": ir.DoubleType(), "bfloat": ir.IntType(16)}
+    kinds |= {f"i{bits}": ir.IntType(bits) for bits in (8, 16, 32, 64)}
+    double, single, word = ir.DoubleType(), ir.FloatType(), ir.IntType(32)
+
+    def placed(builder: Any, instruction: Any, place: int) -> None:
+        """Say that what lies in one place is read and written there alone."""
+        domain = builder.module.add_metadata(["anynorm"])
+        own, *others = (
+            builder.module.add_metadata([f"anynorm {i}", domain])
+            for i in (place, *(other for other in range(PLACES) if other != place))
+        )
+        instruction.set_metadata("alias.scope", builder.module.add_metadata([own]))
+        instruction.set_metadata("noalias", builder.module.add_metadata(others))
+
+    def at(builder: Any, address: Any, index: Any, kind: Any) -> Any:
+        return builder.gep(builder.inttoptr(address, kind.as_pointer()), [index])
+
+    def widened(builder: Any, value: Any, name: str) -> Any:
+        kind, signed = READ[name]
+        if kind == "bfloat":
+            bits = builder.shl(builder.zext(value, word), word(16))
+            return builder.fpext(builder.bitcast(bits, single), double)
+        if signed is not None:
+            return (builder.sitofp if signed else builder.uitofp)(value, double)
+        return value if kind == "double" else builder.fpext(value, double)
+
+    def narrowed(builder: Any, value: Any, name: str) -> Any:
+        if name == "float64":
+            return value
+        value = builder.fptrunc(value, single)
+        if name == "float32":
+            return value
+        if name == "float16":
+            return builder.fptrunc(value, ir.HalfType())
+        bits = builder.bitcast(value, word)
+        odd = builder.and_(builder.lshr(bits, word(16)), word(1))
+        rounded = builder.add(bits, builder.add(odd, word(0x7FFF)))
+        is_nan = builder.fcmp_unordered("uno", value, value)
+        bits = builder.select(is_nan, word(0x7FC00000), rounded)
+        return builder.trunc(builder.lshr(bits, word(16)), ir.IntType(16))
+
+    def load(name: str) -> Any:
+        @intrinsic(prefer_literal=True)
+        def function(_: Any, address: Any, index: Any, place: Any) -> Any:
+            def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
+                value = builder.load(at(builder, arguments[0], arguments[1], kinds[READ[name][0]]))
+                placed(builder, value, place.literal_value)
+                return widened(builder, value, name)
+
+            return types.float64(types.int64, types.int64, place), generate
+
+        return function
+
+    def store(name: str) -> Any:
+        @intrinsic(prefer_literal=True)
+        def function(_: Any, address: Any, index: Any, value: Any, place: Any) -> Any:
+            def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
+                target = at(builder, arguments[0], arguments[1], kinds[READ[name][0]])
+                placed(builder, builder.store(narrowed(builder, arguments[2], name), target), place.literal_value)
+                return context.get_dummy_value()
+
+            return types.void(types.int64, types.int64, types.float64, place), generate
+
+        return function
+
+    @intrinsic
+    def plus(_: Any, total: Any, value: Any) -> Any:
+        """A term of a sum, whose terms may be added in any order; nothing else of a program may be reordered."""
+
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
+            return builder.fadd(*arguments, flags=("reassoc",))
+
+        return types.float64(types.float64, types.float64), generate
+
+    @intrinsic
+    def size(_: Any, address: Any, index: Any) -> Any:
+        """One of the sizes and steps."""
+
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
+            return builder.load(at(builder, *arguments, ir.IntType(64)))
+
+        return types.int64(types.int64, types.int64), generate
+
+    words: dict[str, Any] = {f"load_{name}": load(name) for name in READ} | {f"store_{name}": store(name) for name in WRITTEN}
+    return words | {"plus": plus, "size": size, "sqrt": sqrt, "empty": np.empty}
+
+
+lock = threading.RLock()
+"""Held while a program is compiled: many threads that ask at once compile once."""
+
+
+def _renew() -> None:
+    global lock
+    lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew)

@@ -1,0 +1,557 @@
+"""The emitter for a processor: a trace printed as loops for numba, in float64, rounded once where they are written.
+
+Loops follow memory. In *rows* the innermost axis is one of the group: each group is read in one loop after another. In
+*columns* it is not: a tile of groups that lie side by side is read row by row, with a vector of sums, and where a
+group has some numbers in each row (`interleaved`), its sums are added up in the end.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from anynorm.executors.programs.trace import Statement, Tracer, TracedScalar
+
+Lines = list[str]
+
+
+class Access(NamedTuple):
+    """How an array is gone through."""
+
+    dtype: str
+    steps: tuple[int, ...]
+    """For each axis 0 where it stays, 1 from one number to the next, and 2 by a step that is told at run time."""
+
+
+class Kind(NamedTuple):
+    """All that the text of a program depends upon besides the kernels: no size is among it."""
+
+    rank: int
+    axes: tuple[int, ...]
+    """The axes of a group."""
+    accesses: tuple[Access | None, ...]
+    """Of the inputs, of the results, and of the sums for parameters."""
+    inputs: int
+    results: int
+    columns: bool = False
+    interleaved: bool = False
+    split: int | None = None
+    """The axis of the groups that several parts share; each loop is then a program of its own."""
+    in_place: int | None = None
+    """The input whose memory is that of the first result."""
+
+
+class Written(NamedTuple):
+    """What a program writes."""
+
+    numbers: Sequence[TracedScalar] = ()
+    """For each number of x, to the results."""
+    of_groups: Sequence[TracedScalar] = ()
+    """For each group."""
+    of_parameters: Sequence[TracedScalar] = ()
+    """Added up to the sums for parameters."""
+
+
+class Program(NamedTuple):
+    """The text of a program."""
+
+    text: str
+    totals: int
+    """How many it leaves to the next; 0 where it is the last."""
+    arrays: int
+    """How many addresses it takes."""
+
+
+PRINTED = {
+    "add": "{} + {}",
+    "subtract": "{} - {}",
+    "multiply": "{} * {}",
+    "divide": "{} / {}",
+    "negative": "-{}",
+    "less": "{} < {}",
+    "greater": "{} > {}",
+    "greater_equal": "{} >= {}",
+    "equal": "{} == {}",
+    "not_equal": "{} != {}",
+    "logical_and": "{} and {}",
+    "logical_or": "{} or {}",
+    "logical_not": "not {}",
+    "where": "{1} if {0} else {2}",
+    "sqrt": "sqrt({})",
+    "one": "1.0",
+    "zero": "0.0",
+}
+
+
+def programs(kind: Kind, tracer: Tracer, written: Written, name: str) -> list[Program]:
+    """One program; or one for each loop where parts share a group."""
+    last = max([tracer.last, *(each.level for each in (*written.numbers, *written.of_parameters))])
+    loops = [range(last + 1)] if kind.split is None else [range(loop, loop + 1) for loop in range(last + 1)]
+    printer = _Columns if kind.columns else _Rows
+    return [printer(kind, tracer, written, some, last).program(name) for some in loops]
+
+
+class _Printer:
+    """What the two orders of loops have in common."""
+
+    def __init__(self, kind: Kind, tracer: Tracer, written: Written, loops: range, last: int) -> None:
+        self.kind, self.tracer, self.written, self.loops, self.last = kind, tracer, written, loops, last
+        self.is_last = last in loops
+        self.lines: Lines = []
+        self.depth = 1
+        self.kept = [axis for axis in range(kind.rank) if axis not in kind.axes]
+        sums = range(kind.inputs + kind.results, len(kind.accesses))
+        self.sums = list(zip(sums, written.of_parameters, strict=True))
+        self.across = kind.rank - 1 - kind.interleaved
+        """In columns, the axis of the groups side by side."""
+        self.used = self._used()
+
+    def program(self, name: str) -> Program:
+        """The whole text."""
+        places = [i for i, access in enumerate(self.kind.accesses) if access is not None]
+        shared = self.kind.inputs if self.kind.in_place is not None else None
+        arrays = [f"p{i}" for i in places if i != shared]
+        before = [f"c{loop}" for loop in range(self.loops.start)]
+        after = [f"g{m}" for m in range(len(self.written.of_groups))] if self.is_last else ["partial"]
+        names = [*arrays, *before, *after]
+        head = f"def {name}(start, stop, part, low, high, sizes, eps, divisor, {', '.join(names)}):"
+        self._sizes(places)
+        if shared is not None:
+            self._line(f"p{shared} = p{self.kind.in_place}")
+        self._body()
+        totals = 0 if self.is_last else len(self._totals(self.loops.start))
+        return Program("\n".join([head, *self.lines, ""]), totals, len(names))
+
+    def _body(self) -> None:
+        raise NotImplementedError
+
+    # what is read of the trace
+
+    def _totals(self, loop: int) -> list[int]:
+        return [k for k, total in enumerate(self.tracer.totals) if total.level == loop]
+
+    def _outcome(self, loop: int) -> list[str]:
+        """The names of what a loop is there for."""
+        names = [self.tracer.totals[k].of for k in self._totals(loop)]
+        names += [each.name for _, each in self.sums if self._loop_of(each) == loop]
+        return names + [each.name for each in self.written.numbers if loop == self.last]
+
+    def _loop_of(self, each: TracedScalar) -> int:
+        return each.level
+
+    def _needed(self, names: Iterable[str], *, varies: bool | None = None) -> list[Statement]:
+        """The statements that these rest upon, in their order; those alone that vary within a group, or do not."""
+        found: set[str] = set()
+        waiting = [name for name in names]
+        while waiting:
+            name = waiting.pop()
+            statement = self.tracer.statements.get(name)
+            if statement is None or name in found or (varies is True and not statement.varies):
+                continue
+            found.add(name)
+            waiting += [each.name for each in statement.arguments if isinstance(each, TracedScalar)]
+        return [each for name, each in self.tracer.statements.items() if name in found]
+
+    def _of_groups(self, loop: int) -> list[str]:
+        """The values for each group, totals included, that a loop uses."""
+        names = [name for name in self._outcome(loop) if not self._varies(name)]
+        for statement in self._needed(self._outcome(loop), varies=True):
+            names += [each.name for each in statement.arguments if isinstance(each, TracedScalar)]
+        return [name for name in dict.fromkeys(names) if not self._varies(name) and name not in ("eps", "divisor")]
+
+    def _varies(self, name: str) -> bool:
+        statement = self.tracer.statements.get(name)
+        return statement is not None and statement.varies
+
+    def _used(self) -> set[int]:
+        """The operands that are read or written."""
+        names = [name for loop in self.loops for name in self._outcome(loop)]
+        names += [each.name for each in self.written.of_groups]
+        statements = self._needed([*names, *(total.of for total in self.tracer.totals)])
+        found = {i for each in statements if each.operation in ("read", "first", "first_where") for i in each.arguments}
+        return found | set(range(self.kind.inputs, len(self.kind.accesses)))
+
+    # how it is printed
+
+    def _line(self, text: str) -> None:
+        self.lines.append("    " * self.depth + text)
+
+    def _sizes(self, places: list[int]) -> None:
+        """The sizes and the steps, in the order of `sizes_of`."""
+        names = [f"n{axis}" for axis in range(self.kind.rank)]
+        for i in places:
+            access = self.kind.accesses[i]
+            assert access is not None
+            names += [f"s{i}_{axis}" for axis, step in enumerate(access.steps) if step == 2]
+        names += [f"z{i}" for i, _ in self.sums]
+        names += ["groups", "width", "group_step", "part_step"]
+        for k, name in enumerate(names):
+            self._line(f"{name} = size(sizes, {k})")
+
+    def _step(self, i: int, axis: int, index: str) -> str:
+        """How far an index into an axis is from its start, or "" where that is no way."""
+        access = self.kind.accesses[i]
+        assert access is not None
+        step = access.steps[axis]
+        return "" if step == 0 else index if step == 1 else f"{index} * s{i}_{axis}"
+
+    def _load(self, i: int, index: str) -> str:
+        access = self.kind.accesses[i]
+        assert access is not None
+        return f"load_{access.dtype}(p{i}, {index}, {self._place(i)})"
+
+    def _store(self, i: int, index: str, value: str) -> None:
+        access = self.kind.accesses[i]
+        assert access is not None
+        self._line(f"store_{access.dtype}(p{i}, {index}, {value}, {self._place(i)})")
+
+    def _place(self, i: int) -> int:
+        shared = self.kind.in_place
+        return shared if shared is not None and i == self.kind.inputs else i
+
+    @staticmethod
+    def _reads(statement: Statement) -> bool:
+        return statement.operation in ("read", "first")
+
+    def _print(self, statement: Statement, read: str) -> None:
+        """A statement; `read` is what a "read" or a "first" of it is."""
+        if self._reads(statement):
+            value = read
+        else:
+            names = [each.name if isinstance(each, TracedScalar) else repr(float(each)) for each in statement.arguments]
+            value = PRINTED[statement.operation].format(*names)
+        self._line(f"{statement.name} = {value}")
+
+    def _indices(self, group: str, kept: list[int]) -> None:
+        """The index into each of these axes, of the number of a group."""
+        rest = group
+        for axis in reversed(kept[1:]):
+            self._line(f"k{axis} = {rest} % n{axis}")
+            self._line(f"r{axis} = {rest} // n{axis}")
+            rest = f"r{axis}"
+        for axis in kept[:1]:
+            self._line(f"k{axis} = {rest}")
+
+    def _bases(self, axes: list[int], more: str = "") -> None:
+        """Where the numbers of a group begin, in each array."""
+        for i, access in enumerate(self.kind.accesses):
+            if access is None or i not in self.used:
+                continue
+            terms = [self._step(i, axis, f"k{axis}") for axis in axes]
+            terms += [self._step(i, int(more), "first")] if more else []
+            terms += [f"part * z{i}"] if any(i == j for j, _ in self.sums) else []
+            self._line(f"b{i} = {' + '.join(term for term in terms if term) or '0'}")
+
+    def _range(self, axis: int) -> str:
+        return "range(low, high)" if axis == self.kind.split else f"range(n{axis})"
+
+    def _loops(self, axes: Sequence[int], operands: Sequence[int]) -> dict[int, str]:
+        """Begin the loops over these axes; where each of these operands then is."""
+        where = {i: f"b{i}" for i in operands}
+        for axis in axes:
+            self._line(f"for i{axis} in {self._range(axis)}:")
+            self.depth += 1
+            for i in operands:
+                if step := self._step(i, axis, f"i{axis}"):
+                    self._line(f"o{i}_{axis} = {where[i]} + {step}")
+                    where[i] = f"o{i}_{axis}"
+        return where
+
+    def _of_group(self, statements: list[Statement], column: str = "") -> None:
+        """What there is for a group: the one that begins at the base, or some columns further."""
+
+        def begin(i: int) -> str:
+            step = self._step(i, self.across, column) if column else ""
+            return f"b{i} + {step}" if step else f"b{i}"
+
+        for each in statements:
+            if each.operation == "first_where":
+                self._first_where(each, {i: begin(i) for i in each.arguments})
+            else:
+                self._print(each, self._load(each.arguments[0], begin(each.arguments[0])) if self._reads(each) else "")
+
+    def _first_where(self, statement: Statement, where: dict[int, str]) -> None:
+        """The first number of a group that weighs something; 0 where there is none."""
+        x, weights = statement.arguments
+        self._line(f"{statement.name} = 0.0")
+        self._line("missing = True")
+        before = self.depth
+        for axis in self.kind.axes:
+            self._line(f"for f{axis} in range(n{axis}):")
+            self.depth += 1
+            self._line("if not missing:")
+            self._line("    break")
+            for i in where:
+                if step := self._step(i, axis, f"f{axis}"):
+                    self._line(f"q{i}_{axis} = {where[i]} + {step}")
+                    where[i] = f"q{i}_{axis}"
+        self._line(f"if {self._load(weights, where[weights])} > 0.0:")
+        self._line(f"    {statement.name} = {self._load(x, where[x])}")
+        self._line("    missing = False")
+        self.depth = before
+
+    def _operands(self, loop: int) -> list[int]:
+        """Those that a loop reads and writes."""
+        found = {each.arguments[0] for each in self._needed(self._outcome(loop), varies=True) if each.operation == "read"}
+        found |= {i for i, each in self.sums if self._loop_of(each) == loop}
+        if loop == self.last:
+            found |= {self.kind.inputs + r for r in range(self.kind.results)}
+        return sorted(found)
+
+
+class _Rows(_Printer):
+    """Group after group."""
+
+    def _body(self) -> None:
+        self._line("for group in range(start, stop):")
+        self.depth += 1
+        self._indices("group", self.kept)
+        self._bases(self.kept)
+        for loop in range(self.loops.start):
+            for index, k in enumerate(self._totals(loop)):
+                self._line(f"t{k} = load_float64(c{loop}, {index} * groups + group, {PLACES_BEFORE})")
+        wanted = [each.name for each in self.written.of_groups] if self.is_last else []
+        wanted += [name for loop in self.loops for name in self._of_groups(loop)]
+        of_groups = [each for each in self._needed(wanted) if not each.varies]
+        self._of_group([each for each in of_groups if each.level <= self.loops.start])
+        for loop in self.loops:
+            self._loop(loop)
+            self._of_group([each for each in of_groups if each.level == loop + 1 and loop + 1 <= self.last])
+        if self.is_last:
+            for m, each in enumerate(self.written.of_groups):
+                self._line(f"store_float64(g{m}, part * part_step + group * group_step, {each.name}, {PLACES_AFTER + m})")
+        else:
+            totals = self._totals(self.loops.start)
+            for index, k in enumerate(totals):
+                at = f"(part * {len(totals)} + {index}) * groups + group"
+                self._line(f"store_float64(partial, {at}, t{k}, {PLACES_AFTER})")
+
+    def _loop(self, loop: int) -> None:
+        totals, operands = self._totals(loop), self._operands(loop)
+        statements = self._needed(self._outcome(loop), varies=True)
+        *outer, inner = self.kind.axes
+        before = self.depth
+        for k in totals:
+            self._line(f"t{k} = 0.0")
+        where = self._loops(outer, operands)
+        sums = [(i, each) for i, each in self.sums if self._loop_of(each) == loop]
+        along = {i: self._step(i, inner, "j") for i in operands}
+        for k in totals:
+            self._line(f"w{k} = 0.0")
+        for i, _ in sums:
+            if not along[i]:
+                self._line(f"u{i} = 0.0")
+        self._line(f"for j in {self._range(inner)}:")
+        self.depth += 1
+
+        def at(i: int) -> str:
+            return f"{where[i]} + {along[i]}" if along[i] else where[i]
+
+        for each in statements:
+            self._print(each, self._load(each.arguments[0], at(each.arguments[0])) if self._reads(each) else "")
+        for k in totals:
+            self._line(f"w{k} = plus(w{k}, {self.tracer.totals[k].of})")
+        for i, each in sums:
+            if along[i]:
+                self._store(i, at(i), f"{self._load(i, at(i))} + {each.name}")
+            else:
+                self._line(f"u{i} = plus(u{i}, {each.name})")
+        if loop == self.last:
+            for r, each in enumerate(self.written.numbers, self.kind.inputs):
+                self._store(r, at(r), each.name)
+        self.depth -= 1
+        for i, _ in sums:
+            if not along[i]:
+                self._store(i, where[i], f"{self._load(i, where[i])} + u{i}")
+        for k in totals:
+            self._line(f"t{k} += w{k}")
+        self.depth = before
+
+
+class _Columns(_Printer):
+    """A tile of groups side by side after another, row by row."""
+
+    def _body(self) -> None:
+        kind = self.kind
+        self.run = f"n{kind.rank - 1}" if kind.interleaved else "1"
+        """How many numbers of a group are side by side."""
+        self.outer = [axis for axis in kind.axes if axis < self.across]
+        self.others = [axis for axis in self.kept if axis != self.across]
+        slots: dict[str, None] = {f"t{k}": None for loop in self.loops for k in self._totals(loop)}
+        for loop in self.loops:
+            slots |= dict.fromkeys(self._of_groups(loop))
+            slots |= dict.fromkeys(each.name for each in self._ahead(loop))
+        self.slots = {name: k for k, name in enumerate(slots)}
+        self._line(f"tiles = (n{self.across} + width - 1) // width")
+        self._line(f"room = width * {self.run}")
+        self._line(f"scratch = empty({max(len(self.slots), 1)} * room)")
+        self._line("h = scratch.ctypes.data")
+        for name, k in self.slots.items():
+            self._line(f"a_{name} = h + {8 * k} * room")
+        self._line("for item in range(start, stop):")
+        self.depth += 1
+        self._line("tile = item % tiles")
+        self._line("other = item // tiles")
+        self._indices("other", self.others)
+        self._line("first = tile * width")
+        self._line(f"columns = min(width, n{self.across} - first)")
+        self._line(f"count = columns * {self.run}")
+        self._bases(self.others, more=str(self.across))
+        for loop in self.loops:
+            self._values(loop)
+            self._preload(loop)
+            self._loop(loop)
+        self._outputs()
+
+    def _slot(self, name: str, index: str) -> str:
+        return f"load_float64(a_{name}, {index}, {SCRATCH + self.slots[name]})"
+
+    def _into(self, name: str, index: str, value: str) -> None:
+        self._line(f"store_float64(a_{name}, {index}, {value}, {SCRATCH + self.slots[name]})")
+
+    def _ahead(self, loop: int) -> list[Statement]:
+        """The reads of a loop that are the same in every row."""
+        return [
+            each
+            for each in self._needed(self._outcome(loop), varies=True)
+            if each.operation == "read" and not self._moves(each.arguments[0])
+        ]
+
+    def _moves(self, i: int) -> bool:
+        """Whether an operand differs from row to row."""
+        access = self.kind.accesses[i]
+        assert access is not None
+        return any(access.steps[axis] for axis in self.outer)
+
+    def _group_statements(self, names: list[str]) -> None:
+        """What there is for the group in column a."""
+        statements = [each for each in self._needed(names) if not each.varies]
+        arguments = {each.name for each in statements for each in each.arguments if isinstance(each, TracedScalar)}
+        for k, total in enumerate(self.tracer.totals):
+            if f"t{k}" in arguments or f"t{k}" in names:
+                if total.level < self.loops.start:
+                    index = self._totals(total.level).index(k)
+                    at = f"{index} * groups + other * n{self.across} + first + a"
+                    self._line(f"t{k} = load_float64(c{total.level}, {at}, {PLACES_BEFORE})")
+                else:
+                    self._line(f"t{k} = {self._slot(f't{k}', f'a * {self.run}')}")
+        self._of_group(statements, column="a")
+
+    def _values(self, loop: int) -> None:
+        """What a loop uses of each group, written out along the tile."""
+        names = self._of_groups(loop)
+        if not names:
+            return
+        self._line("for a in range(columns):")
+        self.depth += 1
+        self._group_statements(names)
+        if self.kind.interleaved:
+            self._line(f"for r in range({self.run}):")
+            self.depth += 1
+        for name in names:
+            total = name.startswith("t") and self.tracer.totals[int(name[1:])].level >= self.loops.start
+            if not total:  # those are in their place
+                self._into(name, f"a * {self.run} + r" if self.kind.interleaved else "a", name)
+        if self.kind.interleaved:
+        self._line("pass")
+        self.depth -= 1 + self.kind.interleaved
+
+    def _preload(self, loop: int) -> None:
+        """What is the same in every row, written out along the tile."""
+        for each in self._ahead(loop):
+            if loop > self.loops.start and any(each in self._ahead(before) for before in range(self.loops.start, loop)):
+                continue
+            i = each.arguments[0]
+            across = self._step(i, self.across, "a")
+            self._line("for a in range(columns):")
+            self.depth += 1
+            terms = [f"b{i}", across]
+            if self.kind.interleaved:
+                self._line(f"for r in range({self.run}):")
+                self.depth += 1
+                terms.append(self._step(i, self.kind.rank - 1, "r"))
+            at = " + ".join(term for term in terms if term)
+            self._into(each.name, f"a * {self.run} + r" if self.kind.interleaved else "a", self._load(i, at))
+            self.depth -= 1 + self.kind.interleaved
+
+    def _loop(self, loop: int) -> None:
+        totals, operands = self._totals(loop), [i for i in self._operands(loop) if self._moves(i) or i >= self.kind.inputs]
+        before = self.depth
+        if totals:
+            self._line("for j in range(count):")
+            self.depth += 1
+            for k in totals:
+                self._into(f"t{k}", "j", "0.0")
+            self.depth -= 1
+        where = self._loops(self.outer, operands)
+        sums = [(i, each) for i, each in self.sums if self._loop_of(each) == loop]
+
+        def side_by_side(i: int) -> bool:
+            access = self.kind.accesses[i]
+            assert access is not None
+            return bool(access.steps[-1])
+
+        for i, _ in sums:
+            if not side_by_side(i):
+                self._line(f"u{i} = 0.0")
+        self._line("for j in range(count):")
+        self.depth += 1
+        for name in self._of_groups(loop):
+            self._line(f"{name} = {self._slot(name, 'j')}")
+        ahead = {each.name for each in self._ahead(loop)}
+
+        def at(i: int) -> str:
+            return f"{where[i]} + j" if side_by_side(i) else where[i]
+
+        for each in self._needed(self._outcome(loop), varies=True):
+            if each.name in ahead:
+                self._line(f"{each.name} = {self._slot(each.name, 'j')}")
+            else:
+                self._print(each, self._load(each.arguments[0], at(each.arguments[0])) if self._reads(each) else "")
+        for k in totals:
+            self._into(f"t{k}", "j", f"{self._slot(f't{k}', 'j')} + {self.tracer.totals[k].of}")
+        for i, each in sums:
+            if side_by_side(i):
+                self._store(i, at(i), f"{self._load(i, at(i))} + {each.name}")
+            else:
+                self._line(f"u{i} = plus(u{i}, {each.name})")
+        if loop == self.last:
+            for r, each in enumerate(self.written.numbers, self.kind.inputs):
+                self._store(r, at(r), each.name)
+        self.depth -= 1
+        for i, _ in sums:
+            if not side_by_side(i):
+                self._store(i, where[i], f"{self._load(i, where[i])} + u{i}")
+        self.depth = before
+        if self.kind.interleaved and totals:
+            self._line("for a in range(columns):")
+            self.depth += 1
+            for k in totals:
+                self._line(f"w{k} = 0.0")
+            self._line(f"for r in range({self.run}):")
+            for k in totals:
+                self._line(f"    w{k} += {self._slot(f't{k}', f'a * {self.run} + r')}")
+            self._line(f"for r in range({self.run}):")
+            self.depth += 1
+            for k in totals:
+                self._into(f"t{k}", f"a * {self.run} + r", f"w{k}")
+            self.depth -= 2
+
+    def _outputs(self) -> None:
+        """What there is for each group, at last."""
+        names = [each.name for each in self.written.of_groups] if self.is_last else []
+        totals = [] if self.is_last else self._totals(self.loops.start)
+        if not names and not totals:
+            return
+        self._line("for a in range(columns):")
+        self.depth += 1
+        self._line(f"group = other * n{self.across} + first + a")
+        self._group_statements(names)
+        for m, name in enumerate(names):
+            self._line(f"store_float64(g{m}, part * part_step + group * group_step, {name}, {PLACES_AFTER + m})")
+        for index, k in enumerate(totals):
+            at = f"(part * {len(totals)} + {index}) * groups + group"
+            self._line(f"store_float64(partial, {at}, {self._slot(f't{k}', f'a * {self.run}')}, {PLACES_AFTER})")
+        self.depth -= 1
+
+
+SCRATCH, PLACES_BEFORE, PLACES_AFTER = 20, 40, 41
+"""Where places of a program's own memory begin, and of what it takes from the loop before and leaves to the next."""
