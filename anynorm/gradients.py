@@ -5,10 +5,11 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from anynorm import batches, calls, chunks, fused, norms, schedules
+from anynorm import batches, calls, chunks, norms, schedules
 from anynorm.arrays import check_bool, check_device, compute_dtype, memory_order, one_library, pytree
 from anynorm.calls import Call, Fit, Plan
 from anynorm.combinations import Wanted
+from anynorm.executors import programs
 from anynorm.kernels import Array, Spread, Standardized
 from anynorm.layouts import same_shape
 from anynorm.library import Library
@@ -86,7 +87,7 @@ def vjp(norm: Callable[..., Any], x: Array, /, *params: Array | None, **options:
         if chunks.takes(call):  # an array of Dask cannot be written to
             kept, (y, of) = call.x, chunks.normalize(call)
             spread = of
-        elif fused.takes(call, schedules.arrays(call)) or schedules.in_blocks(call):
+        elif programs.supports(call) or schedules.in_blocks(call):
             kept = plan.library.constant(call.x)
             if call.out is not None and plan.library.overlap(call.x, call.out):
                 kept = plan.library.xp.asarray(kept, copy=True)

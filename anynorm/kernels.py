@@ -50,6 +50,11 @@ NEW = Places()
 class Means(Protocol):
     """How the mean of each group is taken."""
 
+    axes: tuple[int, ...]
+
+    def first(self, x: Array) -> Array:
+        """One number of each group, beside x."""
+
     def mean(self, xp: Namespace, x: Array) -> Array:
         """Of x, beside x."""
 
@@ -78,6 +83,13 @@ class Groups(NamedTuple):
     def by(self, divisor: float) -> "Groups":
         """These, with another divisor."""
         return self if divisor == self.divisor else self._replace(divisor=divisor, number=None)
+
+    def first(self, x: Array) -> Array:
+        """The first number of each group, beside x."""
+        index: list[Any] = [slice(None)] * len(x.shape)
+        for axis in self.axes:
+            index[axis] = slice(0, 1)
+        return x[tuple(index)]
 
     def mean(self, xp: Namespace, x: Array) -> Array:
         """The mean of each group, beside x."""
@@ -217,27 +229,30 @@ class Narrow(NamedTuple):
 
 
 def standardize_wide(
-    xp: Namespace,
-    x: Array,
-    *,
-    groups: Means,
-    axes: tuple[int, ...],
-    eps: float,
-    centred: bool,
-    dtype: Any,
+    xp: Namespace, x: Array, *, groups: Means, eps: float, centred: bool, dtype: Any
 ) -> Standardized:
-    """`standardize` for numbers of any size, by sums in a wide dtype, in which the square of each of them exists.
+    """`standardize` for numbers of any size, by sums in a wide dtype, which the statistics are of."""
+    spread = wide_statistics(xp, xp.astype(x, dtype), groups=groups, centred=centred)
+    rstd = inverse_root(xp, spread.var + eps, flat=1.0)
+    return Standardized(by(x, narrow(xp, spread, rstd, x.dtype)), rstd, spread)
+
+
+def wide_statistics(xp: Namespace, x: Array, *, groups: Means, centred: bool, twice: bool = False) -> Spread:
+    """The statistics of numbers in a wide dtype, in which the square of each exists; one pass, or two if `twice`.
 
     The pivot is one of the numbers of the group: the square of what it leaves of the mean is at most as many times the
-    variance as there are numbers, and so many digits the wide dtype has to spare. The statistics are of that dtype.
+    variance as there are numbers. If x was a narrow dtype, that many digits are to spare; else the mean that was found
+    is the pivot of a second pass.
     """
-    wide = xp.astype(x, dtype)
-    pivot = first(wide, axes) if centred else None
-    _, left, var = shifted(xp, wide, pivot, groups=groups, centred=centred)
-    mean = None if pivot is None else pivot + left
-    spread = Spread(mean, None if mean is None else xp.zeros_like(mean), var)
-    rstd = inverse_root(xp, var + eps, flat=1.0)
-    return Standardized(by(x, narrow(xp, spread, rstd, x.dtype)), rstd, spread)
+    pivot = groups.first(x) if centred else None
+    _, left, var = shifted(xp, x, pivot, groups=groups, centred=centred)
+    if pivot is None:
+        return Spread(None, None, var)
+    mean = pivot + left
+    if not twice:
+        return Spread(mean, xp.zeros_like(mean), var)
+    _, rest, var = shifted(xp, x, mean, groups=groups)
+    return Spread(mean, rest, var)
 
 
 def narrow(xp: Namespace, spread: Spread, rstd: Array, dtype: Any) -> Narrow:
@@ -259,14 +274,6 @@ def narrow(xp: Namespace, spread: Spread, rstd: Array, dtype: Any) -> Narrow:
 def by(x: Array, of: Narrow) -> Array:
     """xhat."""
     return less(x * of.unit, Spread(of.mean, of.rest, of.rstd)) * of.rstd
-
-
-def first(x: Array, axes: tuple[int, ...]) -> Array:
-    """The first number of each group."""
-    index: list[Any] = [slice(None)] * len(x.shape)
-    for axis in axes:
-        index[axis] = slice(0, 1)
-    return x[tuple(index)]
 
 
 def deviations(
@@ -359,24 +366,15 @@ def input_gradient(
 
 
 def input_gradient_wide(
-    xp: Namespace,
-    dy: Array,
-    x: Array,
-    gamma: Array | None,
-    of: Standardized,
-    own: Narrow,
-    *,
-    groups: Means,
-    axes: tuple[int, ...],
-    centred: bool,
+    xp: Namespace, dy: Array, x: Array, gamma: Array | None, of: Standardized, own: Narrow, *, groups: Means, centred: bool
 ) -> Array:
     """`input_gradient` by sums in the wide dtype of the statistics, of numbers of any size."""
-    if alone(gamma, axes):
-        return input_gradient_wide(xp, dy, x, None, of, own, groups=groups, axes=axes, centred=centred) * gamma
+    if alone(gamma, groups.axes):
+        return input_gradient_wide(xp, dy, x, None, of, own, groups=groups, centred=centred) * gamma
     g, dtype, pivot = affine(dy, gamma, None), of.rstd.dtype, None
     wide = xp.astype(g, dtype)
     if centred and gamma is None:  # where all are the same nothing is left
-        pivot = first(wide, axes)
+        pivot = groups.first(wide)
         wide = wide - pivot
     slope = groups.mean_product(xp, wide, less(xp.astype(x, dtype), of.spread) * of.rstd)
     if centred:
@@ -384,6 +382,25 @@ def input_gradient_wide(
         mean = xp.astype(whole, g.dtype)
         g = g - mean - xp.astype(whole - xp.astype(mean, dtype), g.dtype)
     return (g - of.xhat * xp.astype(slope, g.dtype)) * own.rstd * own.unit
+
+
+def wide_input_gradient(
+    xp: Namespace, dy: Array, gamma: Array | None, of: Standardized, *, groups: Means, centred: bool, twice: bool = False
+) -> Array:
+    """`input_gradient` of numbers in a wide dtype, for statistics as `wide_statistics` takes them: in as many passes."""
+    if alone(gamma, groups.axes):
+        return wide_input_gradient(xp, dy, None, of, groups=groups, centred=centred, twice=twice) * gamma
+    g = affine(dy, gamma, None)
+    if not centred:
+        return upright(g, Spread(None, None, groups.mean_product(xp, g, of.xhat)), of)
+    pivot = groups.first(g)
+    d = g - pivot
+    mean, slope = pivot + groups.mean(xp, d), groups.mean_product(xp, d, of.xhat)
+    d = g - mean
+    if twice:
+        rest, slope = groups.mean(xp, d), groups.mean_product(xp, d, of.xhat)
+        d = d - rest
+    return upright(d, Spread(mean, None, slope), of)
 
 
 def alone(gamma: Array | None, axes: tuple[int, ...]) -> bool:

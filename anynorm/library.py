@@ -98,6 +98,10 @@ class Library(NamedTuple):
     """The array as one that all replicas have, to which the cotangents of all of them flow, where autograd records."""
     programs: Programs | None = None
     """How it runs programs, if it does."""
+    address: Callable[[Array], int] | None = None
+    """Where the numbers of an array begin in the memory of the processor, if programs may read it there."""
+    in_place: Callable[[Array], bool] = lambda x: False
+    """Whether such programs can read the numbers where they lie: aligned, and in the byte order of the processor."""
     host: Callable[[Array], Any] = np.asarray
     """The array in NumPy, where bfloat16 may be any dtype of two bytes."""
     large: Callable[[tuple[int, ...], Array, Any], Array | None] = lambda shape, like, dtype: None

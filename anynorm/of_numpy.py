@@ -41,6 +41,8 @@ def numpy_library(eager: Library) -> Library:
         number=lambda value, dtype, like: np.asarray(value, dtype=dtype),
         into=_into,
         busy=_busy,
+        address=lambda x: x.ctypes.data,
+        in_place=_in_place,
         mark=_mark,
     )
 
@@ -59,6 +61,10 @@ def _extreme(of: Callable[[list[float]], float], x: Array) -> float:
 def _straight(x: Array) -> bool:
     step = x.strides[-1]  # BLAS takes no other, and NumPy's own loop adds one number after another
     return bool(x.shape[-1] < 2 or (step > 0 and step % x.itemsize == 0))
+
+
+def _in_place(x: Array) -> bool:
+    return bool(x.flags.aligned and x.dtype.isnative) and all([step % x.itemsize == 0 for step in x.strides])  # noqa: C419
 
 
 def _overlap(x: Array, out: Array) -> bool:

@@ -53,6 +53,8 @@ def torch_library(xp: Namespace) -> Library:
         arithmetic=PURE._replace(multiply_add=_multiply_add),
         into=_into,
         busy=_busy,
+        address=lambda x: x.data_ptr(),
+        in_place=lambda x: not x.is_neg(),
         threaded=True,
         norm=partial(torch.linalg.vector_norm, dim=-1),
         summing=_summing,

@@ -6,11 +6,12 @@ from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple
 
-from anynorm import combinations, fused, kernels, weights
+from anynorm import combinations, kernels, weights
 from anynorm.arrays import adds, cast, empty, zeros
 from anynorm.blocks import Block, blocks, both, share, within
 from anynorm.calls import Call, Plan
 from anynorm.combinations import Desk, Parameters, Pull, Wanted
+from anynorm.executors import programs
 from anynorm.kernels import Arithmetic, Array, Groups, Places, Spread, Standardized
 from anynorm.passes import (
     Portion,
@@ -64,14 +65,10 @@ def pull(call: Call, dy: Array, wanted: Wanted, of: Standardized | Spread | None
 def _pull(call: Call, dy: Array, wanted: Wanted, of: Standardized | Spread | None) -> Gradients:
     plan = call.plan
     if isinstance(of, Spread):
-        arrays = [each for each in (call.x, call.gamma, dy) if each is not None]
-        if fused.takes(call, arrays):
-            with fused.on(call, dy):
-                found = fused.gradients(call, dy, wanted, of)
-            if found is not None:
-                return found
+        if programs.supports(call, dy) and (found := programs.backward(call, dy, wanted, of)) is not None:
+            return found
         if in_blocks(call, dy) and ordinary(plan, of.var):
-            return _in_blocks(call, dy, wanted, of)
+            return _in_blocks(call, dy, wanted, of.astype(plan.library.xp, plan.dtype))
         of = None
     if of is None and call.x is None:  # nothing that is wanted depends on it
         spread = call.spread or Spread(None, None, None)

@@ -2,9 +2,10 @@
 
 from typing import Any, NamedTuple
 
-from anynorm import fused, kernels, passes, replicas, weights
+from anynorm import kernels, passes, replicas, weights
 from anynorm.arrays import adds, cast, empty
 from anynorm.calls import Call, Plan
+from anynorm.executors import programs
 from anynorm.kernels import Array, Spread, Standardized
 from anynorm.passes import ordinary
 from anynorm.settings import current
@@ -24,9 +25,8 @@ class Normalized(NamedTuple):
 def normalize(call: Call, *, keep: bool = True) -> Normalized:
     """The result of a call: a program on a GPU; in blocks if it is large and may be written so; else whole."""
     plan, out = call.plan, call.out
-    if plan.library.programs is not None and fused.takes(call, arrays(call)):
-        with fused.on(call, call.x):
-            return Normalized(*fused.normalize(call, keep=keep))
+    if programs.supports(call) and (found := programs.forward(call, keep=keep)) is not None:
+        return Normalized(*found)
     if in_blocks(call):
         return _in_blocks(call, keep)
     with plan.library.quiet():
@@ -39,9 +39,8 @@ def normalize(call: Call, *, keep: bool = True) -> Normalized:
 
 def survey(call: Call) -> Spread:
     """The statistics of a call alone."""
-    if fused.takes(call, arrays(call)):
-        with fused.on(call, call.x):
-            return fused.survey(call)
+    if programs.supports(call) and (spread := programs.statistics(call)) is not None:
+        return spread
     if in_blocks(call):
         return passes.run(call, None, False, True)
     with call.plan.library.quiet():

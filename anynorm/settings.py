@@ -1,4 +1,4 @@
-"""How calls are run, where the user has a say in it: threads, the size of a block."""
+"""How calls are run, where the user has a say in it: the engine, threads, the size of a block."""
 
 import os
 from collections.abc import Iterator
@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from anynorm.arrays import check_int
 
+ENGINES = ("auto", "numba", "arrays")
 MOST_THREADS = 4
 """As many as the interpreter's lock leaves something to do, where nobody asked for more."""
 
@@ -15,18 +16,27 @@ MOST_THREADS = 4
 class Options(NamedTuple):
     """What is in force."""
 
+    engine: str
     threads: int
     block_bytes: int
 
 
 @contextmanager
-def options(*, threads: int | None = None, block_bytes: int | None = None) -> Iterator[None]:
+def options(
+    *, engine: str | None = None, threads: int | None = None, block_bytes: int | None = None
+) -> Iterator[None]:
     """Say how the calls inside a ``with`` are run; results are the same to rounding.
 
     Parameters
     ----------
+    engine : {"auto", "numba", "arrays"}, optional
+        What computes. "numba": loops that numba compiles, where arrays are NumPy's, PyTorch's on a processor, or such in
+        the chunks of Dask; what they cannot read where it lies, as numbers in another byte order or of more than 8
+        bytes, is computed by array operations all the same. "arrays": array operations alone, also on a GPU. "auto",
+        the default, and that of the environment's ``ANYNORM_ENGINE``: loops for calls of 1 MiB and more, if numba is
+        installed, and CuPy's programs on a GPU.
     threads : int, optional
-        How many threads share a large NumPy array. By default that of the environment's ``ANYNORM_NUM_THREADS``, else
+        How many threads share a large array. By default that of the environment's ``ANYNORM_NUM_THREADS``, else
         one for each processor, and no more than 4.
     block_bytes : int, optional
         The size of the blocks, in bytes, in which large arrays are run; by default 4 MiB. A block and what is computed
@@ -43,7 +53,10 @@ def options(*, threads: int | None = None, block_bytes: int | None = None) -> It
     TypeError
         If `threads` or `block_bytes` is not an int.
     ValueError
-        If one of them is less than 1.
+        If one of them is less than 1, or `engine` is not one of those; from a call inside, if "numba" is given an array
+        of another library.
+    ImportError
+        From a call inside, if "numba" is asked for and cannot be imported.
 
     Examples
     --------
@@ -55,6 +68,7 @@ def options(*, threads: int | None = None, block_bytes: int | None = None) -> It
     before = current()
     token = _current.set(
         Options(
+            before.engine if engine is None else _engine("engine", engine),
             before.threads if threads is None else _at_least_one("threads", threads),
             before.block_bytes if block_bytes is None else _at_least_one("block_bytes", block_bytes),
         )
@@ -81,7 +95,7 @@ _defaults: list[Options] = []
 
 def _default() -> Options:
     if not _defaults:
-        _defaults.append(Options(_threads(), 2**22))
+        _defaults.append(Options(_engine("ANYNORM_ENGINE", os.environ.get("ANYNORM_ENGINE") or "auto"), _threads(), 2**22))
     return _defaults[0]
 
 
@@ -100,3 +114,9 @@ def _at_least_one(name: str, value: object) -> int:
     if number < 1:
         raise ValueError(f"{name} must be at least 1, got {number}")
     return number
+
+
+def _engine(name: str, value: object) -> str:
+    if not isinstance(value, str) or value not in ENGINES:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, ENGINES))}, got {value!r:.40}")
+    return value

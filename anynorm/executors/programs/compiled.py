@@ -85,7 +85,7 @@ def function_of(name: str, text: str, arrays: int) -> Callable[..., None]:
     import numba
 
     def made(path: str, *, keep: bool) -> Callable[..., None]:
-        scope: dict[str, Any] = dict(_words())
+        scope: dict[str, Any] = {**_words(), "__name__": __name__}  # numba looks the module up when it reads its cache
         exec(compile(text, path, "exec"), scope)  # it was printed by `cpu`, not read from the file
         whole, real = numba.int64, numba.float64
         signature = numba.void(*([whole] * 6), real, real, *([whole] * arrays))
@@ -97,7 +97,7 @@ def function_of(name: str, text: str, arrays: int) -> Callable[..., None]:
     if path is not None:
         try:
             return made(path, keep=True)
-        except (OSError, RuntimeError, EOFError, ValueError):  # the disk is full, or what is kept there is damaged
+        except Exception:  # the disk is full, or what is kept there is damaged: numba raises whatever it meets
             pass
     return made(f"<{name}>", keep=False)
 

@@ -37,6 +37,8 @@ class Kind(NamedTuple):
     """The axis of the groups that several parts share; each loop is then a program of its own."""
     in_place: int | None = None
     """The input whose memory is that of the first result."""
+    of_groups: str = "float64"
+    """The dtype of what is written for each group."""
 
 
 class Written(NamedTuple):
@@ -255,6 +257,17 @@ class _Printer:
                     where[i] = f"o{i}_{axis}"
         return where
 
+    def _apart(
+        self, statements: list[Statement], moving: set[int], names: Iterable[str] = ()
+    ) -> tuple[list[Statement], list[Statement]]:
+        """The statements that stay the same along a row, and those that rest upon what moves there."""
+        moved = set(names)
+        for each in statements:
+            arguments = {one.name for one in each.arguments if isinstance(one, TracedScalar)}
+            if each.name in moved or arguments & moved or (self._reads(each) and each.arguments[0] in moving):
+                moved.add(each.name)
+        return [each for each in statements if each.name not in moved], [each for each in statements if each.name in moved]
+
     def _of_group(self, statements: list[Statement], column: str = "") -> None:
         """What there is for a group: the one that begins at the base, or some columns further."""
 
@@ -317,7 +330,7 @@ class _Rows(_Printer):
             self._of_group([each for each in of_groups if each.level == loop + 1 and loop + 1 <= self.last])
         if self.is_last:
             for m, each in enumerate(self.written.of_groups):
-                self._line(f"store_float64(g{m}, part * part_step + group * group_step, {each.name}, {PLACES_AFTER + m})")
+                self._line(f"store_{self.kind.of_groups}(g{m}, {OWN}, {each.name}, {PLACES_AFTER + m})")
         else:
             totals = self._totals(self.loops.start)
             for index, k in enumerate(totals):
@@ -325,6 +338,8 @@ class _Rows(_Printer):
                 self._line(f"store_float64(partial, {at}, t{k}, {PLACES_AFTER})")
 
     def _loop(self, loop: int) -> None:
+        if not self._outcome(loop):
+            return
         totals, operands = self._totals(loop), self._operands(loop)
         statements = self._needed(self._outcome(loop), varies=True)
         *outer, inner = self.kind.axes
@@ -339,14 +354,19 @@ class _Rows(_Printer):
         for i, _ in sums:
             if not along[i]:
                 self._line(f"u{i} = 0.0")
-        self._line(f"for j in {self._range(inner)}:")
-        self.depth += 1
 
         def at(i: int) -> str:
             return f"{where[i]} + {along[i]}" if along[i] else where[i]
 
-        for each in statements:
-            self._print(each, self._load(each.arguments[0], at(each.arguments[0])) if self._reads(each) else "")
+        def printed(statements: list[Statement]) -> None:
+            for each in statements:
+                self._print(each, self._load(each.arguments[0], at(each.arguments[0])) if self._reads(each) else "")
+
+        same, other = self._apart(statements, {i for i in operands if along[i]})
+        printed(same)
+        self._line(f"for j in {self._range(inner)}:")
+        self.depth += 1
+        printed(other)
         for k in totals:
             self._line(f"w{k} = plus(w{k}, {self.tracer.totals[k].of})")
         for i, each in sums:
@@ -450,7 +470,6 @@ class _Columns(_Printer):
             total = name.startswith("t") and self.tracer.totals[int(name[1:])].level >= self.loops.start
             if not total:  # those are in their place
                 self._into(name, f"a * {self.run} + r" if self.kind.interleaved else "a", name)
-        if self.kind.interleaved:
         self._line("pass")
         self.depth -= 1 + self.kind.interleaved
 
@@ -473,6 +492,8 @@ class _Columns(_Printer):
             self.depth -= 1 + self.kind.interleaved
 
     def _loop(self, loop: int) -> None:
+        if not self._outcome(loop):
+            return
         totals, operands = self._totals(loop), [i for i in self._operands(loop) if self._moves(i) or i >= self.kind.inputs]
         before = self.depth
         if totals:
@@ -492,20 +513,27 @@ class _Columns(_Printer):
         for i, _ in sums:
             if not side_by_side(i):
                 self._line(f"u{i} = 0.0")
-        self._line("for j in range(count):")
-        self.depth += 1
-        for name in self._of_groups(loop):
-            self._line(f"{name} = {self._slot(name, 'j')}")
         ahead = {each.name for each in self._ahead(loop)}
+        columns = self._of_groups(loop)
 
         def at(i: int) -> str:
             return f"{where[i]} + j" if side_by_side(i) else where[i]
 
-        for each in self._needed(self._outcome(loop), varies=True):
-            if each.name in ahead:
-                self._line(f"{each.name} = {self._slot(each.name, 'j')}")
-            else:
-                self._print(each, self._load(each.arguments[0], at(each.arguments[0])) if self._reads(each) else "")
+        def printed(statements: list[Statement]) -> None:
+            for each in statements:
+                if each.name in ahead:
+                    self._line(f"{each.name} = {self._slot(each.name, 'j')}")
+                else:
+                    self._print(each, self._load(each.arguments[0], at(each.arguments[0])) if self._reads(each) else "")
+
+        statements = self._needed(self._outcome(loop), varies=True)
+        same, other = self._apart(statements, {i for i in operands if side_by_side(i)}, [*ahead, *columns])
+        printed(same)
+        self._line("for j in range(count):")
+        self.depth += 1
+        for name in columns:
+            self._line(f"{name} = {self._slot(name, 'j')}")
+        printed(other)
         for k in totals:
             self._into(f"t{k}", "j", f"{self._slot(f't{k}', 'j')} + {self.tracer.totals[k].of}")
         for i, each in sums:
@@ -546,12 +574,14 @@ class _Columns(_Printer):
         self._line(f"group = other * n{self.across} + first + a")
         self._group_statements(names)
         for m, name in enumerate(names):
-            self._line(f"store_float64(g{m}, part * part_step + group * group_step, {name}, {PLACES_AFTER + m})")
+            self._line(f"store_{self.kind.of_groups}(g{m}, {OWN}, {name}, {PLACES_AFTER + m})")
         for index, k in enumerate(totals):
             at = f"(part * {len(totals)} + {index}) * groups + group"
             self._line(f"store_float64(partial, {at}, {self._slot(f't{k}', f'a * {self.run}')}, {PLACES_AFTER})")
         self.depth -= 1
 
 
+OWN = "part * part_step + group * group_step"
+"""Where what there is for a group goes: to its place, or all to one place of the part, where nobody wants it."""
 SCRATCH, PLACES_BEFORE, PLACES_AFTER = 20, 40, 41
 """Where places of a program's own memory begin, and of what it takes from the loop before and leaves to the next."""

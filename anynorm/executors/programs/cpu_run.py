@@ -17,10 +17,10 @@ SHARED = 2**20
 """A call of fewer bytes is run by one thread."""
 PIECES = 16
 """Threads share so many pieces; of these and their sums the number of threads knows nothing."""
-FEW = 32
+FEW = 8
 """Fewer groups than this are shared in parts, if they are large."""
 LARGE = 2**16
-"""So many numbers are a part of a group."""
+"""So many numbers are worth a piece, where parts of groups are shared."""
 TILE = 512
 """So many numbers of a row are read together in columns."""
 SHORT = 32
@@ -74,32 +74,36 @@ def run(
     parameters: list[tuple[int, ...]],
     body: Body,
     *,
+    axes: tuple[int, ...] | None = None,
     of_groups: int = 0,
+    dtype: Any = None,
     keep: bool = True,
     in_place: int | None = None,
 ) -> tuple[list[Array], list[Array]]:
-    """Run a body over the groups of a call.
+    """Run a body over the groups of a call, or over those along other axes.
 
-    Returns what there is for each group, so many arrays of float64 beside the view, if they are to be kept; and the
-    sums for parameters of these shapes beside the view, in float64.
+    Returns what there is for each group, so many arrays beside the view of this dtype or of float64, if they are to be
+    kept; and the sums for parameters of these shapes beside the view, in float64.
     """
-    arrays = [*inputs, *results]
+    axes = plan.view.axes if axes is None else axes
+    library, xp, arrays = plan.library, plan.library.xp, [*inputs, *results]
     key = (
         id(plan),
         what,
+        axes,
         in_place,
         tuple([None if each is None else (each.dtype, each.shape, plan.library.strides(each)) for each in arrays]),
     )
     loops = _known.get(key)
     if loops is None:
-        loops = _loops(plan, what, inputs, results, parameters, body, in_place)
+        loops = _loops(plan, what, inputs, results, parameters, body, axes, in_place, name_of(dtype or xp.float64))
         if len(_known) >= MOST:
             _known.clear()
         _known[key] = loops
-    library, xp, like = plan.library, plan.library.xp, results[0] if results else next(x for x in inputs if x is not None)
+    like = results[0] if results else next(x for x in inputs if x is not None)
     pieces, count = loops.pieces, len(loops.pieces)
     sums = [library.xp.zeros((count, *shape), dtype=xp.float64) for shape in loops.sums]
-    made = [empty(loops.kept if keep else (8 * count,), like, xp.float64) for _ in range(of_groups)]
+    made = [empty(loops.kept if keep else (8 * count,), like, dtype or xp.float64) for _ in range(of_groups)]
     address = library.address
     given = [address(each) for i, each in enumerate(arrays) if each is not None and not (in_place is not None and i == len(inputs))]
     given += [address(each) for each in sums]
@@ -137,12 +141,13 @@ def _loops(
     results: list[Array],
     parameters: list[tuple[int, ...]],
     body: Body,
+    axes: tuple[int, ...],
     in_place: int | None,
+    of_groups: str,
 ) -> Loops:
-    whole, axes = plan.view.shape, plan.view.axes
+    whole = plan.view.shape
     rank, last = len(whole), len(whole) - 1
     operands = [None if each is None else operand(plan, each) for each in (*inputs, *results)]
-    main = next(each for each in operands if each is not None and each.shape == whole)
     interleaved = last in axes and last - 1 not in axes and rank > 2 and whole[last] < SHORT
     columns = (interleaved or last not in axes) and _in_columns(whole, axes, operands, interleaved=interleaved)
     interleaved = interleaved and columns
@@ -150,7 +155,7 @@ def _loops(
     outer = [axis for axis in axes if not columns or axis < across]
     # the sums for parameters, in their own memory
     shapes = [
-        tuple(whole[last] if interleaved and axis == last and shape[across] > 1 else n for axis, n in enumerate(shape))
+        tuple(whole[axis] if interleaved and axis >= across and max(shape[across:]) > 1 else n for axis, n in enumerate(shape))
         for shape in parameters
     ]
     operands += [Operand("float64", shape, _contiguous(shape)) for shape in shapes]
@@ -159,23 +164,23 @@ def _loops(
     width = max(1, min(whole[across], TILE // run)) if columns else 0
     items = groups // whole[across] * -(-whole[across] // width) if columns else groups
     # parts of groups, where these are few and large
-    split, length = None, math.prod([whole[axis] for axis in axes])
     axis = max(outer, key=lambda axis: whole[axis])
-    room = max(1, min(PIECES, *(SUMS // math.prod(shape) for shape in shapes), PIECES))
-    if items < FEW and whole[axis] > 1 and length * min(groups, TILE) >= 2 * LARGE:
-        pieces = max(1, min(room, 2 * PIECES // items, length * min(groups, TILE) // LARGE, whole[axis]))
-        if pieces > 1:
-            split = axis
+    most = max(1, min([PIECES, *(SUMS // math.prod(shape) for shape in shapes)]))
+    pieces = min(most, math.prod(whole) // LARGE, whole[axis])
+    split = axis if items < FEW and pieces > 1 else None
+    if split is None:
+        pieces = min(most, items) if plan.nbytes >= SHARED else 1
     kind = Kind(
         rank,
         axes,
-        tuple(None if each is None else _access(plan, each, whole, columns=columns) for each in operands),
+        tuple(None if each is None else _access(each, last if columns else axes[-1]) for each in operands),
         len(inputs),
         len(results),
         columns,
         interleaved,
         split,
         in_place,
+        of_groups,
     )
     name, key = _name(what), (what, plan.centred, name_of(plan.dtype) == "float64", kind)
     with compiled.lock:
@@ -187,8 +192,7 @@ def _loops(
             found = _programs[key] = made, [compiled.function_of(name, each.text, each.arrays) for each in made]
     made, functions = found
     if split is None:
-        count = max(1, min(room, items)) if plan.nbytes >= SHARED else 1
-        ranges = [Piece(items * i // count, items * (i + 1) // count, i, 0, 0) for i in range(count)]
+        ranges = [Piece(items * i // pieces, items * (i + 1) // pieces, i, 0, 0) for i in range(pieces)]
     else:
         n = whole[split]
         ranges = [Piece(0, items, i, n * i // pieces, n * (i + 1) // pieces) for i in range(pieces)]
@@ -203,7 +207,6 @@ def _loops(
     start = plan.library.address(both)
     kept = tuple(1 if axis in axes else n for axis, n in enumerate(whole))
     addresses = (start, start + 8 * (len(sizes) + 2))
-    del main
     return Loops(plan, functions, made, ranges, both, addresses, groups, kept, tuple(shapes))
 
 
@@ -237,10 +240,9 @@ def _in_columns(
     return True
 
 
-def _access(plan: Plan, each: Operand, whole: tuple[int, ...], *, columns: bool) -> Access:
+def _access(each: Operand, inner: int) -> Access:
     """0 for the axes along which an array stays, 1 for the innermost one if it is side by side there, else 2."""
-    inner = len(whole) - 1 if columns else plan.view.axes[-1]
-    steps = [0 if n == 1 < whole[axis] or step == 0 else 2 for axis, (n, step) in enumerate(zip(each.shape, each.steps, strict=True))]
+    steps = [0 if step == 0 else 2 for step in each.steps]
     if each.steps[inner] == 1:
         steps[inner] = 1
     return Access(each.dtype, tuple(steps))

@@ -1,22 +1,23 @@
 """The kernels as programs of a GPU, where the library runs the text of one: as few passes as there are.
 
-Numbers of up to four bytes are added up in float64, in which each has a square; those of eight are scaled first.
+TracedScalars of up to four bytes are added up in float64, in which each has a square; those of eight are scaled first.
 """
 
 import threading
 from collections.abc import Callable, Hashable, Sequence
-from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
-from anynorm import cuda, kernels
+from anynorm import kernels
 from anynorm.arrays import empty, name_of
 from anynorm.calls import Call, Plan
 from anynorm.combinations import Wanted
-from anynorm.cuda import Number, Operand, Program, Shape, Sums
+from anynorm.executors.programs import cuda
+from anynorm.executors.programs.cuda import Program, Shape
+from anynorm.executors.programs.trace import Operand, TracedScalar, TracedSums
 from anynorm.kernels import Array, Spread, Standardized
 
 Arrays = Sequence[Array | None]
-Found = tuple[Sequence[Number], Sequence[Number]]
+Found = tuple[Sequence[TracedScalar], Sequence[TracedScalar]]
 """What is written for each number, and what there is for each group."""
 
 
@@ -33,20 +34,14 @@ def takes(call: Call, arrays: list[Array]) -> bool:
     )
 
 
-def on(call: Call, x: Array) -> AbstractContextManager[Any]:
-    """Where programs run that take this array."""
-    assert call.plan.library.programs is not None
-    return call.plan.library.programs.on(x)
-
-
 def normalize(call: Call, *, keep: bool) -> tuple[Array, Spread]:
     """The result of a call, in `out` where there is one; and its statistics, if they are to be kept."""
     plan, out, xp = call.plan, call.out, call.plan.library.xp
-    direct = out is not None and _apart(call, out)
+    direct = out is not None and apart(call, out)
     place = plan.enter(out) if direct else empty(plan.view.shape, call.x, call.x.dtype)
     inputs = [call.x, call.gamma, call.beta, *(call.spread or ())]
 
-    def body(words: Any, numbers: list[Any], sums: Sums) -> Found:
+    def body(words: Any, numbers: list[Any], sums: TracedSums) -> Found:
         x, gamma, beta, *given = numbers
         if given:
             of = kernels.standardize_with(words, x, Spread(*given), eps=plan.eps)
@@ -67,7 +62,7 @@ def normalize(call: Call, *, keep: bool) -> tuple[Array, Spread]:
 def survey(call: Call) -> Spread:
     """The statistics of a call."""
 
-    def body(words: Any, numbers: list[Any], sums: Sums) -> Found:
+    def body(words: Any, numbers: list[Any], sums: TracedSums) -> Found:
         of = _standardized(call.plan, words, numbers[0], sums)
         return [], [each for each in of.spread if each is not None]
 
@@ -82,22 +77,21 @@ def gradients(call: Call, dy: Array, wanted: Wanted, spread: Spread) -> tuple[Ar
         return None
     parts = [spread.mean, spread.rest, _root(plan, spread)]
 
-    def standardized(words: Any, x: Number | None, parts: list[Any]) -> Standardized:
+    def standardized(words: Any, x: TracedScalar | None, parts: list[Any]) -> Standardized:
         mean, rest, rstd = parts
         own, xhat = Spread(mean, rest, None), None
         if x is not None:
             xhat = kernels.less(x, own) * rstd if given else kernels.by(x, kernels.narrow(words, own, rstd, x.dtype))
         return Standardized(xhat, rstd, own)
 
-    def of_x(words: Any, numbers: list[Any], sums: Sums) -> Found:
+    def of_x(words: Any, numbers: list[Any], sums: TracedSums) -> Found:
         dy, x, gamma, *parts = numbers
         dy = words.astype(dy, name_of(plan.dtype))
         of, centred = standardized(words, x, parts), plan.centred
         if given:
             return [kernels.input_gradient(words, dy, gamma, of, groups=None, centred=centred)], []
         own = kernels.narrow(words, of.spread, of.rstd, x.dtype)
-        how: dict[str, Any] = {"groups": sums, "axes": plan.view.axes, "centred": centred}
-        return [kernels.input_gradient_wide(words, dy, x, gamma, of, own, **how)], []
+        return [kernels.input_gradient_wide(words, dy, x, gamma, of, own, groups=sums, centred=centred)], []
 
     dx = None
     if wanted.dtype is not None:
@@ -112,7 +106,7 @@ def gradients(call: Call, dy: Array, wanted: Wanted, spread: Spread) -> tuple[Ar
         axes = tuple(axis for axis, n in enumerate(shape) if n == 1 < plan.view.shape[axis])
 
         def of_parameters(
-            words: Any, numbers: list[Any], _: Sums, these: list[int] = these, axes: tuple[int, ...] = axes
+            words: Any, numbers: list[Any], _: TracedSums, these: list[int] = these, axes: tuple[int, ...] = axes
         ) -> Found:
             dy, x, *parts = numbers
             dy = words.astype(dy, name_of(plan.dtype))
@@ -136,7 +130,7 @@ def gradients(call: Call, dy: Array, wanted: Wanted, spread: Spread) -> tuple[Ar
 def _root(plan: Plan, spread: Spread) -> Array:
     """1 / sqrt(var + eps): a root for each group, and not for each number."""
 
-    def body(words: Any, numbers: list[Any], sums: Sums) -> Found:  # noqa: ARG001
+    def body(words: Any, numbers: list[Any], sums: TracedSums) -> Found:  # noqa: ARG001
         return [kernels.inverse_root(words, numbers[0] + plan.eps, flat=1.0)], []
 
     rstd = empty(tuple(spread.var.shape), spread.var, spread.var.dtype)
@@ -144,9 +138,9 @@ def _root(plan: Plan, spread: Spread) -> Array:
     return rstd
 
 
-def _standardized(plan: Plan, words: Any, x: Number | None, sums: Sums) -> Standardized:
+def _standardized(plan: Plan, words: Any, x: TracedScalar | None, sums: TracedSums) -> Standardized:
     if name_of(plan.dtype) == "float32":
-        how: dict[str, Any] = {"axes": plan.view.axes, "eps": plan.eps, "centred": plan.centred, "dtype": words.float64}
+        how: dict[str, Any] = {"eps": plan.eps, "centred": plan.centred, "dtype": words.float64}
         return kernels.standardize_wide(words, x, groups=sums, **how)
     groups: Any = sums
     return kernels.standardize_scaled(words, x, groups=groups, eps=plan.eps, centred=plan.centred)
@@ -163,7 +157,7 @@ def _rows(plan: Plan) -> tuple[int, ...]:
     return (len(plan.view.shape) - 1,)
 
 
-def _apart(call: Call, out: Array) -> bool:
+def apart(call: Call, out: Array) -> bool:
     """Whether nothing that is still to be read lies where the result is written."""
     plan, library = call.plan, call.plan.library
     if out.shape != plan.view.shape and not library.contiguous(out) and not plan.view.order:
@@ -207,7 +201,7 @@ def _run(
     inputs: Arrays,
     results: list[Array],
     kinds: list[Any],
-    body: Callable[[Any, list[Any], Sums], Found],
+    body: Callable[[Any, list[Any], TracedSums], Found],
     *,
     apart: bool = True,
 ) -> list[Array]:
@@ -234,11 +228,11 @@ def _run(
     return of_groups
 
 
-def _together(xp: Any, partial: Array, totals: tuple[int, ...]) -> Array:
+def _together(xp: Any, partial: Array, totals: tuple[str, ...]) -> Array:
     """What several blocks added up, or found to be the smallest or the largest."""
-    if not any(totals):
+    if {*totals} == {"sum"}:
         return xp.sum(partial, axis=0)
-    taken = (xp.sum, xp.min, xp.max)
+    taken = {"sum": xp.sum, "min": xp.min, "max": xp.max}
     return xp.stack([taken[how](partial[:, i, :], axis=0) for i, how in enumerate(totals)], axis=0)
 
 
@@ -248,7 +242,7 @@ def _steps(
     axes: tuple[int, ...],
     inputs: Arrays,
     results: list[Array],
-    body: Callable[[Any, list[Any], Sums], Found],
+    body: Callable[[Any, list[Any], TracedSums], Found],
     *,
     aligned: bool,
     apart: bool,
