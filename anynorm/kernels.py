@@ -233,6 +233,8 @@ def standardize_wide(
 ) -> Standardized:
     """`standardize` for numbers of any size, by sums in a wide dtype, which the statistics are of."""
     spread = wide_statistics(xp, xp.astype(x, dtype), groups=groups, centred=centred)
+    if spread.mean is not None:
+        spread = spread._replace(rest=xp.zeros_like(spread.mean))
     rstd = inverse_root(xp, spread.var + eps, flat=1.0)
     return Standardized(by(x, narrow(xp, spread, rstd, x.dtype)), rstd, spread)
 
@@ -242,7 +244,7 @@ def wide_statistics(xp: Namespace, x: Array, *, groups: Means, centred: bool, tw
 
     The pivot is one of the numbers of the group: the square of what it leaves of the mean is at most as many times the
     variance as there are numbers. If x was a narrow dtype, that many digits are to spare; else the mean that was found
-    is the pivot of a second pass.
+    is the pivot of a second pass, which tells the rest of it.
     """
     pivot = groups.first(x) if centred else None
     _, left, var = shifted(xp, x, pivot, groups=groups, centred=centred)
@@ -250,7 +252,7 @@ def wide_statistics(xp: Namespace, x: Array, *, groups: Means, centred: bool, tw
         return Spread(None, None, var)
     mean = pivot + left
     if not twice:
-        return Spread(mean, xp.zeros_like(mean), var)
+        return Spread(mean, None, var)
     _, rest, var = shifted(xp, x, mean, groups=groups)
     return Spread(mean, rest, var)
 

@@ -6,10 +6,10 @@ becomes of it, a gradient.
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from anynorm import kernels
-from anynorm.kernels import NEW, PURE, Arithmetic, Array, Groups, Namespace, Places, Scale, Spread, Standardized
+from anynorm.kernels import NEW, PURE, Arithmetic, Array, Groups, Means, Namespace, Places, Scale, Spread, Standardized
 
 
 class Common(NamedTuple):
@@ -153,6 +153,41 @@ def input_gradient(
     share = weights.each / positive(xp, weights.sums)
     g, leaning = lean(xp, g, of.xhat, share, groups=groups, centred=centred, places=places)
     return upright(g, leaning, of, share, places=places)
+
+
+def wide_statistics(xp: Namespace, x: Array, each: Array, *, groups: Means, centred: bool, twice: bool) -> Spread:
+    """`kernels.wide_statistics` of numbers with weights, which `groups` have as well; 0 and 0 in a group without."""
+    kept = xp.where(each > 0, x, xp.zeros_like(x))
+    return kernels.wide_statistics(xp, kept, groups=groups, centred=centred, twice=twice)
+
+
+def wide_input_gradient(
+    xp: Namespace,
+    dy: Array,
+    gamma: Array | None,
+    of: Standardized,
+    each: Array,
+    weight: Array,
+    *,
+    groups: Means,
+    centred: bool,
+    twice: bool,
+) -> Array:
+    """`input_gradient` of numbers in a wide dtype, in a pass, or two if `twice`; the `groups` add up without weights."""
+    if kernels.alone(gamma, groups.axes):
+        how: dict[str, Any] = {"groups": groups, "centred": centred, "twice": twice}
+        return wide_input_gradient(xp, dy, None, of, each, weight, **how) * gamma
+    g, share = kernels.affine(dy, gamma, None), each / positive(xp, weight)
+
+    def total(values: Array) -> Array:
+        return xp.sum(values, axis=groups.axes, keepdims=True)
+
+    if not centred:
+        return upright(g, Leaning(None, None, total(g * of.xhat), weight), of, share)
+    if twice:
+        g = g - each * (total(g) / positive(xp, weight))
+    rest, product = total(g), total(g * of.xhat)
+    return upright(g - share * rest, Leaning(None, None, product, weight), of, share)
 
 
 def lean(

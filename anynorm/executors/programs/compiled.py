@@ -77,10 +77,10 @@ def cache_folder() -> Path | None:
         return None
 
 
-def function_of(name: str, text: str, arrays: int) -> Callable[..., None]:
-    """The function of this name that the text defines: of integers, two numbers and the addresses of the arrays.
+def function_of(name: str, text: str, sizes: int, arrays: int) -> Callable[..., None]:
+    """The function of this name that the text defines.
 
-    Its arguments are start, stop, part, low, high, the address of the sizes, eps, divisor and the addresses.
+    Its arguments are start, stop, part, low, high, the sizes, eps, divisor and the addresses of the arrays.
     """
     import numba
 
@@ -88,7 +88,7 @@ def function_of(name: str, text: str, arrays: int) -> Callable[..., None]:
         scope: dict[str, Any] = {**_words(), "__name__": __name__}  # numba looks the module up when it reads its cache
         exec(compile(text, path, "exec"), scope)  # it was printed by `cpu`, not read from the file
         whole, real = numba.int64, numba.float64
-        signature = numba.void(*([whole] * 6), real, real, *([whole] * arrays))
+        signature = numba.void(*([whole] * (5 + sizes)), real, real, *([whole] * arrays))
         how = {"nogil": True, "error_model": "numpy", "cache": keep}
         function: Callable[..., None] = numba.njit(signature, **how)(scope[name])
         return function
@@ -140,13 +140,17 @@ def _words() -> dict[str, Any]:
 
     def placed(builder: Any, instruction: Any, place: int) -> None:
         """Say that what lies in one place is read and written there alone."""
-        domain = builder.module.add_metadata(["anynorm"])
-        own, *others = (
-            builder.module.add_metadata([f"anynorm {i}", domain])
-            for i in (place, *(other for other in range(PLACES) if other != place))
-        )
-        instruction.set_metadata("alias.scope", builder.module.add_metadata([own]))
-        instruction.set_metadata("noalias", builder.module.add_metadata(others))
+        module = builder.module
+        known = module.__dict__.setdefault("anynorm_places", [])
+        if not known:
+            domain = module.add_metadata(["anynorm"])
+            known += [module.add_metadata([f"anynorm {i}", domain]) for i in range(PLACES)]
+            own = [module.add_metadata([each]) for each in known]
+            others = [module.add_metadata(known[:i] + known[i + 1 :]) for i in range(PLACES)]
+            known[:] = list(zip(own, others, strict=True))
+        own, others = known[place]
+        instruction.set_metadata("alias.scope", own)
+        instruction.set_metadata("noalias", others)
 
     def at(builder: Any, address: Any, index: Any, kind: Any) -> Any:
         return builder.gep(builder.inttoptr(address, kind.as_pointer()), [index])
@@ -208,17 +212,8 @@ def _words() -> dict[str, Any]:
 
         return types.float64(types.float64, types.float64), generate
 
-    @intrinsic
-    def size(_: Any, address: Any, index: Any) -> Any:
-        """One of the sizes and steps."""
-
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
-            return builder.load(at(builder, *arguments, ir.IntType(64)))
-
-        return types.int64(types.int64, types.int64), generate
-
     words: dict[str, Any] = {f"load_{name}": load(name) for name in READ} | {f"store_{name}": store(name) for name in WRITTEN}
-    return words | {"plus": plus, "size": size, "sqrt": sqrt, "empty": np.empty}
+    return words | {"plus": plus, "sqrt": sqrt, "empty": np.empty}
 
 
 lock = threading.RLock()

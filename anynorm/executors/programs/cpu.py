@@ -6,7 +6,7 @@ group has some numbers in each row (`interleaved`), its sums are added up in the
 """
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from anynorm.executors.programs.trace import Statement, Tracer, TracedScalar
 
@@ -58,6 +58,8 @@ class Program(NamedTuple):
     text: str
     totals: int
     """How many it leaves to the next; 0 where it is the last."""
+    sizes: int
+    """How many sizes and steps it takes."""
     arrays: int
     """How many addresses it takes."""
 
@@ -78,9 +80,8 @@ PRINTED = {
     "logical_not": "not {}",
     "where": "{1} if {0} else {2}",
     "sqrt": "sqrt({})",
-    "one": "1.0",
-    "zero": "0.0",
 }
+CONSTANTS = {"one": "1.0", "zero": "0.0"}
 
 
 def programs(kind: Kind, tracer: Tracer, written: Written, name: str) -> list[Program]:
@@ -114,13 +115,13 @@ class _Printer:
         before = [f"c{loop}" for loop in range(self.loops.start)]
         after = [f"g{m}" for m in range(len(self.written.of_groups))] if self.is_last else ["partial"]
         names = [*arrays, *before, *after]
-        head = f"def {name}(start, stop, part, low, high, sizes, eps, divisor, {', '.join(names)}):"
-        self._sizes(places)
+        sizes = self._sizes(places)
+        head = f"def {name}(start, stop, part, low, high, {', '.join(sizes)}, eps, divisor, {', '.join(names)}):"
         if shared is not None:
             self._line(f"p{shared} = p{self.kind.in_place}")
         self._body()
         totals = 0 if self.is_last else len(self._totals(self.loops.start))
-        return Program("\n".join([head, *self.lines, ""]), totals, len(names))
+        return Program("\n".join([head, *self.lines, ""]), totals, len(sizes), len(names))
 
     def _body(self) -> None:
         raise NotImplementedError
@@ -154,10 +155,17 @@ class _Printer:
 
     def _of_groups(self, loop: int) -> list[str]:
         """The values for each group, totals included, that a loop uses."""
-        names = [name for name in self._outcome(loop) if not self._varies(name)]
+        names = self._outcome(loop)
         for statement in self._needed(self._outcome(loop), varies=True):
             names += [each.name for each in statement.arguments if isinstance(each, TracedScalar)]
-        return [name for name in dict.fromkeys(names) if not self._varies(name) and name not in ("eps", "divisor")]
+        return [name for name in dict.fromkeys(names) if self._is_of_group(name)]
+
+    def _is_of_group(self, name: str) -> bool:
+        """Whether it differs from group to group, and not within one."""
+        statement = self.tracer.statements.get(name)
+        if statement is None:
+            return name not in ("eps", "divisor")
+        return not statement.varies and statement.operation not in CONSTANTS
 
     def _varies(self, name: str) -> bool:
         statement = self.tracer.statements.get(name)
@@ -176,17 +184,15 @@ class _Printer:
     def _line(self, text: str) -> None:
         self.lines.append("    " * self.depth + text)
 
-    def _sizes(self, places: list[int]) -> None:
-        """The sizes and the steps, in the order of `sizes_of`."""
+    def _sizes(self, places: list[int]) -> list[str]:
+        """The sizes and the steps: of the axes, of each array, of the sums, and of what there is for each group."""
         names = [f"n{axis}" for axis in range(self.kind.rank)]
         for i in places:
             access = self.kind.accesses[i]
             assert access is not None
             names += [f"s{i}_{axis}" for axis, step in enumerate(access.steps) if step == 2]
         names += [f"z{i}" for i, _ in self.sums]
-        names += ["groups", "width", "group_step", "part_step"]
-        for k, name in enumerate(names):
-            self._line(f"{name} = size(sizes, {k})")
+        return [*names, "groups", "width", "group_step", "part_step"]
 
     def _step(self, i: int, axis: int, index: str) -> str:
         """How far an index into an axis is from its start, or "" where that is no way."""
@@ -217,10 +223,18 @@ class _Printer:
         """A statement; `read` is what a "read" or a "first" of it is."""
         if self._reads(statement):
             value = read
+        elif statement.operation in CONSTANTS:
+            return
         else:
-            names = [each.name if isinstance(each, TracedScalar) else repr(float(each)) for each in statement.arguments]
-            value = PRINTED[statement.operation].format(*names)
+            value = PRINTED[statement.operation].format(*map(self._name, statement.arguments))
         self._line(f"{statement.name} = {value}")
+
+    def _name(self, each: Any) -> str:
+        """An argument of a statement."""
+        if not isinstance(each, TracedScalar):
+            return repr(float(each))
+        statement = self.tracer.statements.get(each.name)
+        return CONSTANTS.get(statement.operation, each.name) if statement else each.name
 
     def _indices(self, group: str, kept: list[int]) -> None:
         """The index into each of these axes, of the number of a group."""
@@ -330,7 +344,7 @@ class _Rows(_Printer):
             self._of_group([each for each in of_groups if each.level == loop + 1 and loop + 1 <= self.last])
         if self.is_last:
             for m, each in enumerate(self.written.of_groups):
-                self._line(f"store_{self.kind.of_groups}(g{m}, {OWN}, {each.name}, {PLACES_AFTER + m})")
+                self._line(f"store_{self.kind.of_groups}(g{m}, {OWN}, {self._name(each)}, {PLACES_AFTER + m})")
         else:
             totals = self._totals(self.loops.start)
             for index, k in enumerate(totals):
@@ -419,7 +433,8 @@ class _Columns(_Printer):
             self._values(loop)
             self._preload(loop)
             self._loop(loop)
-        self._outputs()
+        if not self.is_last:
+            self._partial()
 
     def _slot(self, name: str, index: str) -> str:
         return f"load_float64(a_{name}, {index}, {SCRATCH + self.slots[name]})"
@@ -456,22 +471,25 @@ class _Columns(_Printer):
         self._of_group(statements, column="a")
 
     def _values(self, loop: int) -> None:
-        """What a loop uses of each group, written out along the tile."""
-        names = self._of_groups(loop)
-        if not names:
+        """What a loop uses of each group, written out along the tile; and at last what there is for each group."""
+        names, of_groups = self._of_groups(loop), [each.name for each in self.written.of_groups if loop == self.last]
+        if not names and not of_groups:
             return
         self._line("for a in range(columns):")
         self.depth += 1
-        self._group_statements(names)
-        if self.kind.interleaved:
+        self._group_statements([*names, *of_groups])
+        if of_groups:
+            self._line(f"group = other * n{self.across} + first + a")
+        for m, each in enumerate(self.written.of_groups if of_groups else ()):
+            self._line(f"store_{self.kind.of_groups}(g{m}, {OWN}, {self._name(each)}, {PLACES_AFTER + m})")
+        # the totals of this program are in their place
+        names = [name for name in names if not (name[0] == "t" and self.tracer.totals[int(name[1:])].level in self.loops)]
+        if self.kind.interleaved and names:
             self._line(f"for r in range({self.run}):")
             self.depth += 1
         for name in names:
-            total = name.startswith("t") and self.tracer.totals[int(name[1:])].level >= self.loops.start
-            if not total:  # those are in their place
-                self._into(name, f"a * {self.run} + r" if self.kind.interleaved else "a", name)
-        self._line("pass")
-        self.depth -= 1 + self.kind.interleaved
+            self._into(name, f"a * {self.run} + r" if self.kind.interleaved else "a", name)
+        self.depth -= 1 + (self.kind.interleaved and bool(names))
 
     def _preload(self, loop: int) -> None:
         """What is the same in every row, written out along the tile."""
@@ -563,18 +581,12 @@ class _Columns(_Printer):
                 self._into(f"t{k}", f"a * {self.run} + r", f"w{k}")
             self.depth -= 2
 
-    def _outputs(self) -> None:
-        """What there is for each group, at last."""
-        names = [each.name for each in self.written.of_groups] if self.is_last else []
-        totals = [] if self.is_last else self._totals(self.loops.start)
-        if not names and not totals:
-            return
+    def _partial(self) -> None:
+        """The totals, for the next loop."""
+        totals = self._totals(self.loops.start)
         self._line("for a in range(columns):")
         self.depth += 1
         self._line(f"group = other * n{self.across} + first + a")
-        self._group_statements(names)
-        for m, name in enumerate(names):
-            self._line(f"store_{self.kind.of_groups}(g{m}, {OWN}, {name}, {PLACES_AFTER + m})")
         for index, k in enumerate(totals):
             at = f"(part * {len(totals)} + {index}) * groups + group"
             self._line(f"store_float64(partial, {at}, {self._slot(f't{k}', f'a * {self.run}')}, {PLACES_AFTER})")

@@ -48,10 +48,8 @@ class Loops(NamedTuple):
     functions: list[Callable[..., None]]
     programs: list[Program]
     pieces: list[Piece]
-    sizes: Any
-    """Kept alive: the programs are told its address."""
-    addresses: tuple[int, int]
-    """That of the sizes where there is an array of what there is for each group, and where there is none."""
+    sizes: tuple[tuple[int, ...], tuple[int, ...]]
+    """Where what there is for each group goes to its place, and where it all goes to one."""
     groups: int
     kept: tuple[int, ...]
     sums: tuple[tuple[int, ...], ...]
@@ -116,7 +114,7 @@ def run(
             after = [address(partial)]
         else:
             after = [address(each) for each in made]
-        rest = (loops.addresses[not keep], plan.eps, plan.groups.divisor, *given, *before, *after)
+        rest = (*loops.sizes[not keep], plan.eps, plan.groups.divisor, *given, *before, *after)
         if count == 1:
             function(*pieces[0], *rest)
         else:
@@ -189,7 +187,7 @@ def _loops(
             tracer = Tracer(axes, operands[: len(inputs)], wide=True)
             written = body(TracedNamespace, tracer.numbers, TracedSums(tracer))
             made = programs(kind, tracer, written, name)
-            found = _programs[key] = made, [compiled.function_of(name, each.text, each.arrays) for each in made]
+            found = _programs[key] = made, [compiled.function_of(name, each.text, each.sizes, each.arrays) for each in made]
     made, functions = found
     if split is None:
         ranges = [Piece(items * i // pieces, items * (i + 1) // pieces, i, 0, 0) for i in range(pieces)]
@@ -202,12 +200,9 @@ def _loops(
             sizes += [each.steps[axis] for axis, step in enumerate(access.steps) if step == 2]
     sizes += [math.prod(shape) for shape in shapes]
     sizes += [groups, width]
-    xp = plan.library.xp
-    both = xp.asarray([[*sizes, 1, 0], [*sizes, 0, 8]], dtype=xp.int64)
-    start = plan.library.address(both)
     kept = tuple(1 if axis in axes else n for axis, n in enumerate(whole))
-    addresses = (start, start + 8 * (len(sizes) + 2))
-    return Loops(plan, functions, made, ranges, both, addresses, groups, kept, tuple(shapes))
+    told = (*sizes, 1, 0), (*sizes, 0, 8)
+    return Loops(plan, functions, made, ranges, told, groups, kept, tuple(shapes))
 
 
 def _name(what: Hashable) -> str:

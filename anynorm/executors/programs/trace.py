@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from anynorm.kernels import PURE, Arithmetic, Namespace
+from anynorm.weights import positive
 
 
 class Operand(NamedTuple):
@@ -204,6 +205,31 @@ class TracedSums:
         return self.mean(xp, ops.multiply(x, other))
 
 
+class TracedWeightedSums(TracedSums):
+    """Groups of a program whose numbers have weights."""
+
+    def __init__(self, tracer: "Tracer", weights: TracedScalar) -> None:
+        super().__init__(tracer)
+        self.weights, self._sum = weights, dict[str, TracedScalar]()
+
+    @property
+    def sum_of_weights(self) -> TracedScalar:
+        """That of each group."""
+        if not self._sum:
+            self._sum["weights"] = self.tracer.total("sum", self.weights)
+        return self._sum["weights"]
+
+    def first(self, x: TracedScalar) -> TracedScalar:
+        """The first number of each group that weighs something; 0 where none does."""
+        return self.tracer.first(x, self.weights)
+
+    def mean(self, xp: Namespace, x: TracedScalar) -> TracedScalar:
+        """The mean of each group; 0 where nothing weighs anything."""
+        whole = self.sum_of_weights
+        total: TracedScalar = xp.sum(x * self.weights, axis=self.axes, keepdims=True)
+        return total / positive(xp, whole)
+
+
 class Statement(NamedTuple):
     """How a number comes about."""
 
@@ -254,14 +280,17 @@ class Tracer:
         level, varies = max(each.level for each in numbers), any(each.varies for each in numbers)
         return self._stated(operation, arguments, dtype, level, varies=varies)
 
-    def first(self, x: TracedScalar) -> TracedScalar:
-        """x at the first number of each group."""
+    def first(self, x: TracedScalar, weights: TracedScalar | None = None) -> TracedScalar:
+        """x at the first number of each group, or at the first that weighs something."""
         if not x.varies:
             return x
         of = self.statements[x.name]
-        if of.operation == "read":
+        if of.operation == "read" and weights is None:
             return self._stated("first", of.arguments, of.dtype, 0, varies=False)
-        first = [self.first(each) if isinstance(each, TracedScalar) else each for each in of.arguments]
+        if of.operation == "read":
+            arguments = (*of.arguments, *self.statements[weights.name].arguments)
+            return self._stated("first_where", arguments, of.dtype, 0, varies=False)
+        first = [self.first(each, weights) if isinstance(each, TracedScalar) else each for each in of.arguments]
         return self.operation(of.operation, *first, dtype=of.dtype)
 
     def total(self, how: str, x: TracedScalar) -> TracedScalar:
