@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 
 from anynorm import cuda, kernels
 from anynorm.arrays import empty, name_of
-from anynorm.calls import Call, Plan
-from anynorm.combinations import Wanted
+from anynorm.calls import Call, Plan, Wanted
 from anynorm.cuda import Number, Operand, Program, Shape, Sums
 from anynorm.kernels import Array, Spread, Standardized
 

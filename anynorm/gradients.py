@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 
 from anynorm import batches, calls, chunks, fused, norms, schedules
 from anynorm.arrays import check_bool, check_device, compute_dtype, memory_order, one_library, pytree
-from anynorm.calls import Call, Fit, Plan
-from anynorm.combinations import Wanted
+from anynorm.calls import Call, Fit, Plan, Wanted
 from anynorm.kernels import Array, Spread, Standardized
 from anynorm.layouts import same_shape
 from anynorm.library import Library
