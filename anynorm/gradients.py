@@ -2,11 +2,11 @@
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from anynorm import batches, calls, chunks, fused, norms, schedules
-from anynorm.arrays import check_bool, check_device, compute_dtype, memory_order, one_library, pytree
+from anynorm.arrays import check_bool, check_device, compute_dtype, one_library, pytree
 from anynorm.calls import Call, Fit, Plan, Wanted
 from anynorm.kernels import Array, Spread, Standardized
 from anynorm.layouts import same_shape
@@ -165,7 +165,7 @@ class Pullback:
         before, now = self.version, None if self.version is None else _version(library, self.x)
         if before is not None and now is not None and now[0] == before[0] and now != before:
             raise ValueError("x must be to the pullback what it was to vjp, got memory that was written to in between")
-        return self._beside(dy)._pull(dy)
+        return self._pull(dy)
 
     def _pull(self, dy: Array) -> tuple[Array | None, ...]:
         plan, library, xp = self.plan, self.plan.library, self.plan.library.xp
@@ -187,36 +187,6 @@ class Pullback:
         if all(n == n for n in shape):
             return xp.reshape(gradient, shape)
         return gradient if rank == len(shape) else xp.squeeze(gradient, axis=tuple({*range(rank)} - {*kept}))
-
-    def _beside(self, dy: Array) -> "Pullback":
-        """Itself; for a dy of another order in memory than x, one in a view whose axes are one in that memory too."""
-        plan, library = self.plan, self.plan.library
-        if not isinstance(self.of, Spread) or not library.plain(dy):
-            return self
-        order = memory_order(library, dy)
-        if order is not None and plan.layout.order(order) == plan.view.order:
-            return self
-        whole = plan.layout.view(plan.layout.shape)
-        view = plan.view.parted(whole, library.strides(library.xp.reshape(dy, whole)))
-        if view == plan.view:
-            return self
-
-        def beside(shape: tuple[int, ...]) -> tuple[int, ...]:
-            return plan.view.beside(view, shape, whole)
-
-        def entered(array: Array | None) -> Array | None:
-            return None if array is None else library.xp.reshape(array, beside(tuple(array.shape)))
-
-        return replace(
-            self,
-            of=Spread(*map(entered, self.of)),
-            x=entered(self.x),
-            gamma=entered(self.gamma),
-            given=self.given and Spread(*map(entered, self.given)),
-            weights=self.weights and Weights(*map(entered, self.weights)),
-            plan=plan._replace(view=view, groups=plan.groups._replace(axes=view.axes)),
-            parameters=tuple(each and each._replace(full=beside(each.full)) for each in self.parameters),
-        )
 
     def __repr__(self) -> str:
         return f"Pullback({describe(self._kept)})"
