@@ -9,8 +9,7 @@ from functools import cache
 from typing import Any
 
 from anynorm import chunks, schedules
-from anynorm.calls import Call
-from anynorm.combinations import Wanted
+from anynorm.calls import Call, Wanted
 from anynorm.kernels import Array, Spread
 from anynorm.pullbacks import pull
 from anynorm.schedules import Normalized

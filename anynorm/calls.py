@@ -21,7 +21,7 @@ from anynorm.arrays import (
     one_library,
     zeros,
 )
-from anynorm.blocks import blocks, both, within
+from anynorm.blocks import Block, blocks, both, within
 from anynorm.kernels import Array, Groups, Limits, Namespace, Spread
 from anynorm.layouts import Layout, View, same_shape
 from anynorm.library import Library
@@ -124,6 +124,24 @@ class Call(NamedTuple):
             return None
         weights = ready(self.plan.library, self.weights, self.plan.dtype)
         return Weighted(self.plan.groups.by(1.0), weights, self.join)
+
+
+class Wanted(NamedTuple):
+    """Which gradients of a call there are to be."""
+
+    dtype: Any
+    """That of x and of its gradient, or None if that is not wanted."""
+    parameters: tuple[tuple[int, ...] | None, ...]
+    """The shapes, beside the view, of gamma and beta, or None."""
+
+    def within(self, block: Block) -> list[tuple[int, ...] | None]:
+        """The shapes beside a block."""
+        return [
+            None
+            if shape is None
+            else tuple(1 if n == 1 else each.stop - each.start for n, each in zip(shape, block, strict=True))
+            for shape in self.parameters
+        ]
 
 
 def over(

@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 
 from anynorm import calls, kernels, layouts, passes, pullbacks, schedules, weights
 from anynorm.arrays import compute_dtype, library_of
-from anynorm.calls import Call
-from anynorm.combinations import Wanted
+from anynorm.calls import Call, Wanted
 from anynorm.graphs import STATISTICS, again
 from anynorm.kernels import Array, Groups, Scale, Spread, Standardized
 from anynorm.layouts import same_shape

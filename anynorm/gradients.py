@@ -1,14 +1,13 @@
 """`vjp`: a norm and the pullback of a cotangent through it, in plain array API, as `jax.vjp` for every library."""
 
 import inspect
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from anynorm import batches, calls, chunks, norms, schedules
-from anynorm.arrays import check_bool, check_device, compute_dtype, memory_order, one_library, pytree
-from anynorm.calls import Call, Fit, Plan
-from anynorm.combinations import Wanted
+from anynorm.arrays import check_bool, check_device, compute_dtype, one_library, pytree
+from anynorm.calls import Call, Fit, Plan, Wanted
 from anynorm.executors import programs
 from anynorm.kernels import Array, Spread, Standardized
 from anynorm.layouts import same_shape
@@ -54,7 +53,7 @@ def vjp(norm: Callable[..., Any], x: Array, /, *params: Array | None, **options:
         array of x's library.
     ValueError
         As the norm does; from the pullback, if dy has not the shape and the device of y, or if x is seen to have been
-        written to: in PyTorch where autograd would see it; in NumPy by a look at some of its numbers; else never.
+        written to: in PyTorch where autograd would see it, else never.
 
     References
     ----------
@@ -107,7 +106,7 @@ def vjp(norm: Callable[..., Any], x: Array, /, *params: Array | None, **options:
     pullback = Pullback(
         of=of,
         x=kept,
-        mark=_Mark.of(plan.library, kept) if call.spread is None or any(parameters[:1]) else None,
+        version=_version(plan.library, kept) if call.spread is None or any(parameters[:1]) else None,
         gamma=gamma,
         given=call.spread,
         weights=call.weights,
@@ -130,27 +129,10 @@ class _Primal(NamedTuple):
     dtype: Any
 
 
-class _Mark:
-    """What one array was like; another is not held to it. All are equal, and so are pytrees that differ in them."""
-
-    def __init__(self, x: Array, value: Hashable) -> None:
-        self._id, self._value = id(x), value
-
-    @staticmethod
-    def of(library: Library, x: Array | None) -> "_Mark | None":
-        """That of an array, if the library can tell."""
-        value = None if x is None else library.mark(x)
-        return None if value is None else _Mark(x, value)
-
-    def was_written_to(self, library: Library, x: Array) -> bool:
-        """Whether it is the array, and no longer what it was."""
-        return id(x) == self._id and library.mark(x) != self._value
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Mark)
-
-    def __hash__(self) -> int:
-        return 0
+def _version(library: Library, x: Array | None) -> tuple[int, int] | None:
+    """Which array it is, and how often it has been written to, if the library counts that."""
+    count = None if x is None or library.traced() else library.version(x)
+    return None if count is None else (id(x), count)
 
 
 @pytree("of", "x", "gamma", "given", "weights")
@@ -161,8 +143,8 @@ class Pullback:
     of: Standardized | Spread
     """What x was standardized to; or, where x is kept, its statistics."""
     x: Array | None
-    mark: "_Mark | None"
-    """Of x, where it is kept, is read, and the library can tell."""
+    version: tuple[int, int] | None
+    """Of x, where it is kept and read; another array is not held to it."""
     gamma: Array | None
     given: Spread | None
     """The statistics, where moments were given: they are constants."""
@@ -181,9 +163,10 @@ class Pullback:
         if not same_shape(tuple(dy.shape), plan.layout.shape):
             raise ValueError(f"dy must have the shape of y, {plan.layout.shape}, got {tuple(dy.shape)}")
         check_device(library, "y", kept, "dy", dy)
-        if self.mark is not None and not library.traced() and self.mark.was_written_to(library, self.x):
+        before, now = self.version, None if self.version is None else _version(library, self.x)
+        if before is not None and now is not None and now[0] == before[0] and now != before:
             raise ValueError("x must be to the pullback what it was to vjp, got memory that was written to in between")
-        return self._beside(dy)._pull(dy)
+        return self._pull(dy)
 
     def _pull(self, dy: Array) -> tuple[Array | None, ...]:
         plan, library, xp = self.plan, self.plan.library, self.plan.library.xp
@@ -205,36 +188,6 @@ class Pullback:
         if all(n == n for n in shape):
             return xp.reshape(gradient, shape)
         return gradient if rank == len(shape) else xp.squeeze(gradient, axis=tuple({*range(rank)} - {*kept}))
-
-    def _beside(self, dy: Array) -> "Pullback":
-        """Itself; for a dy of another order in memory than x, one in a view whose axes are one in that memory too."""
-        plan, library = self.plan, self.plan.library
-        if not isinstance(self.of, Spread) or not library.plain(dy):
-            return self
-        order = memory_order(library, dy)
-        if order is not None and plan.layout.order(order) == plan.view.order:
-            return self
-        whole = plan.layout.view(plan.layout.shape)
-        view = plan.view.parted(whole, library.strides(library.xp.reshape(dy, whole)))
-        if view == plan.view:
-            return self
-
-        def beside(shape: tuple[int, ...]) -> tuple[int, ...]:
-            return plan.view.beside(view, shape, whole)
-
-        def entered(array: Array | None) -> Array | None:
-            return None if array is None else library.xp.reshape(array, beside(tuple(array.shape)))
-
-        return replace(
-            self,
-            of=Spread(*map(entered, self.of)),
-            x=entered(self.x),
-            gamma=entered(self.gamma),
-            given=self.given and Spread(*map(entered, self.given)),
-            weights=self.weights and Weights(*map(entered, self.weights)),
-            plan=plan._replace(view=view, groups=plan.groups._replace(axes=view.axes)),
-            parameters=tuple(each and each._replace(full=beside(each.full)) for each in self.parameters),
-        )
 
     def __repr__(self) -> str:
         return f"Pullback({describe(self._kept)})"

@@ -79,6 +79,8 @@ class Groups(NamedTuple):
     """The divisor as an array, where the library divides faster by one."""
     strewn: bool = False
     """Whether a group lies in memory in short runs among those of others: rows of all are then added first."""
+    spelt: bool = False
+    """Whether the mean of such a group is as long as a run, as it then goes with many of them at once."""
 
     def by(self, divisor: float) -> "Groups":
         """These, with another divisor."""
@@ -95,7 +97,8 @@ class Groups(NamedTuple):
         """The mean of each group, beside x."""
         if self.strewn:
             rows = total(xp, x, axes=self.axes[:-1], block=self.block)
-            return self._shared(xp.sum(rows, axis=-1, keepdims=True))
+            mean = self._shared(xp.sum(rows, axis=-1, keepdims=True))
+            return mean + xp.zeros_like(rows) if self.spelt else mean
         if self.ones is not None:
             if self.axes == (x.ndim - 1,) and self.ones.shape[0] == x.shape[-1]:
                 return self._shared(_dot(xp, x, self.ones))
@@ -424,75 +427,6 @@ def upright(g: Array, leaning: Spread, of: Standardized, *, places: Places = NEW
     """rstd * (g - xhat * mean(g * xhat)), for a g whose mean was taken away."""
     ops = places.result
     return ops.multiply(ops.subtract(g, places.xhat.multiply(of.xhat, leaning.var)), of.rstd)
-
-
-class Sums(NamedTuple):
-    """Of g = dy * gamma and of an array u, x less a pivot, over some values of each group."""
-
-    g: Array
-    product: Array
-    """Of g and u."""
-    square: Array
-    """Of g; of some of the values at least."""
-
-
-class Combination(NamedTuple):
-    """The gradient of x as a combination of g and u: g * scale - u * slope - shift."""
-
-    slope: Array | None
-    shift: Array | None
-
-
-CONSTANT = Combination(None, None)
-"""Where the statistics are constants."""
-
-
-def combination(
-    xp: Namespace, sums: Sums, rstd: Array, left: Array | None, *, divisor: float, centred: bool
-) -> tuple[Combination, Array]:
-    """`input_gradient` for sums over whole groups, where xhat is (u - left) * rstd; and where it is as exact.
-
-    It takes fewer passes. It is as exact where the mean of g is no larger than its spread, as far as squares tell.
-    """
-    of_g, product, square = sums
-    slope = product if left is None else product - left * of_g
-    slope = slope / divisor * rstd * rstd * rstd  # one by one: the cube of a small rstd would underflow
-    if not centred:
-        return Combination(slope, None), xp.isfinite(slope)
-    shift = of_g / divisor * rstd
-    if left is not None:
-        shift = shift - left * slope
-    least = smallest_normal(xp, square.dtype) / float(xp.finfo(square.dtype).eps) * divisor
-    told = (square >= least) | (of_g == 0)
-    return Combination(slope, shift), xp.isfinite(slope + square) & told & (of_g * (2 / divisor) * of_g <= square)
-
-
-def combine(g: Array, u: Array, scale: Array, of: Combination, *, places: Places = NEW) -> Array:
-    """`g * scale - u * slope - shift`."""
-    if of.slope is None:
-        return places.result.multiply(g, scale)
-    shift = None if of.shift is None else -of.shift
-    return places.result.multiply_add(g, scale, affine(u, -of.slope, shift, ops=places.xhat))
-
-
-def along(xp: Namespace, x: Array, weights: Array, *, groups: Groups) -> Array:
-    """The sum of each row of x, each number times its weight."""
-    return _dot(xp, x, weights) if groups.dots(x) else xp.matmul(x, xp.reshape(weights, (weights.shape[1], 1)))
-
-
-def across(xp: Namespace, weights: Array, x: Array) -> Array:
-    """The sum of the rows of x, each times its weight: a product of matrices, of `LEADING` rows in one go."""
-    n = x.shape[0]
-    run = even_run(n, 1, LEADING)
-    whole = n - n % run
-    parts = []
-    if whole:
-        runs = xp.reshape(weights[:whole, ...], (whole // run, 1, run))
-        sums = xp.matmul(runs, xp.reshape(x[:whole, ...], (whole // run, run, x.shape[1])))
-        parts.append(total(xp, sums, axes=(0,), block=LEADING)[0, ...])
-    if whole < n:
-        parts.append(xp.matmul(xp.reshape(weights[whole:, ...], (1, n - whole)), x[whole:, ...]))
-    return parts[0] if len(parts) == 1 else parts[0] + parts[1]
 
 
 def parameter_gradient(

@@ -1,7 +1,6 @@
 """Which axes share a mean and a variance: all that tells one norm from another (Figure 1 of Wu & He, 2018)."""
 
 import math
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 from anynorm.arrays import check_axes, check_int
@@ -89,26 +88,6 @@ class View(NamedTuple):
     def of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """What becomes of a shape that broadcasts to the array's."""
         return tuple(math.prod([shape[axis] for axis in run]) for run in self.runs)
-
-    def beside(self, other: "View", shape: tuple[int, ...], whole: tuple[int, ...]) -> tuple[int, ...]:
-        """What a shape beside this view is beside another one, of an array of the shape `whole`."""
-        sizes = {axis: 1 if n == 1 else whole[axis] for n, run in zip(shape, self.runs, strict=True) for axis in run}
-        return other.of(tuple(sizes[axis] for axis in range(len(whole))))
-
-    def parted(self, whole: tuple[int, ...], strides: tuple[int, ...]) -> "View":
-        """With those axes apart that are not one in memory, in an array of this shape and these strides."""
-        runs: list[list[int]] = []
-        axes: list[int] = []
-        for i, run in enumerate(self.runs):
-            longer = [axis for axis in run if whole[axis] != 1]
-            apart = [right for left, right in pairwise(longer) if strides[left] != strides[right] * whole[right]]
-            for axis in run:
-                if axis == run[0] or axis in apart:
-                    axes += [len(runs)] if i in self.axes else []
-                    runs.append([])
-                runs[-1].append(axis)
-        view = self._replace(runs=tuple(map(tuple, runs)), axes=tuple(axes))
-        return view._replace(shape=view.of(whole))
 
 
 def joined(

@@ -1,6 +1,6 @@
 """What the rest of the house knows of an array library, whichever it is."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -66,8 +66,8 @@ class Library(NamedTuple):
     """Whether it adds fastest by multiplying with ones."""
     norm: Callable[[Array], Array] | None = None
     """The norm along the last axis, where it adds squares fastest as those of the norms of short runs."""
-    mark: Callable[[Array], Hashable] = lambda x: None
-    """What is another where the array has been written to, as far as the library can tell at little cost."""
+    version: Callable[[Array], int | None] = lambda x: None
+    """How often the array has been written to, where the library counts that."""
     writeable: Callable[[Array], bool] = lambda x: False
     """Whether the array may be written to."""
     present: Callable[..., bool] = lambda *arrays: True

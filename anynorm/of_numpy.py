@@ -4,7 +4,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,6 @@ SHORT = 512
 """Shorter rows are joined."""
 TRIES = 1000
 """So much work it is worth to find out that two arrays share no memory after all."""
-MARKED = 256
-"""So many numbers are looked at to see whether an array is what it was."""
 FEW = 32
 """Of so many numbers Python finds the largest before NumPy has begun."""
 
@@ -43,7 +41,6 @@ def numpy_library(eager: Library) -> Library:
         busy=_busy,
         address=lambda x: x.ctypes.data,
         in_place=_in_place,
-        mark=_mark,
     )
 
 
@@ -75,16 +72,6 @@ def _overlap(x: Array, out: Array) -> bool:
     if one is None or other is None or one._mmap is other._mmap:
         return False
     return None in (files := (_file(one), _file(other))) or files[0] == files[1]
-
-
-def _mark(x: Array) -> bytes:
-    return bytes(x[_scattered(x.shape)].tobytes())
-
-
-@lru_cache(maxsize=64)
-def _scattered(shape: tuple[int, ...]) -> tuple[Array, ...]:
-    """Where some of the numbers are, the same each time; any order in them some shape would be in step with."""
-    return np.unravel_index(np.random.default_rng(0).integers(math.prod(shape), size=MARKED), shape)
 
 
 def _map(x: Any) -> Any:

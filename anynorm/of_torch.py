@@ -61,7 +61,7 @@ def torch_library(xp: Namespace) -> Library:
         shared=_shared,
         host=_host,
         large=_large,
-        mark=lambda x: None if x.is_inference() else x._version,
+        version=lambda x: None if x.is_inference() else x._version,
     )
 
 

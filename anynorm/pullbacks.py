@@ -1,25 +1,24 @@
 """The gradients of a call: whole, in arithmetic that may be recorded; or block by block, in little memory."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple
 
-from anynorm import combinations, kernels, weights
-from anynorm.arrays import adds, cast, empty, zeros
+from anynorm import kernels, weights
+from anynorm.arrays import adds, assign, cast, empty, in_rows, zeros
 from anynorm.blocks import Block, blocks, both, share, within
-from anynorm.calls import Call, Plan
-from anynorm.combinations import Desk, Parameters, Pull, Wanted
+from anynorm.calls import Call, Plan, Wanted
 from anynorm.executors import programs
-from anynorm.kernels import Arithmetic, Array, Groups, Places, Spread, Standardized
+from anynorm.kernels import PURE, Arithmetic, Array, Groups, Places, Spread, Standardized
 from anynorm.passes import (
     Portion,
     cut,
     extent_of,
     folded,
     folds,
-    minor,
     numbers,
     only,
     ordinary,
@@ -29,7 +28,9 @@ from anynorm.passes import (
     root,
     seen,
     shared,
+    spelt,
     spread_within,
+    strewn,
     weights_within,
 )
 from anynorm.schedules import in_blocks, standardize
@@ -37,6 +38,8 @@ from anynorm.weights import Leaning, Weighted, Weights
 
 Gradients = tuple[Array | None, ...]
 """With respect to x, gamma and beta, beside the view; None where it is not wanted."""
+Parameters = list[Array | None]
+"""The gradients of gamma and beta, as far as they are wanted, from some of the values."""
 PENDING = 2**17
 """So many numbers of the gradients of parameters wait to be added at a time, in an order that threads do not change."""
 TERMS = 64
@@ -97,22 +100,15 @@ def _in_blocks(call: Call, dy: Array, wanted: Wanted, spread: Spread) -> Gradien
     library = plan.library
     with library.quiet():
         rstd, gamma = root(plan, spread), call.gamma
-        fold = folds(plan, rstd, extent_of(plan, gamma))
-        alone = fold and kernels.alone(gamma, plan.view.axes)
+        alone = kernels.alone(gamma, plan.view.axes) and folds(plan, rstd, extent_of(plan, gamma))
         scale, gamma = (rstd * gamma, None) if alone else (rstd, gamma)
-        mean, rest = spread.mean, seen(plan, spread.rest, spread.var)
-        near = rest is None or minor(plan, rest, spread.var)
-        axes = combinations.runs(call, wanted, folds=fold) if near else None
-        pivot, left = (None, mean) if mean is not None and minor(plan, mean, spread.var) else (mean, rest)
+        spread = spread._replace(rest=seen(plan, spread.rest, spread.var))
     dx = None if wanted.dtype is None else empty(plan.view.shape, dy, wanted.dtype)
     totals = [None if shape is None else _Total(shape, dy, plan.dtype) for shape in wanted.parameters]
     averaged = () if call.spread is not None else plan.view.axes
-    run = Pull(
-        *(call, dy, wanted, spread._replace(rest=rest), rstd, scale, gamma, pivot, left),
-        *(_ones(plan, dy), axes, dx, [], 1),
-    )
-    copied = run.moved + (call.x is not None and not adds(library, call.x, plan.dtype))
-    made = 1 + ("apart" in (run.product, run.product_of_xhat)) + copied + (dx is not None and dx.dtype != plan.dtype)
+    run = _Run(call, dy, wanted, spread, rstd, scale, gamma, _ones(plan, dy), dx, [], 1)
+    copied = run.copies_dy + (call.x is not None and not adds(library, call.x, plan.dtype))
+    made = 1 + run.products_apart + copied + (dx is not None and dx.dtype != plan.dtype)
     arrays, made = (1, made) if call.weights is None else (WEIGHTED, WEIGHTED)
     beside = 2 * sum(math.prod(shape) for shape in wanted.parameters if shape is not None)
     grid = blocks(plan.view.shape, averaged, *numbers(plan, arrays, made=made, beside=beside))
@@ -122,10 +118,7 @@ def _in_blocks(call: Call, dy: Array, wanted: Wanted, spread: Spread) -> Gradien
 
     def work(group: Block) -> list[tuple[Block, Parameters]]:
         parts = [both(group, part) for part in grid.parts]
-        found = combinations.pull(run, parts, 1 if many else threads)
-        if found is None:
-            found = _groups(run, parts, 1 if many else threads)
-        return list(zip(parts, found, strict=True))
+        return list(zip(parts, _groups(run, parts, 1 if many else threads), strict=True))
 
     waiting = sum(math.prod(shape) for shape in wanted.within(grid.groups[0]) if shape is not None)
     some = max(threads, PENDING // max(waiting, 1))
@@ -167,10 +160,90 @@ class _Total:
         return self._part if self._whole is None else self._whole + self._part
 
 
+class _Run(NamedTuple):
+    """The gradients of a call that are computed in blocks."""
+
+    call: Call
+    dy: Array
+    wanted: Wanted
+    spread: Spread
+    rstd: Array
+    scale: Array
+    """What the gradient of xhat is multiplied by: rstd, or rstd * gamma where gamma is one number for each group."""
+    gamma: Array | None
+    """None where it is in the scale, too."""
+    ones: Array | None
+    dx: Array | None
+    rooms: list[list[Array]]
+    """Arrays to work in that no block works in now."""
+    largest: int
+
+    @property
+    def copies_dy(self) -> bool:
+        """Whether a block of dy is copied first: it has another dtype, or its rows are not rows in memory."""
+        plan = self.call.plan
+        return not (adds(plan.library, self.dy, plan.dtype) and in_rows(plan.library, self.dy))
+
+    @property
+    def products_apart(self) -> bool:
+        """Whether products with xhat need a place of their own; else they take none, or that of the result."""
+        plan = self.call.plan
+        trailing = plan.view.axes[-1:] == (len(plan.view.shape) - 1,) and not strewn(plan)
+        return self.dx is None or self.call.weights is not None or not (plan.library.products and trailing)
+
+    @contextmanager
+    def piece(self, block: Block) -> Iterator["_Piece"]:
+        """A block, standardized."""
+        plan, dy = self.call.plan, self.dy[block]
+        library, xp, shape = plan.library, plan.library.xp, tuple(dy.shape)
+        try:
+            rooms = self.rooms.pop()
+        except IndexError:  # and no look beforehand: another thread may be faster
+            rooms = []
+        target = None if self.dx is None else self.dx[block]
+        narrow = target is not None and target.dtype != plan.dtype
+        number = 1 + self.products_apart + narrow + self.copies_dy
+        rooms += [empty((self.largest,), dy, plan.dtype) for _ in range(number - len(rooms))]
+        free = [xp.reshape(each[: math.prod(shape)], shape) for each in rooms[:number]]
+        try:
+            if self.copies_dy:
+                place = free.pop()
+                assign(library, place, dy)
+                dy = place
+            places = [library.into(each) for each in free]
+            result = PURE if target is None else places.pop() if narrow else library.into(target)
+            yield self._standardized(block, dy, target, Places(result, places[0], [result, *places[1:]][-1]))
+        finally:
+            self.rooms.append(rooms)
+
+    def _standardized(self, block: Block, dy: Array, target: Array | None, places: Places) -> "_Piece":
+        call, plan = self.call, self.call.plan
+        xhat = None if call.x is None else cast(plan.library, call.x[block], plan.dtype)
+        given, kept = call.weights, None
+        rstd, scale = (spelt(plan, cut(each, block), dy) for each in (self.rstd, self.scale))
+        number = math.prod([dy.shape[axis] for axis in plan.view.axes])
+        groups = plain_groups(plan, divisor=min(plan.groups.divisor, float(number)))
+        groups = groups._replace(strewn=strewn(plan), spelt=given is None)
+        if xhat is not None:
+            own = Spread(*(spelt(plan, each, dy) for each in spread_within(self.spread, block)))
+            centred = kernels.less(xhat, own, ops=places.xhat)
+            xhat = places.xhat.multiply(centred, rstd)
+        if given is not None:
+            kept, given = present(plan, given, block), weights_within(plan, given, block, tuple(dy.shape))
+            if xhat is not None:
+                dy, xhat = _without_strays(plan, dy, xhat, given, kept, groups=groups, ops=places.xhat)
+        of, alone = Standardized(xhat, scale, self.spread), kernels.alone(self.gamma, plan.view.axes)
+        return _Piece(plan, block, target, places, groups, dy, cut(self.gamma, block), alone, of, given, kept)
+
+
 class _Piece(NamedTuple):
     """A block of a gradient that is computed of xhat."""
 
-    desk: Desk
+    plan: Plan
+    block: Block
+    target: Array | None
+    """Where the gradient of x goes."""
+    places: Places
     groups: Groups
     dy: Array
     gamma: Array | None
@@ -181,26 +254,31 @@ class _Piece(NamedTuple):
     kept: Array | None
     """The groups that have a weight; None for all."""
 
+    def finish(self, dx: Array) -> None:
+        """Write the gradient of x."""
+        if self.target is not None and dx is not self.target:
+            assign(self.plan.library, self.target, dx)
+
     def gradient(self) -> Array:
         """That of xhat, but for a gamma that is one number for each group; 0 in a group without weight."""
-        g = kernels.affine(self.dy, None if self.alone else self.gamma, None, ops=self.desk.places.result)
-        return only(self.desk.plan, g, self.kept)
+        g = kernels.affine(self.dy, None if self.alone else self.gamma, None, ops=self.places.result)
+        return only(self.plan, g, self.kept)
 
     @property
     def weighted(self) -> Weighted | None:
         """The groups of a piece, where there are weights."""
         if self.weights is None:
             return None
-        return Weighted(self.groups.by(1.0), self.weights, product=self.desk.places.product)
+        return Weighted(self.groups.by(1.0), self.weights, product=self.places.product)
 
-    def parameters(self, run: Pull) -> Parameters:
-        plan, shapes = self.desk.plan, run.wanted.within(self.desk.block)
-        block, places = plan.library.plain_block, self.desk.places
+    def parameters(self, run: _Run) -> Parameters:
+        plan, shapes = self.plan, run.wanted.within(self.block)
+        block, places = plan.library.plain_block, self.places
         return _parameter_gradients(plan, self.dy, self.of.xhat, shapes, block=block, ones=run.ones, places=places)
 
     def input_gradient(self, *, given: bool) -> Array:
         """That of x: of whole groups, or by statistics that are `given`."""
-        plan, places, dy, of = self.desk.plan, self.desk.places, only(self.desk.plan, self.dy, self.kept), self.of
+        plan, places, dy, of = self.plan, self.places, only(self.plan, self.dy, self.kept), self.of
         xp, centred, weighted = plan.library.xp, plan.centred, self.weighted
         if weighted is not None:
             return weights.input_gradient(xp, dy, self.gamma, of, groups=weighted, centred=centred, places=places)
@@ -209,56 +287,40 @@ class _Piece(NamedTuple):
 
     def lean(self) -> Portion | Leaning:
         """What a part has to say of the gradients of its groups."""
-        xp, centred, places, xhat = self.desk.plan.library.xp, self.desk.plan.centred, self.desk.places, self.of.xhat
+        xp, centred, places, xhat = self.plan.library.xp, self.plan.centred, self.places, self.of.xhat
         g, weighted = self.gradient(), self.weighted
         if weighted is not None:
             return weights.lean_in_part(xp, g, xhat, groups=weighted, centred=centred, places=places)
         level = self.groups.mean(xp, xhat) if centred else None
         leaning = kernels.lean(xp, g, xhat, groups=self.groups, centred=centred, places=places)[1]
+        if self.groups.strewn:  # parts may have runs of different lengths
+            *own, level = (None if each is None else each[..., :1] for each in (*leaning, level))
+            leaning = Spread(*own)
         return Portion(leaning, self.groups.divisor, level)
 
     def upright(self, leaning: Portion | Leaning) -> Array:
         """The gradient of x in a part, of what all parts had to say."""
-        xp, places, g = self.desk.plan.library.xp, self.desk.places, self.gradient()
+        xp, places, g = self.plan.library.xp, self.places, self.gradient()
         if isinstance(leaning, Leaning):
             assert self.weights is not None
             dx = weights.upright_in_part(xp, g, leaning, self.of, self.weights.each, places=places)
         else:
-            g = kernels.less(g, leaning.spread, ops=places.result)
-            dx = kernels.upright(g, leaning.spread, self.of, places=places)
+            own = Spread(*(spelt(self.plan, each, g) for each in leaning.spread))
+            dx = kernels.upright(kernels.less(g, own, ops=places.result), own, self.of, places=places)
         return kernels.affine(dx, self.gamma if self.alone else None, None, ops=places.result)
 
 
-def _piece(run: Pull, desk: Desk) -> _Piece:
-    """What a block is, standardized."""
-    plan, block, given, places = desk.plan, desk.block, run.call.weights, desk.places
-    dy, xhat, kept, rstd = desk.dy, desk.x, None, cut(run.rstd, block)
-    number = math.prod([dy.shape[axis] for axis in plan.view.axes])
-    groups = plain_groups(plan, divisor=min(plan.groups.divisor, float(number)))
-    if xhat is not None:
-        spread = spread_within(run.spread, block)
-        xhat = places.xhat.multiply(kernels.less(xhat, spread, ops=places.xhat), rstd)
-    if given is not None:
-        kept, given = present(plan, given, block), weights_within(plan, given, block, tuple(dy.shape))
-        if xhat is not None:
-            dy, xhat = _without_strays(plan, dy, xhat, given, kept, groups=groups, ops=places.xhat)
-    of = Standardized(xhat, cut(run.scale, block), run.spread)
-    alone = kernels.alone(run.gamma, plan.view.axes)
-    return _Piece(desk, groups, dy, cut(run.gamma, block), alone, of, given, kept)
-
-
-def _groups(run: Pull, parts: list[Block], threads: int) -> list[Parameters]:
+def _groups(run: _Run, parts: list[Block], threads: int) -> list[Parameters]:
     """The gradient of x in the groups that these parts hold together; those of the parameters, of each part."""
     call, plan = run.call, run.call.plan
     xp = plan.library.xp
     if len(parts) == 1 or run.dx is None or call.spread is not None:
 
         def whole(block: Block) -> Parameters:
-            with run.desk(block, product=run.product_of_xhat) as desk:
-                piece = _piece(run, desk)
+            with run.piece(block) as piece:
                 parameters = piece.parameters(run)
                 if run.dx is not None:
-                    desk.finish(piece.input_gradient(given=call.spread is not None))
+                    piece.finish(piece.input_gradient(given=call.spread is not None))
                 return parameters
 
         return share(whole, parts, threads, plan.library.busy)
@@ -266,8 +328,7 @@ def _groups(run: Pull, parts: list[Block], threads: int) -> list[Parameters]:
     parameters: list[Parameters] = []
 
     def survey(block: Block) -> tuple[Portion | Leaning, Parameters]:
-        with run.desk(block, product=run.product_of_xhat) as desk:
-            piece = _piece(run, desk)
+        with run.piece(block) as piece:
             found = piece.parameters(run)
             return piece.lean(), found
 
@@ -282,8 +343,8 @@ def _groups(run: Pull, parts: list[Block], threads: int) -> list[Parameters]:
     leaning = folded(join, surveys, parts)
 
     def apply(block: Block) -> None:
-        with run.desk(block, product=run.product_of_xhat) as desk:
-            desk.finish(_piece(run, desk).upright(leaning))
+        with run.piece(block) as piece:
+            piece.finish(piece.upright(leaning))
 
     share(apply, parts, threads, plan.library.busy)
     return parameters

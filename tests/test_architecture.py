@@ -18,7 +18,6 @@ FLOORS += ["settings", "layouts", "files", "statistics", "blocks"]
 FLOORS += [
     "calls",
     "passes",
-    "combinations",
     "cuda",
     "fused",
     "schedules",

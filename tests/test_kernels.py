@@ -66,13 +66,3 @@ def test_other_threads_run_while_numpy_adds(shape):
     assert shape[-1] % run == 0
     assert run <= kernels.RUN
     assert np.prod(shape) // run > kernels.LOCKED
-
-
-@pytest.mark.cells("numpy", "torch")
-@pytest.mark.parametrize("n", [1, 7, 255, 256, 257, 384, 509, 512, 2049])
-def test_rows_are_added_with_their_weights(backend, n):
-    rng = np.random.default_rng(n)
-    weights, x = rng.standard_normal((n, 1)).astype(np.float32), rng.standard_normal((n, 40)).astype(np.float32)
-    found = kernels.across(library(backend).xp, backend.array(weights, "float32"), backend.array(x, "float32"))
-    exact = weights.astype(np.float64).T @ x
-    np.testing.assert_allclose(backend.numpy(found), exact, rtol=0, atol=2e-6 * n**0.5)

@@ -316,12 +316,12 @@ def test_so_may_it_in_any_dtype_and_beside_numbers_of_any_size(backend, dtype, g
     ids=lambda each: getattr(each, "__name__", None),
 )
 @measured
-def test_a_cotangent_in_another_order_takes_no_more_memory(norm, shape, options, dtype, other, order):
+def test_a_cotangent_in_another_order_is_copied_once_at_most(norm, shape, options, dtype, other, order):
     x = np.random.default_rng(7).standard_normal(shape, dtype=np.float32).astype(dtype)
     for ordered, dy in ((x, ORDERS[order](x.astype(other))), (ORDERS[order](x), x.astype(other))):
         _, pullback = anynorm.vjp(norm, ordered, **options)
         found = peak(lambda pullback=pullback, dy=dy: pullback(dy)) - x.nbytes
-        assert found < 8e6, found
+        assert found < dy.nbytes + 8e6, found
 
 
 @pytest.mark.cells("numpy", "torch", "dask")

@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 
 from anynorm import kernels
 from anynorm.arrays import empty, name_of
-from anynorm.calls import Call, Plan
-from anynorm.combinations import Wanted
+from anynorm.calls import Call, Plan, Wanted
 from anynorm.executors.programs import cuda
 from anynorm.executors.programs.cuda import Program, Shape
 from anynorm.executors.programs.trace import Operand, TracedScalar, TracedSums

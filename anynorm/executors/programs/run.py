@@ -5,8 +5,7 @@ from typing import Any, NamedTuple
 from anynorm import kernels
 from anynorm import weights as weighting
 from anynorm.arrays import empty, name_of
-from anynorm.calls import Call, Plan
-from anynorm.combinations import Wanted
+from anynorm.calls import Call, Plan, Wanted
 from anynorm.executors.programs import compiled, cpu_run, cuda_run
 from anynorm.executors.programs.cpu import Written
 from anynorm.executors.programs.cuda_run import apart
