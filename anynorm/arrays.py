@@ -114,8 +114,8 @@ def check_device(library: Library, name: str, x: Array, other_name: str, other: 
 def empty(shape: tuple[int, ...], like: Array, dtype: Any) -> Array:
     """An array to be written to, beside `like`."""
     library = library_of("like", like)
-    if (large := library.large(shape, like, dtype)) is not None:
-        return large
+    if library.new is not None and library.plain(like):
+        return library.new(shape, dtype)
     return library.xp.empty(shape, dtype=dtype, device=library.device(like))
 
 

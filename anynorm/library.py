@@ -104,5 +104,8 @@ class Library(NamedTuple):
     """Whether such programs can read the numbers where they lie: aligned, and in the byte order of the processor."""
     host: Callable[[Array], Any] = np.asarray
     """The array in NumPy, where bfloat16 may be any dtype of two bytes."""
-    large: Callable[[tuple[int, ...], Array, Any], Array | None] = lambda shape, like, dtype: None
-    """New memory of a shape and a dtype, beside an array, where it is so large that the library's own costs more."""
+    new: Callable[[tuple[int, ...], Any], Array] | None = None
+    """New memory of a shape and a dtype in that of the processor, where the library has a faster or a better way to it
+    than its own `empty`."""
+    nothing: Callable[[tuple[int, ...], Any], Array] | None = None
+    """The same, of zeros."""

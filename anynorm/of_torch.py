@@ -60,7 +60,8 @@ def torch_library(xp: Namespace) -> Library:
         summing=_summing,
         shared=_shared,
         host=_host,
-        large=_large,
+        new=_new,
+        nothing=lambda shape, dtype: torch.zeros(shape, dtype=dtype, device="cpu"),
         version=lambda x: None if x.is_inference() else x._version,
     )
 
@@ -152,12 +153,12 @@ def _reach(x: Array) -> tuple[int, int]:
     return start, start + (last + 1) * x.element_size()
 
 
-def _large(shape: tuple[int, ...], like: Array, dtype: Any) -> Array | None:
-    """Memory of NumPy's, which asks for huge pages: where all pages are new, small ones cost more than the norm."""
+def _new(shape: tuple[int, ...], dtype: Any) -> Array:
+    """Where all pages are new, small ones cost more than the norm: NumPy asks for huge pages."""
     torch = sys.modules["torch"]
     nbytes = math.prod(shape) * dtype.itemsize
-    if nbytes < LARGE or like.device.type != "cpu":
-        return None
+    if nbytes < LARGE:
+        return torch.empty(shape, dtype=dtype, device="cpu")
     memory = np.empty(nbytes + HUGE, dtype=np.uint8)
     start = -memory.ctypes.data % HUGE
     return torch.from_numpy(memory[start : start + nbytes]).view(dtype).reshape(shape)

@@ -9,7 +9,8 @@ from emulator import launch
 from oracles import CASES, derived, standardized, standardized_gradient
 
 import anynorm
-from anynorm import arrays, calls, cuda, fused
+from anynorm import arrays, calls
+from anynorm.executors.programs import cuda, cuda_run
 from anynorm.library import Programs
 
 pytestmark = pytest.mark.cells("numpy")
@@ -22,15 +23,15 @@ def programs(request, monkeypatch):
     programs = Programs(launch, aligned=lambda x: x.ctypes.data % 16 == 0, on=lambda x: nullcontext())
     gpu = numpy._replace(programs=programs, readable=lambda x: False, plain=lambda *arrays: False, products=False)
     monkeypatch.setitem(arrays._libraries, np.ndarray, gpu)
-    for cache in (calls._plans, fused._known, fused._programs):
+    for cache in (calls._plans, cuda_run._known, cuda_run._programs):
         for key in list(cache):
             monkeypatch.delitem(cache, key)
     if request.param != "one program":
         monkeypatch.setattr(cuda.Shape, "splits", property(lambda shape: min(3, shape.length)))
-    yield fused._programs
+    yield cuda_run._programs
     calls._plans.clear()
-    fused._known.clear()
-    fused._programs.clear()
+    cuda_run._known.clear()
+    cuda_run._programs.clear()
 
 
 def normal(shape, dtype="float32", seed=0):

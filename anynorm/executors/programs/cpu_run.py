@@ -1,16 +1,17 @@
 """How programs run on a processor: which axes are loops, what threads share, and where arrays are."""
 
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
-from anynorm.arrays import empty, name_of
+from anynorm.arrays import name_of
 from anynorm.blocks import share
 from anynorm.calls import Plan
 from anynorm.executors.programs import compiled
 from anynorm.executors.programs.cpu import Access, Kind, Program, Written, programs
 from anynorm.executors.programs.trace import Operand, TracedNamespace, TracedSums, Tracer
 from anynorm.kernels import Array
+from anynorm.library import Library
 from anynorm.settings import current
 
 SHARED = 2**20
@@ -42,88 +43,96 @@ class Piece(NamedTuple):
 
 
 class Loops(NamedTuple):
-    """The programs of a call and how they are run, found once for arrays of these shapes."""
+    """The programs of a call and how they are run, found once for arrays that lie alike."""
 
     plan: Plan
     functions: list[Callable[..., None]]
     programs: list[Program]
     pieces: list[Piece]
-    sizes: tuple[tuple[int, ...], tuple[int, ...]]
-    """Where what there is for each group goes to its place, and where it all goes to one."""
+    told: tuple[tuple[Any, ...], tuple[Any, ...]]
+    """The sizes, eps and the divisor: where what there is for each group goes to its place, and where all goes to one."""
     groups: int
     kept: tuple[int, ...]
     sums: tuple[tuple[int, ...], ...]
     """The shapes that the sums for parameters are added up in."""
+    shared: int
+    """The array that lies where the first input does; -1 for none."""
+    nowhere: Any
+    """Where what there is for each group goes that nobody wants."""
+    aligned: tuple[int, ...]
+    """What the address of each array has no bit of."""
 
 
-def operand(plan: Plan, x: Array) -> Operand:
+def operand(library: Library, x: Array) -> Operand:
     """How an array lies."""
-    item, strides = x.dtype.itemsize, plan.library.strides(x)
-    unit = 1 if plan.library.name == "torch" else item
-    steps = tuple(0 if n == 1 else step // unit for n, step in zip(x.shape, strides, strict=True))
+    unit = 1 if library.name == "torch" else x.dtype.itemsize
+    steps = tuple(0 if n == 1 else step // unit for n, step in zip(x.shape, library.strides(x), strict=True))
     return Operand(name_of(x.dtype), tuple(x.shape), steps)
 
 
 def run(
     plan: Plan,
     what: Hashable,
-    inputs: list[Array | None],
-    results: list[Array],
-    parameters: list[tuple[int, ...]],
+    inputs: Sequence[Array | None],
+    results: Sequence[Array],
+    parameters: Sequence[tuple[int, ...]],
     body: Body,
     *,
     axes: tuple[int, ...] | None = None,
     of_groups: int = 0,
     dtype: Any = None,
     keep: bool = True,
-    in_place: int | None = None,
-) -> tuple[list[Array], list[Array]]:
+    in_place: bool = False,
+) -> tuple[list[Array], list[Array]] | None:
     """Run a body over the groups of a call, or over those along other axes.
 
     Returns what there is for each group, so many arrays beside the view of this dtype or of float64, if they are to be
-    kept; and the sums for parameters of these shapes beside the view, in float64.
+    kept; and the sums for parameters of these shapes beside the view, in float64. None where an array cannot be read
+    where it lies. `in_place` says that the first result lies where the first input does. What else `body` depends upon,
+    also the dtypes of arrays that the plan does not tell, is in `what`.
     """
-    axes = plan.view.axes if axes is None else axes
-    library, xp, arrays = plan.library, plan.library.xp, [*inputs, *results]
-    key = (
-        id(plan),
-        what,
-        axes,
-        in_place,
-        tuple([None if each is None else (each.dtype, each.shape, plan.library.strides(each)) for each in arrays]),
-    )
-    loops = _known.get(key)
-    if loops is None:
-        loops = _loops(plan, what, inputs, results, parameters, body, axes, in_place, name_of(dtype or xp.float64))
+    library, strides, address = plan.library, plan.library.strides, plan.library.address
+    assert address is not None
+    arrays = [each for each in (*inputs, *results) if each is not None]
+    key = (id(plan), what, axes, in_place, *[None if each is None else strides(each) for each in (*inputs, *results)])
+    loops = _known.get(key, key)
+    if loops is key:
         if len(_known) >= MOST:
             _known.clear()
-        _known[key] = loops
-    like = results[0] if results else next(x for x in inputs if x is not None)
-    pieces, count = loops.pieces, len(loops.pieces)
-    sums = [library.xp.zeros((count, *shape), dtype=xp.float64) for shape in loops.sums]
-    made = [empty(loops.kept if keep else (8 * count,), like, dtype or xp.float64) for _ in range(of_groups)]
-    address = library.address
-    given = [address(each) for i, each in enumerate(arrays) if each is not None and not (in_place is not None and i == len(inputs))]
-    given += [address(each) for each in sums]
-    threads = current().threads if plan.nbytes >= SHARED else 1
-    before: list[int] = []
-    totals: list[Array] = []
+        loops = _known[key] = _loops(plan, what, inputs, results, parameters, body, axes, in_place, dtype)
+    if loops is None:
+        return None
+    given = [address(each) for each in arrays]
+    if any([each & odd for each, odd in zip(given, loops.aligned, strict=True)]):  # noqa: C419
+        return None
+    if in_place:
+        del given[loops.shared]
+    float64, pieces = library.xp.float64, loops.pieces
+    sums = [library.nothing((len(pieces), *shape), float64) for shape in loops.sums]
+    if sums:
+        given += [address(each) for each in sums]
+    if keep:
+        made = [library.new(loops.kept, dtype or float64) for _ in range(of_groups)]
+        last = [address(each) for each in made]
+    else:
+        made, last = [], [address(loops.nowhere)] * of_groups
+    before, totals, told = [], [], loops.told[not keep]
     for function, program in zip(loops.functions, loops.programs, strict=True):
+        after = last
         if program.totals:
-            partial = empty((count, program.totals, loops.groups), like, xp.float64)
+            partial = library.new((len(pieces), program.totals, loops.groups), float64)
             after = [address(partial)]
-        else:
-            after = [address(each) for each in made]
-        rest = (*loops.sizes[not keep], plan.eps, plan.groups.divisor, *given, *before, *after)
-        if count == 1:
+        rest = (*told, *given, *before, *after)
+        if len(pieces) == 1:
             function(*pieces[0], *rest)
         else:
+            threads = current().threads if plan.nbytes >= SHARED else 1
             share(lambda piece: function(*piece, *rest), pieces, threads)  # noqa: B023
         if program.totals:
-            totals.append(xp.sum(partial, axis=0))
+            totals.append(library.xp.sum(partial, axis=0))
             before.append(address(totals[-1]))
-    found = [each[0, ...] if count == 1 else xp.sum(each, axis=0) for each in sums]
-    return made if keep else [], [_summed(xp, each, shape) for each, shape in zip(found, parameters, strict=True)]
+    found = [each[0, ...] if len(pieces) == 1 else library.xp.sum(each, axis=0) for each in sums]
+    return made, [_summed(library.xp, each, shape) for each, shape in zip(found, parameters, strict=True)]
 
 
 def _summed(xp: Any, values: Array, shape: tuple[int, ...]) -> Array:
@@ -135,17 +144,20 @@ def _summed(xp: Any, values: Array, shape: tuple[int, ...]) -> Array:
 def _loops(
     plan: Plan,
     what: Hashable,
-    inputs: list[Array | None],
-    results: list[Array],
-    parameters: list[tuple[int, ...]],
+    inputs: Sequence[Array | None],
+    results: Sequence[Array],
+    parameters: Sequence[tuple[int, ...]],
     body: Body,
-    axes: tuple[int, ...],
-    in_place: int | None,
-    of_groups: str,
-) -> Loops:
-    whole = plan.view.shape
+    axes: tuple[int, ...] | None,
+    in_place: bool,
+    dtype: Any,
+) -> Loops | None:
+    whole, axes, library = plan.view.shape, axes or plan.view.axes, plan.library
+    arrays, readable = [*inputs, *results], compiled.readable()
+    if not all(name_of(each.dtype) in readable and library.in_place(each) for each in arrays if each is not None):
+        return None
     rank, last = len(whole), len(whole) - 1
-    operands = [None if each is None else operand(plan, each) for each in (*inputs, *results)]
+    operands = [None if each is None else operand(library, each) for each in arrays]
     interleaved = last in axes and last - 1 not in axes and rank > 2 and whole[last] < SHORT
     columns = (interleaved or last not in axes) and _in_columns(whole, axes, operands, interleaved=interleaved)
     interleaved = interleaved and columns
@@ -177,8 +189,8 @@ def _loops(
         columns,
         interleaved,
         split,
-        in_place,
-        of_groups,
+        0 if in_place else None,
+        name_of(dtype or library.xp.float64),
     )
     name, key = _name(what), (what, plan.centred, name_of(plan.dtype) == "float64", kind)
     with compiled.lock:
@@ -201,8 +213,12 @@ def _loops(
     sizes += [math.prod(shape) for shape in shapes]
     sizes += [groups, width]
     kept = tuple(1 if axis in axes else n for axis, n in enumerate(whole))
-    told = (*sizes, 1, 0), (*sizes, 0, 8)
-    return Loops(plan, functions, made, ranges, told, groups, kept, tuple(shapes))
+    numbers = plan.eps, plan.groups.divisor
+    told = (*sizes, 1, 0, *numbers), (*sizes, 0, 8, *numbers)
+    shared = sum(each is not None for each in inputs) if in_place else -1
+    nowhere = library.new((8 * len(ranges),), library.xp.float64)
+    aligned = tuple(each.dtype.itemsize - 1 for each in arrays if each is not None)
+    return Loops(plan, functions, made, ranges, told, groups, kept, tuple(shapes), shared, nowhere, aligned)
 
 
 def _name(what: Hashable) -> str:
@@ -245,5 +261,5 @@ def _access(each: Operand, inner: int) -> Access:
 
 MOST = 1024
 """So many calls are remembered."""
-_known: dict[Hashable, Loops] = {}
+_known: dict[Hashable, Any] = {}
 _programs: dict[Hashable, tuple[list[Program], list[Callable[..., None]]]] = {}
