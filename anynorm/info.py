@@ -1,4 +1,4 @@
-"""`anynorm info`: the array libraries found, with their versions, their devices, and the float dtypes that work."""
+"""`anynorm info`: the array libraries found, their devices, the float dtypes that work, and what computes large arrays."""
 
 import importlib
 import importlib.metadata
@@ -11,7 +11,9 @@ import numpy as np
 
 import anynorm
 from anynorm.arrays import library_of
+from anynorm.executors.programs import compiled
 from anynorm.kernels import Array, Namespace
+from anynorm.settings import current
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 
@@ -41,6 +43,24 @@ def run() -> None:
         for row in _rows(name):
             table.add_row(*row)
     console.print(table)
+    for line in _engine():
+        console.print(line, soft_wrap=True)
+
+
+def _engine() -> list[str]:
+    """What computes calls of NumPy arrays and PyTorch tensors of 1 MiB and more, with which version, and what it keeps."""
+    version, why = compiled.state()
+    asked = current().engine
+    if asked == "arrays":
+        return ["engine: array operations, as ANYNORM_ENGINE says"]
+    if version is None:
+        return [f"engine: array operations; numba is {why}"]
+    folder = compiled.cache_folder()
+    calls = "calls of every size" if asked == "numba" else "calls of 1 MiB and more"
+    return [
+        f"engine: numba {version} for {calls}, on up to {current().threads} threads",
+        f"compiled loops are kept in {folder}" if folder else "compiled loops are kept in memory: no folder is writeable",
+    ]
 
 
 def is_installed(package: str) -> bool:

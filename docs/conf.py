@@ -12,7 +12,7 @@ from cells import CELLS
 def cell_table() -> str:
     """The table of what is tested where, from the one that the tests run by."""
     libraries = {"numpy": "NumPy", "strict": "array-api-strict", "torch": "PyTorch", "jax": "JAX"}
-    libraries |= {"dask": "Dask", "cupy": "CuPy"}
+    libraries |= {"dask": "Dask", "cupy": "CuPy", "fast": "NumPy and PyTorch, with numba"}
     lines = ["| cell | library | device | run by |", "|---|---|---|---|"]
     for cell in CELLS:
         command = f"nox --no-venv -t {cell.tags[0]}" if cell.tags else f'nox -s "tests({cell.id})"'

@@ -133,6 +133,11 @@ def _torch(cell: Cell) -> list[Backend]:
     return [Backend("torch", torch, device), Backend("torch", torch, device, tracked=True)]
 
 
+def _fast(cell: Cell) -> list[Backend]:
+    import_module("numba")
+    return _numpy(cell) + _torch(cell)
+
+
 def _jax(cell: Cell) -> list[Backend]:
     os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
     import jax
@@ -157,4 +162,4 @@ def _cupy(cell: Cell) -> list[Backend]:
     return [Backend("cupy", cupy, cupy.cuda.Device(0))]
 
 
-_MAKE = {"numpy": _numpy, "strict": _strict, "torch": _torch, "jax": _jax, "dask": _dask, "cupy": _cupy}
+_MAKE = {"numpy": _numpy, "strict": _strict, "torch": _torch, "fast": _fast, "jax": _jax, "dask": _dask, "cupy": _cupy}

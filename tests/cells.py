@@ -11,6 +11,9 @@ class Cell(NamedTuple):
     groups: tuple[str, ...]
     """The dependency groups of pyproject.toml to install; none where the interpreter must bring its own packages."""
 
+    libraries: tuple[str, ...] = ()
+    """Those whose tests run, unless it is the one that the cell is named for."""
+
     @property
     def id(self) -> str:
         return f"{self.library}-{self.device}"
@@ -24,6 +27,7 @@ CELLS = (
     Cell("numpy", "cpu", ("test", "oracle")),
     Cell("strict", "cpu", ("test", "oracle", "strict")),
     Cell("torch", "cpu", ("test", "oracle", "torch")),
+    Cell("fast", "cpu", ("test", "oracle", "torch", "fast"), ("numpy", "torch")),
     Cell("jax", "cpu", ("test", "oracle", "jax")),
     Cell("dask", "cpu", ("test", "dask")),
     Cell("torch", "cuda", ("test", "oracle", "torch")),

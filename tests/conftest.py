@@ -1,5 +1,7 @@
 """One cell a run: `pytest --cell=torch-cpu`. A cell that is asked for and cannot run is an error, never a skip."""
 
+import os
+
 import backends
 import pytest
 from cells import CELLS
@@ -20,7 +22,9 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     config.addinivalue_line("markers", "cells(*names): runs in these cells alone, or those of these libraries")
     cell = next(cell for cell in CELLS if cell.id == config.getoption("--cell"))
-    settings.load_profile("lazy" if cell.library in ("jax", "dask") else "eager")
+    settings.load_profile("lazy" if cell.library in ("jax", "dask", "fast") else "eager")
+    if cell.library == "fast":
+        os.environ["ANYNORM_ENGINE"] = "numba"
     try:
         config.stash[_BACKENDS] = backends.backends(cell)
     except backends.Missing as error:
@@ -28,10 +32,10 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    library, cell = config.stash[_BACKENDS][0].library, config.getoption("--cell")
+    own = {backend.library for backend in config.stash[_BACKENDS]} | {config.getoption("--cell")}
     chosen, others = [], []
     for item in items:
-        wanted = all({library, cell} & {*marker.args} for marker in item.iter_markers("cells"))
+        wanted = all(own & {*marker.args} for marker in item.iter_markers("cells"))
         (chosen if wanted else others).append(item)
     items[:] = chosen
     config.hook.pytest_deselected(items=others)

@@ -1,6 +1,7 @@
 """What the norms must give, from the papers' formulas: a sum over the set of each element, one element at a time."""
 
 import math
+import os
 import pickle
 import tracemalloc
 from collections import defaultdict
@@ -155,7 +156,8 @@ def _at(case: Case, parameter: Any, index: tuple[int, ...], default: float) -> f
 
 def only_if(wanted, backend, *libraries):
     """Where each case takes long, some of the cases must do: in a graph of its own, or compiled for each new shape."""
-    if backend.library in (libraries or ("jax", "dask")) and not wanted:
+    long = backend.library in (libraries or ("jax", "dask")) or os.environ.get("ANYNORM_ENGINE") == "numba"
+    if long and not wanted:
         pytest.skip(reason="takes too long, and shows nothing new")
 
 
