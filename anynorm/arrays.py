@@ -111,6 +111,16 @@ def check_device(library: Library, name: str, x: Array, other_name: str, other: 
         raise ValueError(f"{other_name} must be on the device of {name}, {_show(here)}, got {_show(there)}")
 
 
+def check_known_sizes(library: Library, **arrays: Array | None) -> None:
+    """A ValueError if an argument of a gradient has sizes that Dask does not know."""
+    for name, x in arrays.items() if library.chunked else ():
+        if x is not None and any(n != n for n in x.shape):
+            raise ValueError(
+                f"{name} must have known sizes for a gradient, got shape {tuple(x.shape)}: "
+                f"call {name}.compute_chunk_sizes() first"
+            )
+
+
 def empty(shape: tuple[int, ...], like: Array, dtype: Any) -> Array:
     """An array to be written to, beside `like`."""
     library = library_of("like", like)

@@ -359,7 +359,7 @@ def _pulled(
     *given: Array | None,
 ) -> Pulled:
     """The gradients of a chunk that holds whole groups, or whose statistics are given."""
-    library, shapes = library_of("x", x), _narrowed(wanted, x, dy)
+    library, shapes = library_of("x", x), _narrowed(wanted, x)
     # says, by its shape alone, which axes may be computed as one
     beta = None if shapes[1] is None else library.xp.ones(shapes[1], dtype=dy.dtype, device=library.device(x))
     call = _eager(job, x, gamma, beta, weights)._replace(beta=None)
@@ -405,7 +405,7 @@ def _leaning(
             found = weights.lean_in_part(xp, g, xhat, groups=part, centred=job.centred)
         parameters = [
             None if shape is None else kernels.parameter_gradient(xp, dy, factor, shape, block=library.block)
-            for shape, factor in zip(_narrowed(wanted, x, dy), (xhat, None), strict=True)
+            for shape, factor in zip(_narrowed(wanted, x), (xhat, None), strict=True)
         ]
     return Pulled(None, parameters[0], parameters[1], found)
 
@@ -483,10 +483,8 @@ def _present(xp: Any, x: Array, given: Weights) -> Array:
     return x if bool(xp.all(some)) else xp.where(some, x, xp.zeros_like(x))
 
 
-def _narrowed(wanted: Wanted, x: Array, dy: Array) -> list[tuple[int, ...] | None]:
+def _narrowed(wanted: Wanted, x: Array) -> list[tuple[int, ...] | None]:
     """The shapes of gamma and beta beside a chunk."""
-    if dy.shape != x.shape:  # sizes that were not known
-        raise ValueError(f"dy must have the shape of y, in this chunk {x.shape}, got {dy.shape}")
     shapes = [
         None if shape is None else tuple(1 if whole == 1 else n for whole, n in zip(shape, x.shape, strict=True))
         for shape in wanted.parameters

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from anynorm import batches, calls, chunks, norms, schedules
-from anynorm.arrays import check_bool, check_device, compute_dtype, one_library, pytree
+from anynorm.arrays import check_bool, check_device, check_known_sizes, compute_dtype, one_library, pytree
 from anynorm.calls import Call, Fit, Plan, Wanted
 from anynorm.executors import programs
 from anynorm.kernels import Array, Spread, Standardized
-from anynorm.layouts import same_shape
 from anynorm.library import Library
 from anynorm.pullbacks import pull
 from anynorm.statistics import describe
@@ -52,8 +51,8 @@ def vjp(norm: Callable[..., Any], x: Array, /, *params: Array | None, **options:
         If `norm` is not one of this library's, or as the norm does; from the pullback, if dy is not a real floating
         array of x's library.
     ValueError
-        As the norm does; from the pullback, if dy has not the shape and the device of y, or if x is seen to have been
-        written to: in PyTorch where autograd would see it, else never.
+        As the norm does, or if Dask does not know a size; from the pullback, if dy has not the shape and the device of
+        y, or if x is seen to have been written to: in PyTorch where autograd would see it, else never.
 
     References
     ----------
@@ -74,6 +73,8 @@ def vjp(norm: Callable[..., Any], x: Array, /, *params: Array | None, **options:
     check_bool("return_moments", wants_moments)
     call = _CALLS[norm](**arguments)
     plan = call.plan
+    names = [name for name in arguments if name in ("x", "gamma", "beta", "v", "g")]
+    check_known_sizes(plan.library, **{name: arguments[name] for name in names})
     of: Standardized | Spread
     with plan.library.quiet():
         # what the pullback keeps is its own, but for x: the caller may do to gamma, y and the moments what they like
@@ -100,7 +101,6 @@ def vjp(norm: Callable[..., Any], x: Array, /, *params: Array | None, **options:
             if call.out is not None:
                 call.out[...] = y
                 y = call.out
-    names = [name for name in arguments if name in ("x", "gamma", "beta", "v", "g")]
     params_passed = names[1 : _arity(names, arguments, params)]
     parameters = tuple(_primal(arguments[name], plan.beta if name == "beta" else plan.gamma) for name in params_passed)
     pullback = Pullback(
@@ -160,7 +160,8 @@ class Pullback:
         plan, library, kept = self.plan, self.plan.library, self._kept
         one_library(y=kept, dy=dy)
         compute_dtype(library, "dy", dy)
-        if not same_shape(tuple(dy.shape), plan.layout.shape):
+        check_known_sizes(library, dy=dy)
+        if tuple(dy.shape) != plan.layout.shape:
             raise ValueError(f"dy must have the shape of y, {plan.layout.shape}, got {tuple(dy.shape)}")
         check_device(library, "y", kept, "dy", dy)
         before, now = self.version, None if self.version is None else _version(library, self.x)
@@ -178,16 +179,9 @@ class Pullback:
             found = [schedules.restore(plan, dx, self.dtype)]
             for primal, d in zip(self.parameters, gradients, strict=True):
                 if primal is not None:
-                    d = xp.astype(self._shaped(d, primal.shape), primal.dtype, copy=False)
+                    d = xp.astype(xp.reshape(d, primal.shape), primal.dtype, copy=False)
                 found.append(d)
         return tuple(found)
-
-    def _shaped(self, gradient: Array, shape: tuple[int, ...]) -> Array:
-        """The gradient of a parameter in its shape; Dask reshapes nothing to sizes that it does not know."""
-        xp, kept, rank = self.plan.library.xp, self.plan.layout.parameter_axes, gradient.ndim
-        if all(n == n for n in shape):
-            return xp.reshape(gradient, shape)
-        return gradient if rank == len(shape) else xp.squeeze(gradient, axis=tuple({*range(rank)} - {*kept}))
 
     def __repr__(self) -> str:
         return f"Pullback({describe(self._kept)})"
