@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -102,5 +103,24 @@ class Library(NamedTuple):
     """How it runs programs, if it does."""
     host: Callable[[Array], Any] = np.asarray
     """The array in NumPy, where bfloat16 may be any dtype of two bytes."""
+    float64: Callable[[Array], bool] = lambda x: True
+    """Whether there may be arrays of float64 beside an array."""
+    lazily: Callable[[Callable[..., tuple[Array, ...]], tuple[Array, ...]], tuple[Array, ...]] | None = None
+    """How arrays that are not computed yet go through a function of a namespace and of arrays."""
     large: Callable[[tuple[int, ...], Array, Any], Array | None] = lambda shape, like, dtype: None
     """New memory of a shape and a dtype, beside an array, where it is so large that the library's own costs more."""
+
+    def quietly(self, function: Callable[..., tuple[Array, ...]], *arrays: Array) -> tuple[Array, ...]:
+        """`function(xp, *arrays)`, element by element, without warnings: also where it is computed later."""
+        if self.lazily is not None:
+            return self.lazily(function, arrays)
+        with self.quiet():
+            return function(self.xp, *arrays)
+
+    def astype(self, x: Array, dtype: Any) -> Array:
+        """The array in another dtype, without warnings."""
+        return x if x.dtype == dtype else self.quietly(partial(_cast, dtype), x)[0]
+
+
+def _cast(dtype: Any, xp: Namespace, x: Array) -> tuple[Array]:
+    return (xp.astype(x, dtype),)

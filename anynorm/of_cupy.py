@@ -18,6 +18,7 @@ def cupy_library(lazy: Library) -> Library:
         same=lambda x, out: x.data.ptr == out.data.ptr and x.strides == out.strides,
         subnormal=_subnormal,
         wide=lambda x: True,
+        float64=lambda x: True,
         programs=Programs(_launch, aligned=lambda x: x.data.ptr % 16 == 0, on=lambda x: x.device),
         host=lambda x: x.get(),
     )

@@ -41,6 +41,7 @@ def numpy_library(eager: Library) -> Library:
         number=lambda value, dtype, like: np.asarray(value, dtype=dtype),
         into=_into,
         busy=_busy,
+        float64=lambda x: True,
         mark=_mark,
     )
 
