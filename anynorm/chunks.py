@@ -69,6 +69,13 @@ def count(call: Call) -> Array:
     return _picked(_merged(call, _job(call)), "number", dtype)
 
 
+def length(call: Call) -> Array:
+    """`schedules.length`."""
+    merged = _merged(call, _job(call))
+    inds, meta = tuple(range(merged.ndim)), merged._meta.astype(call.plan.dtype)
+    return _dask().blockwise(_length, inds, merged, inds, meta=meta, token="anynorm-length")
+
+
 def pull(call: Call, dy: Array, wanted: Wanted) -> Gradients:
     """The gradients of sum(y * dy), where dy stands beside the view."""
     job = _job(call)
@@ -360,6 +367,12 @@ def _settle(job: Job, part: Part) -> Merged:
             number = xp.full(part.top.shape, part.number, dtype=xp.int64, device=library.device(part.top))
         rstd = scale.restore_rstd(xp, kernels.inverse_root(xp, scaled.var, flat=scale.flat))
         return Merged(*scale.restore(part.spread), number, scale.unit, scaled, rstd, given)
+
+
+def _length(merged: Merged) -> Array:
+    library = library_of("var", merged.var)
+    with library.quiet():
+        return library.xp.sqrt(merged.scaled.var) / merged.unit
 
 
 def _pulled(

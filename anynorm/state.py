@@ -6,7 +6,7 @@ from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-from anynorm import calls, counts, files, schedules
+from anynorm import calls, chunks, counts, files, schedules
 from anynorm.arrays import (
     as_ints,
     check_int,
@@ -308,7 +308,8 @@ class WeightNorm(Value[ArrayT]):
             As in `weight_norm`.
         """
         call = calls.direction(w, axis=axis, name="w")
-        return cls(w, schedules.statistic(call, schedules.length(call)), axis=axis)
+        length = chunks.length(call) if chunks.takes(call) else schedules.length(call)
+        return cls(w, schedules.statistic(call, length), axis=axis)
 
     @property
     def weight(self) -> ArrayT:
