@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import fields
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple, TypeVar
 
 import array_api_compat
@@ -34,6 +34,11 @@ class Bits(NamedTuple):
     dtype: str
     values: Any
     """A NumPy array in C order: of that dtype, or of uint16 where NumPy has none of the name, bfloat16."""
+
+
+def library_beside(like: Array | None) -> Library:
+    """The library of an array; NumPy where that is None."""
+    return library_of("like", np.empty(0) if like is None else like)
 
 
 def known_library(x: Array) -> Library | None:
@@ -199,8 +204,7 @@ def to_bits(name: str, x: Array) -> Bits:
 
 def from_bits(bits: Bits, like: Array | None) -> Array:
     """An array of its own beside `like`; of NumPy where that is None."""
-    library = library_of("like", np.empty(0) if like is None else like)
-    values = np.array(bits.values)
+    library, values = library_beside(like), np.array(bits.values)
     if library.name == "torch":
         tensor = sys.modules["torch"].from_numpy(values.view(np.int16) if bits.dtype == "bfloat16" else values)
         return (tensor.view(library.xp.bfloat16) if bits.dtype == "bfloat16" else tensor).to(library.device(like))
@@ -212,6 +216,17 @@ def from_bits(bits: Bits, like: Array | None) -> Array:
     if values.dtype.kind in "iu" and np.any(values > library.xp.iinfo(made.dtype).max):
         return library.xp.asarray(values.astype(np.float64), device=_home(library, like))  # JAX made int32 of int64
     return made
+
+
+def split_bits(bits: Bits) -> tuple[Bits, Bits | None]:
+    """Numbers of 8 bytes as those of float32 and what these take from them; narrower ones as they are."""
+    if bits.values.itemsize < 8:
+        return bits, None
+    wide = bits.values.astype(np.longdouble)
+    with quiet():
+        high = wide.astype(np.float32)
+        low = np.where(np.isfinite(high), wide - high, 0).astype(np.float32)
+    return Bits("float32", high), Bits("float32", low)
 
 
 def check_axes(name: str, axis: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -232,6 +247,13 @@ def check_axes(name: str, axis: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(sorted(found))
 
 
+def as_ints(axis: Any) -> Any:
+    """An axis that was checked, or several or None, in Python's ints."""
+    if isinstance(axis, tuple):
+        return tuple(map(operator.index, axis))
+    return None if axis is None else operator.index(axis)
+
+
 def check_int(name: str, value: Any, rule: str = "an int") -> int:
     """`value` as an int; a TypeError if it is none."""
     if not isinstance(value, bool):
@@ -242,9 +264,10 @@ def check_int(name: str, value: Any, rule: str = "an int") -> int:
     raise TypeError(f"{name} must be {rule}, got {value!r}")
 
 
-def check_real(name: str, value: Any, *, least: float, most: float = float("inf")) -> float:
-    """`value` as a finite float in [least, most]."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.floating, np.integer)):
+def check_real(name: str, value: Any, *, least: float, most: float = float("inf")) -> Any:
+    """`value` as a Python number, finite and in [least, most]."""
+    value = python_number(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a real number, got {type(value).__name__}")
     try:
         number = float(value)
@@ -253,7 +276,19 @@ def check_real(name: str, value: Any, *, least: float, most: float = float("inf"
     if not least <= number <= most or number == float("inf"):
         bounds = f"finite and at least {least:g}" if most == float("inf") else f"in [{least:g}, {most:g}]"
         raise ValueError(f"{name} must be {bounds}, got {value!s:.20}")
-    return number
+    return value
+
+
+def python_number(value: Any) -> Any:
+    """A real scalar of NumPy, which another library would not take or which has a say in dtypes, as a Python number."""
+    return int(value) if isinstance(value, np.integer) else float(value) if isinstance(value, np.floating) else value
+
+
+def split_number(number: float) -> tuple[float, float]:
+    """A Python number as one of float32 and what that takes from it."""
+    with quiet():
+        high = float(np.float32(float(number)))
+    return high, float(number - type(number)(high)) if high < float("inf") else 0.0
 
 
 def check_bool(name: str, value: Any) -> None:
@@ -264,8 +299,7 @@ def check_bool(name: str, value: Any) -> None:
 
 def check_count(name: str, count: Any, mean: Array) -> Any:
     """Numbers of values: a Python number, or an array beside `mean`."""
-    if isinstance(count, (np.integer, np.floating)):
-        count = count.item()
+    count = python_number(count)
     known = known_library(count) is not None  # array-api-compat asks a cache, which torch.compile warns of
     if isinstance(count, (int, float)) or not (known or array_api_compat.is_array_api_obj(count)):
         check_real(name, count, least=0)
@@ -317,22 +351,28 @@ def check_weights(library: Library, weights: Array, dtype: Any) -> None:
 def pytree(*leaves: str) -> Callable[[type[T]], type[T]]:
     """Make a frozen dataclass a JAX pytree, as soon as JAX is there, of these fields; the others are static.
 
-    A Python int among the leaves crosses as a float, which loses digits where int32 would overflow.
+    A count that is a Python number crosses as a float, as int32 would overflow; without float64 as two of float32.
     """
 
     def register(kind: type[T]) -> type[T]:
         static = tuple(field.name for field in fields(kind) if field.name not in leaves)  # type: ignore[arg-type]
 
         def flatten(value: T) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-            parts = (getattr(value, name) for name in leaves)
-            children = tuple(float(part) if isinstance(part, int) else part for part in parts)
-            return children, tuple(getattr(value, name) for name in static)
+            parts = {name: getattr(value, name) for name in leaves}
+            if isinstance(count := parts.get("count"), (int, float)):
+                wide = sys.modules["jax"].config.jax_enable_x64
+                parts["count"], parts["_count_rest"] = (float(count), None) if wide else split_number(count)
+            return tuple(parts.values()), tuple(getattr(value, name) for name in static)
 
         def unflatten(options: tuple[Any, ...], children: tuple[Any, ...]) -> T:
             value = object.__new__(kind)  # unchecked: JAX also passes placeholders
-            for name, part in zip((*leaves, *static), (*children, *options), strict=True):
-                whole = isinstance(part, float) and name in leaves and part.is_integer()
-                object.__setattr__(value, name, int(part) if whole else part)
+            parts = dict(zip((*leaves, *static), (*children, *options), strict=True))
+            if isinstance(count := parts.get("count"), float):
+                halves = [count, parts["_count_rest"] or 0.0]
+                whole = all(half.is_integer() for half in halves)
+                parts["count"], parts["_count_rest"] = sum(map(int, halves)) if whole else sum(halves), None
+            for name, part in parts.items():
+                object.__setattr__(value, name, part)
             return value
 
         _pytrees.append((kind, flatten, unflatten))
@@ -395,6 +435,7 @@ def _library(x: Array) -> Library:
         writeable=array_api_compat.is_writeable_array,
         plain=lambda *arrays: True,
         busy=quiet,
+        float64=partial(_has_float64, xp),
     )
     if array_api_compat.is_numpy_array(x):
         return numpy_library(eager)
@@ -421,6 +462,8 @@ def _library(x: Array) -> Library:
             oddity=_masked,
             writeable=lambda out: False,
             host=lambda x: _host(x.compute()),
+            float64=lambda x: True,
+            lazily=_by_chunks,
         )
     if array_api_compat.is_cupy_array(x):
         return cupy_library(unreadable)
@@ -429,6 +472,32 @@ def _library(x: Array) -> Library:
 
 def _masked(x: Array) -> str:
     return "masked" if isinstance(x._meta, np.ma.MaskedArray) else ""
+
+
+def _by_chunks(function: Callable[..., tuple[Array, ...]], arrays: tuple[Array, ...]) -> tuple[Array, ...]:
+    """A function of Dask's chunks, which broadcast to each other."""
+    da, inds = sys.modules["dask.array"], tuple(range(max(x.ndim for x in arrays)))
+    work = partial(_quiet_chunk, function)
+    metas = work(*(x._meta for x in arrays))
+    pairs = [each for x in arrays for each in (x, inds[len(inds) - x.ndim :])]
+    whole = da.blockwise(work, inds, *pairs, meta=metas[0], token="anynorm")
+    return tuple(da.blockwise(_nth, inds, whole, inds, n=n, meta=meta) for n, meta in enumerate(metas))
+
+
+def _quiet_chunk(function: Callable[..., tuple[Array, ...]], *chunks: Array) -> tuple[Array, ...]:
+    return library_of("chunk", chunks[0]).quietly(function, *chunks)
+
+
+def _nth(chunk: tuple[Array, ...], *, n: int) -> Array:
+    return chunk[n]
+
+
+def _has_float64(xp: Any, x: Array) -> bool:
+    try:
+        info = xp.__array_namespace_info__()
+        return "float64" in info.dtypes(device=array_api_compat.device(x), kind="real floating")
+    except Exception:  # a library before that part of the standard
+        return hasattr(xp, "float64")
 
 
 def _host(x: Array) -> Any:

@@ -2,19 +2,20 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from anynorm import calls, chunks, kernels, schedules
 from anynorm.arrays import library_of, pytree
 from anynorm.calls import Call
-from anynorm.kernels import Spread
-from anynorm.statistics import Statistics, check_alike, pooled
+from anynorm.kernels import Array, Namespace, Spread
+from anynorm.statistics import Statistics, cast_with, check_alike, pooled
 
 ArrayT = TypeVar("ArrayT")
 Axis = int | tuple[int, ...] | None
 
 
-@pytree("mean", "var", "count", "_rest")
+@pytree("mean", "var", "count", "_rest", "_count_rest")
 @dataclass(frozen=True, eq=False, repr=False)
 class Moments(Statistics[ArrayT]):
     r"""Mean, biased variance and count of the values of each group.
@@ -28,7 +29,7 @@ class Moments(Statistics[ArrayT]):
         2-byte floats, else of x's dtype. The variance has the square of x's unit.
     count : int, or array of shape (\*kept,) or ()
         The number of values in each group: one for all of them, or an array of counts, whole or not, of the same
-        library; under ``jax.jit`` a traced number.
+        library, kept as int64 or float64 where it has these; under ``jax.jit`` a traced number.
 
     Raises
     ------
@@ -142,11 +143,10 @@ class Moments(Statistics[ArrayT]):
             check_alike(self, "others", other)
         merged: Moments[ArrayT] = self
         library, dtype = library_of("mean", self.mean), self.mean.dtype  # type: ignore[attr-defined]
-        with library.quiet():
-            for other in others:
-                joint, count = pooled(merged, other)
-                joint = joint.astype(library.xp, dtype)
-                merged = Moments._with_rest(joint.mean, joint.rest, joint.var, count)
+        for other in others:
+            joint, counted = pooled(merged, other)
+            mean, rest = cast_with(library, joint.mean, joint.rest, dtype)
+            merged = Moments._with_rest(mean, rest, library.astype(joint.var, dtype), *counted)
         return merged
 
     def __post_init__(self) -> None:
@@ -154,9 +154,11 @@ class Moments(Statistics[ArrayT]):
         self._carrying(library_of("mean", self.mean).xp.zeros_like(self.mean))
 
     @classmethod
-    def _with_rest(cls, mean: ArrayT, rest: ArrayT, var: ArrayT, count: Any) -> "Moments[ArrayT]":
-        """Moments whose mean is mean + rest, to twice the digits."""
-        return cls(mean, var, count)._carrying(rest)
+    def _with_rest(
+        cls, mean: ArrayT, rest: ArrayT | None, var: ArrayT, count: Any, count_rest: Any = None
+    ) -> "Moments[ArrayT]":
+        """Moments whose mean is mean + rest, to twice the digits, and their count too where it has a rest."""
+        return cls(mean, var, count)._carrying(rest, count_rest=count_rest)
 
 
 def of(x: ArrayT, *, axis: Axis, weights: Any = None) -> Moments[ArrayT]:
@@ -167,19 +169,23 @@ def of(x: ArrayT, *, axis: Axis, weights: Any = None) -> Moments[ArrayT]:
 
 def moments_of(call: Call, spread: Spread) -> Moments[Any]:
     """The moments that a call took, as the caller sees them."""
-    with call.plan.library.quiet():
-        spread = spread.astype(call.plan.library.xp, call.plan.dtype)
-        mean, rest = kernels.renormalized(call.plan.library.xp, spread.mean, spread.rest)
-        var = spread.var * 1.0  # a gradient may need the other
-    mean, rest, var = (schedules.statistic(call, each) for each in (mean, rest, var))
+    library = call.plan.library
+    parts = library.quietly(partial(_settled, call.plan.dtype), *spread)
     count: Any = call.plan.layout.group_size
+    rest: Any = None
     if count != count and call.weights is None:  # a number that Dask does not know yet
         count = schedules.statistic(call, chunks.count(call))
     if call.weights is not None:
-        with call.plan.library.quiet():
-            count = chunks.count(call) if chunks.takes(call) else call.weights.count
-            count = schedules.statistic(call, count + call.plan.library.xp.zeros_like(spread.var))
-    return Moments._with_rest(mean, rest, var, count)
+        counted = (chunks.count(call), None) if chunks.takes(call) else calls.counted(call)
+        count, rest = (None if each is None else schedules.statistic(call, each) for each in counted)
+    mean, mean_rest, var = (schedules.statistic(call, each) for each in parts)
+    return Moments._with_rest(mean, mean_rest, var, count, rest)
+
+
+def _settled(dtype: Any, xp: Namespace, *parts: Array) -> tuple[Array, ...]:
+    """A spread in a dtype, in arrays of its own: a gradient may need the others."""
+    spread = Spread(*parts).astype(xp, dtype)
+    return *kernels.renormalized(xp, spread.mean, spread.rest), spread.var * 1.0
 
 
 def _shown(batches: Iterable[ArrayT]) -> Iterable[ArrayT]:

@@ -5,7 +5,7 @@ import operator
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
-from anynorm import kernels, layouts, replicas
+from anynorm import counts, kernels, layouts, replicas
 from anynorm.arrays import (
     cast,
     check_device,
@@ -298,11 +298,7 @@ def _prepare(
 
 def _given(plan: Plan, moments: Statistics[Any]) -> Spread:
     """The statistics that were given, and as a rest what the dtype of the computation has no room for of their mean."""
-    mean, rest, var = moments.mean, moments._rest, moments.var
-    if mean.dtype != plan.dtype:
-        with plan.library.quiet():
-            mean, rest, var = spread_of(moments).astype(plan.library.xp, plan.dtype)
-    return Spread(*(_ready(plan, each, plan.spread) for each in (mean, rest, var)))
+    return Spread(*(_ready(plan, each, plan.spread) for each in spread_of(moments, plan.dtype)))
 
 
 def ready(library: Library, weights: Weights, dtype: Any) -> Weights:
@@ -328,13 +324,21 @@ def _weigh(plan: Plan, weights: Array) -> Weights:
 
 
 def _of_groups(
-    plan: Plan, weights: Array, take: Callable[[Groups, Namespace, Array], Array], unit: Array | None
+    plan: Plan,
+    weights: Array,
+    take: Callable[[Groups, Namespace, Array], Array],
+    unit: Array | None,
+    dtype: Any = None,
 ) -> Array:
-    """Something of the weights of each group, in the dtype of the computation; of those that are plain, in parts."""
+    """Something of the weights of each group, in this dtype or that of the computation; if they are plain, in parts."""
     xp, groups, shape = plan.library.xp, plan.groups.by(1.0), tuple(weights.shape)
+    if dtype is None:
+        dtype = plan.dtype
+    elif dtype != plan.dtype:
+        groups = Groups(groups.axes, 1.0, plan.library.block)
 
     def taken(weights: Array, unit: Array | None) -> Array:
-        return take(groups, xp, ready(plan.library, Weights(weights, None, unit), plan.dtype).each)
+        return take(groups, xp, ready(plan.library, Weights(weights, None, unit), dtype).each)
 
     if not plan.library.plain(weights):
         return taken(weights, unit)
@@ -342,12 +346,33 @@ def _of_groups(
     if math.prod(shape) <= room:
         return taken(weights, unit)
     grid = blocks(shape, groups.axes, max(1, room), max(1, room))
-    every = empty(tuple(1 if axis in groups.axes else n for axis, n in enumerate(shape)), weights, plan.dtype)
+    every = empty(tuple(1 if axis in groups.axes else n for axis, n in enumerate(shape)), weights, dtype)
     for group in grid.groups:
         parts = [both(group, part) for part in grid.parts]
         found = [taken(weights[part], None if unit is None else unit[within(unit, part)]) for part in parts]
         every[within(every, group)] = take(Groups((0,), 1.0, groups.block), xp, xp.stack(found, axis=0))[0, ...]
     return every
+
+
+def counted(call: Call) -> counts.Counted:
+    """The sum of the weights of each group, beside the view."""
+    plan, given = call.plan, call.weights
+    assert given is not None
+    library, xp, found = plan.library, plan.library.xp, given.total
+    if found is None:
+        with library.quiet():
+            found = _total(plan, given.each)
+    count, rest = (None if each is None else xp.broadcast_to(each, plan.spread.shape) for each in found)
+    return count, rest
+
+
+def _total(plan: Plan, weights: Array) -> counts.Counted:
+    library, axes = plan.library, plan.view.axes
+    times = math.prod([plan.view.shape[axis] for axis in axes if weights.shape[axis] == 1])
+    if not library.float64(weights):
+        return counts.total(library, weights, axes=axes, times=times)
+    dtype = counts.dtype_of(library, weights, weights.dtype)
+    return _of_groups(plan, weights, Groups.mean, None, dtype) * times, None
 
 
 def _top(groups: Groups, xp: Namespace, weights: Array) -> Array:
@@ -369,8 +394,12 @@ def _of_replicas(call: Call, weights: Array | None, all_reduce: Callable[[Array]
                 ready = zeros((1,) * len(plan.view.shape), x, plan.dtype) + 1.0
             else:
                 ready = _ready(plan, library.constant(weights), plan.weights)
+            count, rest = _total(plan, ready if call.weights is None else call.weights.each)
+            parts = counts.parts(xp, (count, rest), plan.dtype)
+            parts = [xp.broadcast_to(part, plan.spread.shape) for part in parts]
             join = joining(xp, sums)
-            found = replicas.weigh(xp, x, ready, groups=plan.groups, eps=plan.eps, join=join)
+            found, parts = replicas.weigh(xp, x, ready, parts, groups=plan.groups, eps=plan.eps, join=join)
+            found = found._replace(total=counts.joined(library, parts, count.dtype))
     # not by `_replace`: a compiler must build it again where the sum over replicas breaks its graph
     return Call(plan, call.x, call.gamma, call.beta, call.spread, call.out, found, sums)
 
@@ -433,7 +462,7 @@ def _plan(
             f"{name} must have known sizes to be divided into groups, got shape {shape}: "
             f"call {name}.compute_chunk_sizes() first"
         )
-    eps = check_real("eps", eps, least=0)
+    eps = float(check_real("eps", eps, least=0))
     shapes = {other: _shape(library, layout, other, array) for other, array in others}
     view = _view(layout, list(shapes.values()), _order(library, x, out))
     fits = {other: _fit(library, array, view.of(shapes[other])) for other, array in others}
@@ -509,8 +538,7 @@ def _ready(plan: Plan, array: Array | None, fit: Fit | None) -> Array | None:
     if array is None or fit is None:
         return None
     if array.dtype != plan.dtype:
-        with plan.library.quiet():
-            array = plan.library.xp.astype(array, plan.dtype, copy=False)
+        array = plan.library.astype(array, plan.dtype)
     return plan.library.xp.reshape(array, fit.shape) if fit.axes is None else array[fit.axes]
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from functools import partial, reduce
 from typing import Any, NamedTuple
 
-from anynorm import calls, kernels, layouts, passes, pullbacks, schedules, weights
+from anynorm import calls, counts, kernels, layouts, passes, pullbacks, schedules, weights
 from anynorm.arrays import compute_dtype, library_of
 from anynorm.calls import Call, Wanted
 from anynorm.graphs import STATISTICS, again
@@ -63,8 +63,16 @@ def survey(call: Call) -> Spread:
 
 def count(call: Call) -> Array:
     """The number of values in each group, or the sum of their weights, beside the view."""
-    dtype = call.plan.library.xp.int64 if call.weights is None else call.plan.dtype
+    given, library = call.weights, call.plan.library
+    dtype = library.xp.int64 if given is None else counts.dtype_of(library, given.each, given.each.dtype)
     return _picked(_merged(call, _job(call)), "number", dtype)
+
+
+def length(call: Call) -> Array:
+    """`schedules.length`."""
+    merged = _merged(call, _job(call))
+    inds, meta = tuple(range(merged.ndim)), merged._meta.astype(call.plan.dtype)
+    return _dask().blockwise(_length, inds, merged, inds, meta=meta, token="anynorm-length")
 
 
 def pull(call: Call, dy: Array, wanted: Wanted) -> Gradients:
@@ -79,7 +87,8 @@ def pull(call: Call, dy: Array, wanted: Wanted) -> Gradients:
         if merged.name not in dy.dask.layers:  # else it waits for them as it is
             dy = again(dy, merged)
         pulled = _blocks(partial(_leaning, wanted), job, call, dy, merged)
-        leaning = _joined(_picked(pulled, "portion", call.plan.dtype, job.axes), job, _lean_together)
+        portions = _picked(pulled, "portion", call.plan.dtype, job.axes)
+        leaning = _joined(portions, job.axes, partial(_lean_together, job))
         call = _again(call, leaning)
         dx = _blocks(partial(_upright, wanted.dtype), job, call, again(dy, leaning), merged, leaning)
     parameters = [
@@ -161,19 +170,19 @@ def _merged(call: Call, job: Job) -> Array:
     pairs = [x, inds] if call.weights is None else [x, inds, _beside(x, call.weights.each), inds]
     options = {"adjust_chunks": ones, "align_arrays": False, "meta": x._meta, "token": "anynorm-part"}
     parts = da.blockwise(partial(_survey, job), inds, *pairs, **options)
-    joint = _joined(parts, job, _merge)
+    joint = _joined(parts, job.axes, partial(_merge, job))
     return da.blockwise(partial(_settle, job), inds, joint, inds, meta=x._meta, token=STATISTICS)
 
 
-def _joined(parts: Array, job: Job, join: Callable[..., Any]) -> Array:
+def _joined(parts: Array, axes: tuple[int, ...], join: Callable[..., Any], name: str = STATISTICS) -> Array:
     """What the chunks of a group hold, joined in a tree."""
-    join, meta = partial(join, job), parts._meta
-    options = {"keepdims": True, "concatenate": False, "dtype": meta.dtype, "meta": meta, "name": STATISTICS}
-    return _dask().reduction(parts, _itself, join, axis=job.axes, **options)
+    meta = parts._meta
+    options = {"keepdims": True, "concatenate": False, "dtype": meta.dtype, "meta": meta, "name": name}
+    return _dask().reduction(parts, _itself, join, axis=axes, **options)
 
 
 def _summed(parts: Array, axes: tuple[int, ...]) -> Array:
-    return _dask().sum(parts, axis=axes, keepdims=True) if axes else parts
+    return _joined(parts, axes, _sum, "anynorm-sum") if axes else parts
 
 
 def _dask() -> Any:
@@ -200,6 +209,8 @@ class Part(NamedTuple):
     number: Any
     """How many there are in each group; or the sum of their weights, divided by the unit of these."""
     unit: Array | None = None
+    total: Any = None
+    """The sum of the weights itself."""
 
     def scale(self, job: Job) -> Scale:
         """The power of two that makes these values safe to square, and what goes with it."""
@@ -244,6 +255,12 @@ def _pick(found: Any, *, of: str) -> Array:
     return getattr(found, of)
 
 
+def _sum(parts: Any, axis: Any, keepdims: bool) -> Array:  # noqa: ARG001
+    found = list(_flattened(parts))
+    with library_of("x", found[0]).quiet():
+        return sum(found[1:], start=found[0])
+
+
 def _itself(part: Part, axis: Any, keepdims: bool) -> Part:  # noqa: ARG001
     return part
 
@@ -276,7 +293,10 @@ def _survey(job: Job, x: Array, given: Array | None = None) -> Part:
     if number == 0:
         nothing = xp.zeros(_kept(job, x), dtype=dtype, device=library.device(x))
         spread = Spread(nothing, nothing, nothing) if job.centred else Spread(None, None, nothing)
-        return Part(nothing, nothing, spread, 0)
+        count = None
+        if given is not None:
+            count = xp.astype(nothing, counts.dtype_of(library, nothing, given.dtype))
+        return Part(nothing, nothing, spread, 0, None, count)
     with library.quiet():
         call = _eager(job._replace(eps=1.0), x, None, None, given)
         part = _extremes(job, x, given, call)
@@ -299,7 +319,8 @@ def _extremes(job: Job, x: Array, given: Array | None, call: Call) -> Part:
     sums, unit = (xp.reshape(xp.broadcast_to(each, shape), _kept(job, x)) for each in (found.sums, unit))
     beside = Weights(xp.astype(given, dtype, copy=False), sums)
     bottom, top = weights.extremes(xp, xp.astype(x, dtype, copy=False), beside, groups=groups)
-    return Part(bottom, top, Spread(None, None, top), sums, unit)
+    count, _ = calls.counted(call)
+    return Part(bottom, top, Spread(None, None, top), sums, unit, xp.reshape(count, _kept(job, x)))
 
 
 def _merge(job: Job, parts: Any, axis: Any, keepdims: bool) -> Part:  # noqa: ARG001
@@ -318,7 +339,8 @@ def _merge(job: Job, parts: Any, axis: Any, keepdims: bool) -> Part:  # noqa: AR
             most = reduce(xp.maximum, [part.unit for part in flat])
             numbers = [part.number * (part.unit / weights.positive(xp, most)) for part in flat]
         number = sum(numbers)
-        joint = Part(bottom, top, flat[0].spread, number, most)
+        count = None if flat[0].total is None else sum(part.total for part in flat)
+        joint = Part(bottom, top, flat[0].spread, number, most, count)
         unit = joint.scale(job).unit
         portions = []
         for part, own in zip(flat, numbers, strict=True):
@@ -338,14 +360,18 @@ def _settle(job: Job, part: Part) -> Merged:
     with library.quiet():
         scale = part.scale(job)
         scaled = part.spread._replace(var=part.spread.var + scale.eps)
-        if part.unit is None:
+        given = None if part.unit is None else Weights(None, part.number, part.unit)
+        number = part.total
+        if number is None:
             number = xp.full(part.top.shape, part.number, dtype=xp.int64, device=library.device(part.top))
-            given = None
-        else:
-            given = Weights(None, part.number, part.unit)
-            number = given.count
         rstd = scale.restore_rstd(xp, kernels.inverse_root(xp, scaled.var, flat=scale.flat))
         return Merged(*scale.restore(part.spread), number, scale.unit, scaled, rstd, given)
+
+
+def _length(merged: Merged) -> Array:
+    library = library_of("var", merged.var)
+    with library.quiet():
+        return library.xp.sqrt(merged.scaled.var) / merged.unit
 
 
 def _pulled(

@@ -124,7 +124,7 @@ class Value(Generic[ArrayT]):
         with here.quiet(), there.quiet():
             if there.xp.finfo(wide).bits <= 32 and self._is_wide():
                 state = state._replaced(state._cast(here.xp.float32))  # there may be no room for the wider there
-            state = state._replaced({name: moved(name, x, like) for name, x in state._arrays().items()})
+            state = state._replaced(state._moved(like))
             return state._replaced(state._cast(like.dtype))
 
     def _arrays(self) -> dict[str, Any]:
@@ -136,19 +136,30 @@ class Value(Generic[ArrayT]):
     def _parts(self, *, array: bool) -> dict[str, Any]:
         # by type and not by class, as a scalar of NumPy stands for an array where its field is one
         values = {each.name: (each.kw_only, getattr(self, each.name)) for each in fields(self)}  # type: ignore[arg-type]
+        hidden = {each.name for each in fields(self) if not each.init}  # type: ignore[arg-type]
         return {
             name: value
             for name, (convention, value) in values.items()
             if (convention or type(value) in (int, float, type(None))) is not array
+            and not (name in hidden and value is None)
         }
 
     def _cast(self, dtype: Any) -> dict[str, Any]:
         """The arrays, but for counts, in another dtype."""
-        return {name: library_of(name, x).xp.astype(x, dtype, copy=False) for name, x in self._arrays().items()}
+        return {name: library_of(name, x).astype(x, dtype) for name, x in self._arrays().items()}
+
+    def _moved(self, like: Any) -> dict[str, Any]:
+        """The arrays in the library and on the device of another, each in its own dtype."""
+        return {name: moved(name, x, like) for name, x in self._arrays().items()}
+
+    @classmethod
+    def _loaded(cls, bits: dict[str, Bits], like: Any) -> dict[str, Any]:
+        """The arrays beside another, from what lies in a file."""
+        return {name: from_bits(each, like) for name, each in bits.items()}
 
     def _is_wide(self) -> bool:
         """Whether an array has more digits than float32."""
-        found = [(library_of(name, x), name, x) for name, x in self._arrays().items() if name != "count"]
+        found = [(library_of(name, x), name, x) for name, x in self._arrays().items() if "count" not in name]
         return any(library.xp.finfo(compute_dtype(library, name, x)).bits > 32 for library, name, x in found)
 
     def _replaced(self, arrays: dict[str, Any]) -> Self:
@@ -160,7 +171,8 @@ class Value(Generic[ArrayT]):
         hidden = [each.name for each in fields(cls) if not each.init]  # type: ignore[arg-type]
         state = cls(**{name: part for name, part in parts.items() if name not in hidden})
         for name in hidden:
-            object.__setattr__(state, name, parts[name])
+            if (part := parts.get(name)) is not None:
+                object.__setattr__(state, name, part)
         return state
 
 
@@ -262,15 +274,17 @@ def _decoded(
     for each in states:
         kind, name = kinds[each["kind"]], each["name"]
         expected = {field.name for field in fields(kind)}  # type: ignore[arg-type]
-        if {*each["arrays"], *each["options"]} != expected:
+        hidden = {field.name for field in fields(kind) if not field.init}  # type: ignore[arg-type]
+        if {*each["arrays"], *each["options"]} | hidden != expected:
             raise ValueError(f"{name} must have {sorted(expected)}, has {sorted({*each['arrays'], *each['options']})}")
         parts = {option: tuple(x) if isinstance(x, list) else x for option, x in each["options"].items()}
+        bits = {}
         for array, dtype in each["arrays"].items():
             values = arrays[_key(name, array)]
             if values.dtype != ("uint16" if dtype == "bfloat16" else dtype):
                 raise ValueError(f"{_key(name, array)} must be of {dtype}, is of {values.dtype}")
-            parts[array] = from_bits(Bits(dtype, values), like)
-        made[name] = kind._made(parts)
+            bits[array] = Bits(dtype, values)
+        made[name] = kind._made(parts | kind._loaded(bits, like))
     return made
 
 

@@ -170,7 +170,7 @@ class Pullback:
         return self._pull(dy)
 
     def _pull(self, dy: Array) -> tuple[Array | None, ...]:
-        plan, library, xp = self.plan, self.plan.library, self.plan.library.xp
+        plan, library = self.plan, self.plan.library
         wanted = Wanted(self.dtype, tuple(None if primal is None else primal.full for primal in self.parameters))
         with library.quiet():
             call = Call(plan, self.x, self.gamma, None, self.given, None, self.weights, self.all_reduce)
@@ -179,7 +179,7 @@ class Pullback:
             found = [schedules.restore(plan, dx, self.dtype)]
             for primal, d in zip(self.parameters, gradients, strict=True):
                 if primal is not None:
-                    d = xp.astype(xp.reshape(d, primal.shape), primal.dtype, copy=False)
+                    d = library.astype(library.xp.reshape(d, primal.shape), primal.dtype)
                 found.append(d)
         return tuple(found)
 

@@ -143,12 +143,10 @@ class Spread(NamedTuple):
     var: Array
 
     def astype(self, xp: Namespace, dtype: Any) -> "Spread":
-        """In another dtype; what the mean loses goes into the rest."""
+        """In another dtype, with all the digits of the mean that it has room for."""
         if self.mean is None or self.rest is None or self.mean.dtype == dtype == self.var.dtype == self.rest.dtype:
             return self
-        mean, var = xp.astype(self.mean, dtype, copy=False), xp.astype(self.var, dtype, copy=False)
-        lost = self.mean - xp.astype(mean, self.mean.dtype, copy=False)
-        return Spread(mean, xp.astype(_finite(xp, lost + self.rest), dtype, copy=False), var)
+        return Spread(*recast(xp, self.mean, self.rest, dtype), xp.astype(self.var, dtype, copy=False))
 
 
 class Standardized(NamedTuple):
@@ -452,13 +450,49 @@ def merge(xp: Namespace, first: Spread, second: Spread, shares: tuple[Any, Any])
     Chan, Golub & LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979, eq. 2.1.
     """
     one, other = shares
-    delta = (second.mean - first.mean) + (second.rest - first.rest)
-    between = delta * (one * other) * delta  # in this order: nothing, where one of the two is empty
-    # the sum of both, each times its share, would be off to one side merge after merge, as shares are rounded alike
-    gap, larger = second.var - first.var, xp.ones_like(first.var) * one >= other
-    var = xp.where(larger, first.var, second.var) + (xp.where(larger, gap * other, -gap * one) + between)
-    var = xp.where(xp.isfinite(gap), var, first.var * one + second.var * other + between)
-    return Spread(*renormalized(xp, first.mean, first.rest + delta * other), var)
+    mean, rest = weighted_mean(xp, first[:2], second[:2], shares)
+    delta, unit = _difference(xp, first[:2], second[:2])
+    between = delta * (one * other) * delta / unit / unit  # in this order: nothing, where one of the two is empty
+    nothing = xp.zeros_like(first.var)
+    var, lost = weighted_mean(xp, (first.var, nothing), (second.var, nothing), shares)
+    return Spread(mean, rest, var + (lost + between))
+
+
+Pair = tuple[Array, Array]
+"""A number and what rounding took from it: together they have twice the digits."""
+
+
+def weighted_mean(xp: Namespace, first: Pair, second: Pair, shares: tuple[Any, Any]) -> Pair:
+    """Two numbers, each times its share.
+
+    It is found from the number of the larger share and the difference of the two, as the sum of both products would be
+    off to one side time after time: rounded shares do not add up to 1.
+    """
+    one, other = (xp.ones_like(first[0]) * share for share in shares)
+    larger = one >= other
+    near, near_rest = (xp.where(larger, *each) for each in zip(first, second, strict=True))
+    delta, unit = _difference(xp, first, second)
+    step = xp.where(larger, delta * other, -delta * one)
+    mean, rest = renormalized(xp, near * unit, near_rest * unit + step)
+    infinite = ~xp.isfinite(delta)
+    plain = first[0] * one + second[0] * other
+    return xp.where(infinite, plain, mean / unit), xp.where(infinite, xp.zeros_like(rest), rest / unit)
+
+
+def _difference(xp: Namespace, first: Pair, second: Pair) -> Pair:
+    """The second number less the first, times a power of two, which is less than 1 where it would overflow."""
+    (one, one_rest), (other, other_rest) = first, second
+    large = float(xp.finfo(one.dtype).max) / 4
+    unit = xp.ones_like(one)
+    unit = xp.where((xp.abs(one) > large) | (xp.abs(other) > large), unit / 4, unit)
+    return (other * unit - one * unit) + (other_rest - one_rest) * unit, unit
+
+
+def recast(xp: Namespace, number: Array, rest: Array, dtype: Any) -> Pair:
+    """A number and its rest in another dtype, with as many of their digits as that has room for in both."""
+    cast = xp.astype(number, dtype, copy=False)
+    lost = number - xp.astype(cast, number.dtype, copy=False)
+    return renormalized(xp, cast, xp.astype(_finite(xp, lost + rest), dtype, copy=False))
 
 
 def renormalized(xp: Namespace, mean: Array, rest: Array) -> tuple[Array, Array]:
@@ -665,10 +699,10 @@ def _total_along(xp: Namespace, x: Array, axis: int, block: int | None, ones: Ar
         return _run(xp, x, axis, ones)
     before, after = x.shape[:axis], x.shape[axis + 1 :]
     whole = n - n % block
-    head = xp.reshape(x[_cut(axis, 0, whole)], (*before, n // block, block, *after))
+    head = xp.reshape(x[cut(axis, 0, whole)], (*before, n // block, block, *after))
     sums = xp.squeeze(_run(xp, head, axis + 1, ones), axis=axis + 1)
     if whole < n:
-        tail = _run(xp, x[_cut(axis, whole, n)], axis, ones)
+        tail = _run(xp, x[cut(axis, whole, n)], axis, ones)
         sums = xp.concat([sums, tail], axis=axis)
     return _total_along(xp, sums, axis, block, ones if axis == x.ndim - 1 else None)
 
@@ -706,5 +740,6 @@ def _squares(xp: Namespace, x: Array, norm: Callable[[Array], Array]) -> Array:
     return norms * norms
 
 
-def _cut(axis: int, start: int, stop: int) -> tuple[Any, ...]:
+def cut(axis: int, start: int, stop: int) -> tuple[Any, ...]:
+    """The index of part of an axis."""
     return (slice(None),) * axis + (slice(start, stop), ...)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -109,3 +110,22 @@ class Library(NamedTuple):
     than its own `empty`."""
     nothing: Callable[[tuple[int, ...], Any], Array] | None = None
     """The same, of zeros."""
+    float64: Callable[[Array], bool] = lambda x: True
+    """Whether there may be arrays of float64 beside an array."""
+    lazily: Callable[[Callable[..., tuple[Array, ...]], tuple[Array, ...]], tuple[Array, ...]] | None = None
+    """How arrays that are not computed yet go through a function of a namespace and of arrays."""
+
+    def quietly(self, function: Callable[..., tuple[Array, ...]], *arrays: Array) -> tuple[Array, ...]:
+        """`function(xp, *arrays)`, element by element, without warnings: also where it is computed later."""
+        if self.lazily is not None:
+            return self.lazily(function, arrays)
+        with self.quiet():
+            return function(self.xp, *arrays)
+
+    def astype(self, x: Array, dtype: Any) -> Array:
+        """The array in another dtype, without warnings."""
+        return x if x.dtype == dtype else self.quietly(partial(_cast, dtype), x)[0]
+
+
+def _cast(dtype: Any, xp: Namespace, x: Array) -> tuple[Array]:
+    return (xp.astype(x, dtype),)

@@ -17,6 +17,7 @@ def cupy_library(lazy: Library) -> Library:
         overlap=lambda x, out: bool(sys.modules["cupy"].may_share_memory(x, out)),
         same=lambda x, out: x.data.ptr == out.data.ptr and x.strides == out.strides,
         subnormal=_subnormal,
+        float64=lambda x: True,
         programs=Programs(_launch, aligned=lambda x: x.data.ptr % 16 == 0, on=lambda x: x.device),
         host=lambda x: x.get(),
     )

@@ -16,6 +16,7 @@ def jax_library(lazy: Library) -> Library:
         device=_devices,
         kind=_devices,
         quiet=nullcontext,
+        float64=lambda x: bool(sys.modules["jax"].config.jax_enable_x64),
         subnormal=_subnormal,
         writeable=lambda out: False,
     )

@@ -43,6 +43,7 @@ def torch_library(xp: Namespace) -> Library:
         traced=torch.compiler.is_compiling,
         contiguous=lambda x: type(x) in (torch.Tensor, torch.nn.Parameter) and x.is_contiguous(),
         strides=lambda x: x.stride(),
+        float64=lambda x: x.device.type != "mps",
         writeable=_writeable,
         present=_present,
         plain=lambda *arrays: _present(*arrays) and all(x.is_cpu for x in arrays),

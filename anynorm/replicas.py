@@ -5,7 +5,9 @@ upon the power of two that is taken out of a group before they know its mean.
 """
 
 import math
+import operator
 from collections.abc import Callable
+from functools import reduce
 from typing import Any
 
 from anynorm import kernels
@@ -38,18 +40,27 @@ def joining(xp: Namespace, all_reduce: Callable[[Array], Any]) -> Join:
     return join
 
 
-def weigh(xp: Namespace, x: Array, weights: Array, *, groups: Groups, eps: float, join: Join) -> Weights:
-    """The weights of all replicas, and what else these must know before they begin."""
-    local = summed(xp, weights, x.shape, groups=groups)
-    spread = tuple(1 if axis in groups.axes else n for axis, n in enumerate(x.shape))
-    local = xp.broadcast_to(local, spread)
+def weigh(
+    xp: Namespace, x: Array, weights: Array, parts: list[Array], *, groups: Groups, eps: float, join: Join
+) -> tuple[Weights, list[Array]]:
+    """The weights of all replicas, and what else these must know before they begin; the sums of `parts` of a count.
+
+    The parts of the own count are as large as they can be added up exactly, the largest first.
+    """
+    local = _sum(parts)
     present = local > 0
     bottom, top = found(xp, *extremes(xp, x, Weights(weights, local), groups=groups), present)
     flags = [*kernels.reached(xp, bottom, top), present, top != bottom]
-    count, *flags = join(local, *(xp.astype(each & present, x.dtype) for each in flags))
-    *sizes, holders, unlike = flags
+    joint = join(*parts, *(xp.astype(each & present, x.dtype) for each in flags))
+    parts, (*sizes, holders, unlike) = joint[: len(parts)], joint[len(parts) :]
+    count = _sum(parts)
     scale = kernels.scale_for(xp, [each > 0 for each in sizes], xp.ones_like(count), eps=eps)
-    return Weights(weights, xp.astype(count > 0, x.dtype), count, Common(scale, holders, unlike == 0))
+    return Weights(weights, xp.astype(count > 0, x.dtype), count, Common(scale, holders, unlike == 0)), parts
+
+
+def _sum(parts: list[Array]) -> Array:
+    """The smallest are added first."""
+    return reduce(operator.add, reversed(parts))
 
 
 def standardize(
@@ -66,7 +77,7 @@ def standardize(
     its number with the common mean, and if these differences are equal, so that their squares are as large as they can
     be, the deviations are taken for 0.
     """
-    (each, _, _, common), join = groups.weights, groups.join
+    each, common, join = groups.weights.each, groups.weights.common, groups.join
     assert common is not None
     assert join is not None
     scale = common.scale

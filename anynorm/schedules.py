@@ -103,13 +103,12 @@ def length(call: Call) -> Array:
 
 def enter(plan: Plan, value: Array, *, dtype: Any) -> Array:
     """An array of the caller's shape in the view and this dtype."""
-    return plan.enter(plan.library.xp.astype(value, dtype, copy=False))
+    return plan.enter(plan.library.astype(value, dtype))
 
 
 def restore(plan: Plan, value: Array, dtype: Any) -> Array:
     """An array of the view in the caller's shape and this dtype."""
-    value = plan.leave(value)
-    return value if value.dtype == dtype else plan.library.xp.astype(value, dtype)
+    return plan.library.astype(plan.leave(value), dtype)
 
 
 def statistic(call: Call, value: Any) -> Array:

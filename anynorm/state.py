@@ -3,10 +3,12 @@
 import os
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
+from functools import partial
 from typing import Any, TypeVar
 
-from anynorm import calls, files, schedules
+from anynorm import calls, chunks, counts, files, schedules
 from anynorm.arrays import (
+    as_ints,
     check_int,
     check_real,
     compute_dtype,
@@ -16,15 +18,16 @@ from anynorm.arrays import (
     zeros,
 )
 from anynorm.batches import Axis, Moments
+from anynorm.counts import is_number
 from anynorm.files import Value
-from anynorm.kernels import Spread
+from anynorm.kernels import Array, Namespace, Spread, weighted_mean
 from anynorm.norms import weight_norm
-from anynorm.statistics import Statistics, added, check_alike, describe, is_number, pooled, widened
+from anynorm.statistics import Statistics, cast_with, check_alike, describe, pooled, spread_of
 
 ArrayT = TypeVar("ArrayT")
 
 
-@pytree("mean", "var", "count", "_rest")
+@pytree("mean", "var", "count", "_rest", "_var_rest", "_count_rest")
 @dataclass(frozen=True, eq=False, repr=False)
 class RunningStats(Statistics[ArrayT]):
     r"""Running mean and variance of each channel, for inference.
@@ -36,7 +39,7 @@ class RunningStats(Statistics[ArrayT]):
     mean, var : array, shape (C,)
         What inference uses, ``batch_norm(x, moments=running)``. The variance has the square of the data's unit.
     count : int, or array of shape (C,) or ()
-        The number of values seen: in every channel, or an array of counts of the same library.
+        The number of values seen: in every channel, or an array of counts of the same library, as in `Moments`.
     momentum : float in [0, 1] or None
         The weight of the old value. None keeps the exact statistics of everything seen.
     correction : float
@@ -49,8 +52,9 @@ class RunningStats(Statistics[ArrayT]):
 
     Notes
     -----
-    Frozen, compared by identity, a JAX pytree where JAX is imported. PyTorch's momentum is 1 - momentum. Without
-    momentum it keeps, out of sight, what rounding took from the mean, so that a batch counts however small its share.
+    Frozen, compared by identity, a JAX pytree where JAX is imported. PyTorch's momentum is 1 - momentum. It keeps, out
+    of sight, what rounding took from the mean, and with a momentum from the variance, so that a batch counts however
+    small its share.
 
     References
     ----------
@@ -75,11 +79,11 @@ class RunningStats(Statistics[ArrayT]):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        xp = library_of("mean", self.mean).xp
         if self.momentum is not None:
-            check_real("momentum", self.momentum, least=0, most=1)
-        check_real("correction", self.correction, least=0)
-        if self.momentum is None:
-            self._carrying(library_of("mean", self.mean).xp.zeros_like(self.mean))
+            object.__setattr__(self, "momentum", check_real("momentum", self.momentum, least=0, most=1))
+        object.__setattr__(self, "correction", check_real("correction", self.correction, least=0))
+        self._carrying(xp.zeros_like(self.mean), None if self.momentum is None else xp.zeros_like(self.var))
 
     @classmethod
     def init(
@@ -140,17 +144,14 @@ class RunningStats(Statistics[ArrayT]):
             return self
         if self.momentum is None:
             return self._joined(moments)
-        library, old = library_of("mean", self.mean), widened(self)
-        new = 1 - self.momentum
-        with library.quiet():
-            batch = widened(moments).astype(library.xp, old.mean.dtype)
-            bessel = _bessel(moments.count, self.correction, library.xp, batch.mean)
-            mean = (1 - new) * old.mean + new * (batch.mean + batch.rest)
-            var = (1 - new) * old.var + new * (bessel * batch.var)
-            if not is_number(moments.count):
-                seen = moments.count > 0
-                mean, var = library.xp.where(seen, mean, old.mean), library.xp.where(seen, var, old.var)
-            return self._with(Spread(mean, library.xp.zeros_like(mean), var), added(self, moments))
+        library, dtype = library_of("mean", self.mean), compute_dtype(library_of("mean", self.mean), "mean", self.mean)
+        old, batch, number = spread_of(self, dtype), spread_of(moments, dtype), is_number(moments.count)
+        var, var_rest = cast_with(library, self.var, self._var_rest, dtype)
+        seen = [] if number else [counts.floating(library, moments.count, dtype)]
+        bessel = _bessel(moments.count, self.correction) if number else None
+        work = partial(_moved, self.momentum, self.correction, bessel)
+        mean, rest, var, var_rest = library.quietly(work, old.mean, old.rest, var, var_rest, *batch, *seen)
+        return self._with(Spread(mean, rest, var), var_rest, counts.added(library, self._counted, moments._counted))
 
     def merge(self, other: "RunningStats[ArrayT]") -> "RunningStats[ArrayT]":
         """The statistics of all that both have seen, as if one pass had seen it; for ``momentum=None`` alone.
@@ -178,31 +179,61 @@ class RunningStats(Statistics[ArrayT]):
             raise ValueError(f"momentum must be None in both to merge, got {self.momentum} and {other.momentum}")
         if self.correction != other.correction:
             raise ValueError(f"correction must be the same in both, got {self.correction} and {other.correction}")
-        with library_of("mean", self.mean).quiet():
-            return self._joined(other._biased())
+        return self._joined(other._biased())
 
     def _joined(self, others: Statistics[ArrayT]) -> "RunningStats[ArrayT]":
         if is_number(others.count) and others.count == 0:
             return self
-        library = library_of("mean", self.mean)
-        with library.quiet():
-            joint, count = pooled(self._biased(), others)
-            return self._with(
-                joint._replace(var=joint.var * _bessel(count, self.correction, library.xp, joint.mean)), count
-            )
+        joint, counted = pooled(self._biased(), others)
+        return self._with(joint._replace(var=self._corrected(joint.var, counted[0], 1)), None, counted)
 
     def _biased(self) -> Moments[ArrayT]:
         """These statistics with the variance divided by count, in the dtype that they are computed in."""
-        mean, rest, var = widened(self)
+        mean, rest, var = spread_of(self, compute_dtype(library_of("mean", self.mean), "mean", self.mean))
         if not is_number(self.count) or self.count > 0:
-            var = var / _bessel(self.count, self.correction, library_of("mean", mean).xp, mean)
-        return Moments._with_rest(mean, rest, var, self.count)
+            var = self._corrected(var, self.count, -1)
+        return Moments._with_rest(mean, rest, var, *self._counted)
 
-    def _with(self, sample: Spread, count: Any) -> "RunningStats[ArrayT]":
+    def _corrected(self, var: Any, count: Any, power: int) -> Any:
+        """A variance of `count` values, corrected; or no longer, with -1 for a power."""
+        if not self.correction:
+            return var
+        library = library_of("var", var)
+        if is_number(count):
+            bessel = _bessel(count, self.correction)
+            return library.quietly(partial(_corrected, self.correction, bessel, power), var)[0]
+        count = counts.floating(library, count, var.dtype)
+        return library.quietly(partial(_corrected, self.correction, None, power), var, count)[0]
+
+    def _with(self, sample: Spread, var_rest: Any, counted: counts.Counted) -> "RunningStats[ArrayT]":
         library, dtype = library_of("mean", self.mean), self.mean.dtype  # type: ignore[attr-defined]
-        sample = sample.astype(library.xp, dtype)
-        state = RunningStats(sample.mean, sample.var, count, momentum=self.momentum, correction=self.correction)
-        return state._carrying(sample.rest) if self.momentum is None else state
+        mean, rest = cast_with(library, sample.mean, sample.rest, dtype)
+        var, var_rest = cast_with(library, sample.var, var_rest, dtype)
+        state = RunningStats(mean, var, counted[0], momentum=self.momentum, correction=self.correction)
+        return state._carrying(rest, var_rest, counted[1])
+
+
+def _moved(
+    momentum: float, correction: float, bessel: float | None, xp: Namespace, *arrays: Array
+) -> tuple[Array, ...]:
+    """Old statistics and those of a batch, to the new ones; the count of the batch comes last where it is an array."""
+    mean, rest, var, var_rest, batch_mean, batch_rest, batch_var, *count = arrays
+    shares, nothing = (momentum, 1 - momentum), xp.zeros_like(batch_var)
+    batch_var = batch_var * (_bessel_of_each(xp, count[0], correction, var) if bessel is None else bessel)
+    found = (
+        *weighted_mean(xp, (mean, rest), (batch_mean, batch_rest), shares),
+        *weighted_mean(xp, (var, var_rest), (batch_var, nothing), shares),
+    )
+    if not count:
+        return found
+    return tuple(xp.where(count[0] > 0, new, old) for new, old in zip(found, arrays[:4], strict=True))
+
+
+def _corrected(correction: float, bessel: float | None, power: int, xp: Namespace, var: Array, *count: Array) -> Any:
+    """A biased variance to the corrected one, or back; the count comes last where it is an array."""
+    if bessel is None:
+        bessel = _bessel_of_each(xp, count[0], correction, var)
+    return (var * bessel if power > 0 else var / bessel,)
 
 
 @pytree("v", "g")
@@ -254,6 +285,7 @@ class WeightNorm(Value[ArrayT]):
     def __post_init__(self) -> None:
         flush_pytrees()
         calls.weight(self.v, self.g, axis=self.axis)
+        object.__setattr__(self, "axis", as_ints(self.axis))
 
     @classmethod
     def from_weight(cls, w: ArrayT, axis: Axis = 0) -> "WeightNorm[ArrayT]":
@@ -276,7 +308,8 @@ class WeightNorm(Value[ArrayT]):
             As in `weight_norm`.
         """
         call = calls.direction(w, axis=axis, name="w")
-        return cls(w, schedules.statistic(call, schedules.length(call)), axis=axis)
+        length = chunks.length(call) if chunks.takes(call) else schedules.length(call)
+        return cls(w, schedules.statistic(call, length), axis=axis)
 
     @property
     def weight(self) -> ArrayT:
@@ -383,14 +416,10 @@ def load(path: str | os.PathLike[str], like: Any = None) -> dict[str, Any]:
 _KINDS: dict[str, type[Value[Any]]] = {"Moments": Moments, "RunningStats": RunningStats, "WeightNorm": WeightNorm}
 
 
-def _bessel(count: Any, correction: float, xp: Any, mean: Any) -> Any:
+def _bessel(count: float, correction: float) -> float:
     """What turns a biased variance of `count` values into a corrected one."""
     if not correction:
         return 1
-    if not is_number(count):
-        count = xp.astype(count, mean.dtype)
-        some = count > correction
-        return xp.where(some, count / xp.where(some, count - correction, xp.ones_like(count)), xp.ones_like(count))
     if count <= correction:
         raise ValueError(
             f"statistics of one value have no variance with correction={correction}, got count {count}"
@@ -398,3 +427,12 @@ def _bessel(count: Any, correction: float, xp: Any, mean: Any) -> Any:
             else f"count must be more than correction={correction}, got {count}"
         )
     return count / (count - correction)
+
+
+def _bessel_of_each(xp: Namespace, count: Array, correction: float, var: Array) -> Any:
+    """The same for each of some counts; 1, where there are too few values."""
+    if not correction:
+        return 1
+    some = count > correction
+    more = xp.where(some, count - correction, xp.ones_like(count))
+    return xp.astype(xp.where(some, count / more, xp.ones_like(count)), var.dtype, copy=False)

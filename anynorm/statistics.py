@@ -1,16 +1,30 @@
 """Means and variances as values: `Statistics`, the base of `Moments` and `RunningStats`, and how two are pooled."""
 
 from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import Any, Self, TypeVar
 
-from anynorm.arrays import check_count, check_device, compute_dtype, flush_pytrees, library_of, one_library
+from anynorm import counts
+from anynorm.arrays import (
+    Bits,
+    check_count,
+    check_device,
+    compute_dtype,
+    flush_pytrees,
+    from_bits,
+    library_beside,
+    library_of,
+    moved,
+    one_library,
+    split_bits,
+)
+from anynorm.counts import Counted, is_number
 from anynorm.files import Value
-from anynorm.kernels import Array, Spread, merge
+from anynorm.kernels import Array, Namespace, Spread, merge, recast
 from anynorm.layouts import same_shape
+from anynorm.library import Library
 
 ArrayT = TypeVar("ArrayT")
-Count = Any
-"""A Python number; or an array, one for each group or one for all of them. Under jax.jit, a traced number."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -19,9 +33,13 @@ class Statistics(Value[ArrayT]):
 
     mean: ArrayT
     var: ArrayT
-    count: Count
+    count: Any
     _rest: Any = field(init=False, default=None)
     """What rounding took from the mean, where it is kept: mean + rest has twice the digits."""
+    _var_rest: Any = field(init=False, default=None)
+    """The same of the variance."""
+    _count_rest: Any = field(init=False, default=None)
+    """The same of an array of counts, where there is no float64."""
 
     def __post_init__(self) -> None:
         flush_pytrees()
@@ -35,6 +53,9 @@ class Statistics(Value[ArrayT]):
         count = check_count("count", self.count, self.mean)
         if not is_number(count) and _shape(count) and not same_shape(_shape(count), mean):
             raise ValueError(f"count must be a number or have the shape of mean, {mean}, got {_shape(count)}")
+        if not is_number(count):
+            count, rest = counts.widened(library, count)
+            object.__setattr__(self, "_count_rest", rest)
         object.__setattr__(self, "count", count)
 
     def __repr__(self) -> str:
@@ -42,23 +63,58 @@ class Statistics(Value[ArrayT]):
         conventions = "".join(f", {each.name}={getattr(self, each.name)}" for each in fields(self) if each.kw_only)
         return f"{type(self).__name__}({describe(self.mean)}, count={count}{conventions})"
 
-    def _carrying(self, rest: Any) -> Self:
-        """These, new as they are, with what rounding took from their mean."""
-        object.__setattr__(self, "_rest", rest)
+    def _carrying(self, rest: Any, var_rest: Any = None, count_rest: Any = None) -> Self:
+        """These, new as they are, with what rounding took from their mean, variance and count."""
+        for name, each in (("_rest", rest), ("_var_rest", var_rest), ("_count_rest", count_rest)):
+            if each is not None:
+                object.__setattr__(self, name, each)
         return self
+
+    @property
+    def _counted(self) -> Counted:
+        return self.count, self._count_rest
 
     @classmethod
     def _made(cls, parts: dict[str, Any]) -> Self:
         made = super()._made(parts)
-        mean: Any = made.mean
-        rest = made._rest
-        if rest is not None and (not same_shape(_shape(rest), _shape(mean)) or rest.dtype != mean.dtype):
-            raise ValueError(f"rest must be as mean, {describe(mean)}, got {describe(rest)}")
+        for name in ("mean", "var", "count"):
+            rest, of = getattr(made, "_rest" if name == "mean" else f"_{name}_rest"), getattr(made, name)
+            if rest is None:
+                continue
+            if is_number(of) or not same_shape(_shape(rest), _shape(of)) or rest.dtype != of.dtype:
+                raise ValueError(f"the rest of {name} must be as it is, {describe(of)}, got {describe(rest)}")
         return made
 
     def _cast(self, dtype: Any) -> dict[str, Any]:
-        sample = spread_of(self).astype(library_of("mean", self.mean).xp, dtype)
-        return {"mean": sample.mean, "var": sample.var} | ({} if self._rest is None else {"_rest": sample.rest})
+        library = library_of("mean", self.mean)
+        mean, rest = cast_with(library, self.mean, self._rest, dtype)
+        var, var_rest = cast_with(library, self.var, self._var_rest, dtype)
+        return {"mean": mean, "_rest": rest, "var": var, "_var_rest": var_rest}
+
+    def _moved(self, like: Any) -> dict[str, Any]:
+        if is_number(self.count):
+            return super()._moved(like)
+        there, (count, rest) = library_beside(like), self._counted
+        parts = {name: moved(name, x, like) for name, x in self._arrays().items() if name not in _COUNTED}
+        if rest is None and not there.float64(like):
+            count, rest = counts.pair(library_of("count", count).xp, count)
+        count, rest = (None if each is None else moved("count", each, like) for each in (count, rest))
+        return parts | dict(zip(_COUNTED, counts.kept(there, count, rest), strict=True))
+
+    @classmethod
+    def _loaded(cls, bits: dict[str, Bits], like: Any) -> dict[str, Any]:
+        there, bits = library_beside(like), dict(bits)
+        if "count" not in bits:
+            return super()._loaded(bits, like)
+        count, rest = bits.pop("count"), bits.pop("_count_rest", None)
+        parts = super()._loaded(bits, like)
+        if rest is None and not there.float64(like):
+            count, rest = split_bits(count)
+        found = (None if each is None else from_bits(each, like) for each in (count, rest))
+        return parts | dict(zip(_COUNTED, counts.kept(there, *found), strict=True))
+
+
+_COUNTED = ("count", "_count_rest")
 
 
 def check_alike(these: Statistics[Any], name: str, others: Statistics[Any]) -> None:
@@ -70,52 +126,70 @@ def check_alike(these: Statistics[Any], name: str, others: Statistics[Any]) -> N
     check_device(library, "mean", these.mean, f"{name}.mean", others.mean)
 
 
-def pooled(these: Statistics[ArrayT], others: Statistics[ArrayT]) -> tuple[Spread, Count]:
+def pooled(these: Statistics[ArrayT], others: Statistics[ArrayT]) -> tuple[Spread, Counted]:
     """Mean, biased variance and count of both together, from mean and biased variance of each."""
-    xp, first, second = library_of("mean", these.mean).xp, widened(these), widened(others)
-    count = added(these, others)
-    if is_number(count):
-        if these.count == 0 or others.count == 0:
-            alone = first if others.count == 0 else second
-            return Spread(*(each * 1.0 for each in alone)), count  # not the arrays of another state
-        return merge(xp, first, second, (these.count / count, others.count / count)), count
-    one, other = _counts(xp, these.count, others.count, first.mean.dtype)
+    library, dtype = library_of("mean", these.mean), common_dtype(these, others)
+    first, second = spread_of(these, dtype), spread_of(others, dtype)
+    counted = counts.added(library, these._counted, others._counted)
+    one, other = these.count, others.count
+    if is_number(one) and is_number(other):
+        if one == 0 or other == 0:
+            alone = first if other == 0 else second
+            return Spread(*(each * 1.0 for each in alone)), counted  # not the arrays of another state
+        shares = (one / counted[0], other / counted[0])
+        return Spread(*library.quietly(partial(_merged, shares), *first, *second)), counted
+    one, other = (counts.floating(library, each, dtype) for each in (one, other))
+    found = [each for each in (one, other) if not is_number(each)]
+    known = tuple(each if is_number(each) else None for each in (one, other))
+    return Spread(*library.quietly(partial(_merged_by_counts, known), *first, *second, *found)), counted
+
+
+def _merged(shares: tuple[Any, Any], xp: Namespace, *parts: Array) -> Spread:
+    """Of six arrays, the parts of two spreads."""
+    return merge(xp, Spread(*parts[:3]), Spread(*parts[3:]), shares)
+
+
+def _merged_by_counts(known: tuple[float | None, ...], xp: Namespace, *parts: Array) -> Spread:
+    """The same by counts: those that are known, and behind the six arrays those that are arrays."""
+    first, second, left = Spread(*parts[:3]), Spread(*parts[3:6]), iter(parts[6:])
+    one, other = (next(left) if each is None else each for each in known)
     both = one + other
     some = xp.where(both > 0, both, xp.ones_like(both))
-    joint = merge(xp, first, second, (one / some, other / some))
+    one, other = one + xp.zeros_like(both), other + xp.zeros_like(both)
+    shares = (xp.astype(each / some, first.mean.dtype, copy=False) for each in (one, other))
+    joint = merge(xp, first, second, (next(shares), next(shares)))
 
     def chosen(first: Array, second: Array, joint: Array) -> Array:
         return xp.where(other == 0, first, xp.where(one == 0, second, joint))
 
-    return Spread(*map(chosen, first, second, joint)), count
+    return Spread(*map(chosen, first, second, joint))
 
 
-def widened(these: Statistics[ArrayT]) -> Spread:
-    """Mean and variance in the dtype that they are computed in."""
+def common_dtype(these: Statistics[Any], others: Statistics[Any]) -> Any:
+    """The dtype that both are computed in."""
     library = library_of("mean", these.mean)
-    dtype = compute_dtype(library, "mean", these.mean)
-    return Spread(*(library.xp.astype(each, dtype, copy=False) for each in spread_of(these)))
+    return library.xp.result_type(*(compute_dtype(library, "mean", each.mean) for each in (these, others)))
 
 
-def added(these: Statistics[Any], others: Statistics[Any]) -> Count:
-    """The number of values in both."""
-    one, other = these.count, others.count
-    xp = library_of("mean", these.mean).xp
-
-    def whole(count: Count) -> bool:
-        return isinstance(count, int) if is_number(count) else xp.isdtype(count.dtype, "integral")
-
-    if whole(one) is whole(other):
-        return one + other
-    # a whole number beside a fraction: the standard lets no integer array into a sum with one
-    dtype = these.mean.dtype
-    one, other = (xp.astype(each, dtype) if not is_number(each) and whole(each) else each for each in (one, other))
-    return one + other
+def spread_of(these: Statistics[Any], dtype: Any) -> Spread:
+    """Mean, rest and variance in a dtype."""
+    library = library_of("mean", these.mean)
+    mean, rest = cast_with(library, these.mean, these._rest, dtype)
+    return Spread(mean, rest, cast_with(library, these.var, these._var_rest, dtype)[0])
 
 
-def is_number(count: Count) -> bool:
-    """Whether it is a Python number, and not an array."""
-    return isinstance(count, (int, float))
+def cast_with(library: Library, value: Array, rest: Array | None, dtype: Any) -> tuple[Array, Array | None]:
+    """A number and its rest, if it has one, in a dtype."""
+    if rest is None:
+        return library.astype(value, dtype), None
+    if value.dtype == dtype == rest.dtype:
+        return value, rest
+    found: tuple[Array, Array] = library.quietly(partial(_recast, dtype), value, rest)
+    return found
+
+
+def _recast(dtype: Any, xp: Namespace, value: Array, rest: Array) -> tuple[Array, Array]:
+    return recast(xp, value, rest, dtype)
 
 
 def describe(x: Array) -> str:
@@ -125,19 +199,6 @@ def describe(x: Array) -> str:
     except TypeError:
         return type(x).__name__  # a placeholder that JAX put into a pytree
     return f"{library} {str(x.dtype).rpartition('.')[2]} {_shape(x)}"
-
-
-def spread_of(these: Statistics[Any]) -> Spread:
-    """Mean, rest and variance as they are kept."""
-    xp = library_of("mean", these.mean).xp
-    return Spread(these.mean, xp.zeros_like(these.mean) if these._rest is None else these._rest, these.var)
-
-
-def _counts(xp: Any, one: Count, other: Count, dtype: Any) -> tuple[Array, Array]:
-    """Both as floating arrays."""
-    found = [each if is_number(each) else xp.astype(each, dtype) for each in (one, other)]
-    nothing = xp.zeros_like(found[0] if is_number(found[1]) else found[1])
-    return nothing + found[0], nothing + found[1]
 
 
 def _shape(x: Any) -> tuple[int, ...]:

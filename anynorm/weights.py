@@ -32,11 +32,8 @@ class Weights(NamedTuple):
     unit: Array | None = None
     """What those of each group are divided by, where their own sums and products might overflow or underflow."""
     common: Common | None = None
-
-    @property
-    def count(self) -> Array:
-        """Their sum over each group."""
-        return self.sums if self.unit is None else self.sums * self.unit
+    total: tuple[Array, Array | None] | None = None
+    """Their sum over each group and all replicas, and its rest, as `counts` has them."""
 
 
 class Weighted(NamedTuple):

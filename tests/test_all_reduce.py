@@ -201,6 +201,24 @@ def test_moments_that_are_given_are_not_summed_and_gradients_are(backend):
     assert replicas.calls == [[(6,)]] * 2
 
 
+@THREADS
+@pytest.mark.parametrize(("weight", "dtype"), [(None, None), (True, "bool"), (1_000_003, "int32"), (0.1, "float32")])
+def test_replicas_count_exactly_beyond_the_digits_of_float32(backend, weight, dtype):
+    own, n = untracked(backend), 2**23 + 5
+
+    def work(_, all_reduce):
+        x = own.xp.ones((n, 1), dtype=own.dtype("float32"), device=own.device)
+        weights = None if weight is None else own.array(np.full((1, 1), weight), dtype)
+        return anynorm.batch_norm(x, weights=weights, all_reduce=all_reduce, return_moments=True)[1]
+
+    exact = 3 * n * (float(np.float32(0.1)) if weight == 0.1 else weight or 1)
+    for found in Replicas(3).run(work):
+        rest = 0 if found._count_rest is None else own.numpy(found._count_rest)
+        # a pair has 48 digits
+        tolerance = 0 if weight in (None, True) or (own.float64 and weight != 0.1) else 1e-13
+        np.testing.assert_allclose(own.numpy(found.count) + rest, [exact], rtol=tolerance)
+
+
 @pytest.mark.cells("numpy", "torch")
 def test_a_sum_may_be_made_in_place(backend):
     x = batch(4)[0]

@@ -258,3 +258,32 @@ def test_vmap_grad_and_second_derivatives_take_weights(backend, kind):
     _, second = jax.jvp(lambda x: jax.grad(cubed)(x, weights[0]), (x,), (along,))
     moved = [jax.grad(cubed)(x + step * along, weights[0]) for step in (1e-6, -1e-6)]
     np.testing.assert_allclose(second, (moved[0] - moved[1]) / 2e-6, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("momentum", [0.9, None])
+def test_without_float64_a_count_is_a_pair_that_crosses_transforms(backend, momentum):
+    import jax
+
+    def counted(state):
+        return np.asarray(state.count, np.float64) + np.asarray(state._count_rest, np.float64)
+
+    with jax.enable_x64(False):
+        x = jax.numpy.ones((30, 1, 1))
+        for count in (2**24, jax.numpy.asarray([2.0**24])):
+            start = anynorm.RunningStats(x[0, 0], x[0, 0], count, momentum=momentum)
+            step = jax.jit(lambda state, x: state.update(anynorm.moments(x, axis=0)))
+            stepped = start
+            for each in x:
+                stepped = step(stepped, each)
+            scanned, _ = jax.lax.scan(
+                lambda state, x: (step(state, x), None), jax.tree.map(jax.numpy.asarray, start), x
+            )
+            for found in (stepped, scanned):
+                assert np.all(counted(found) == 2**24 + 30)
+                assert np.all(found.to(np.zeros(1)).count == 2**24 + 30)
+        many = jax.numpy.ones((2, 1, 2**10))
+        mask = jax.numpy.full((2, 1, 2**10), 2**15 + 1)
+        found = jax.jit(jax.vmap(lambda x, weights: anynorm.moments(x, axis=1, weights=weights)))(many, mask)
+        np.testing.assert_array_equal(counted(found), np.full((2, 1), 2.0**25 + 2**10))
+        copied = jax.tree.map(lambda leaf: leaf, anynorm.RunningStats(x[0, 0], x[0, 0], 2**40 + 1))
+        assert copied.count == 2**40 + 1

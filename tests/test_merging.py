@@ -368,3 +368,98 @@ def test_states_that_saw_batches_of_unequal_numbers_pool_to_the_whole(backend, s
     expected = (whole.mean(axis=0), whole.var(axis=0, ddof=correction)) if len(whole) else (np.zeros(2), np.ones(2))
     np.testing.assert_allclose(both(backend, first), expected[0], rtol=1e-13, atol=3e-5)
     np.testing.assert_allclose(backend.numpy(first.var), expected[1], rtol=1e-4)
+
+
+def largest(dtype):
+    return float(np.finfo(dtype).max)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_numbers_near_the_largest_of_the_dtype_merge_as_in_one_pass(backend, dtype):
+    if dtype == "float64" and not backend.float64:
+        return
+    top, plain = largest(dtype), replace(backend, tracked=False)
+    for numbers in ([0.6, -0.6], [0.9] * 9 + [-0.9], [-1.0, 1.0], [1.0] * 3, [1.0, -1.0, 1e-30, -0.3], [-1.0] * 3):
+        x = np.asarray(numbers).astype(dtype) * np.asarray(top, dtype)
+        mean = float(sum(map(Fraction, x.tolist())) / len(x))
+        parts = [plain.array(x[i : i + 1], dtype) for i in range(len(x))]
+        each = [anynorm.moments(part, axis=0) for part in parts]
+        weighted = [anynorm.moments(part, axis=0, weights=plain.array(True, "bool")) for part in parts]
+        start = anynorm.RunningStats.init(1, like=parts[0], momentum=None)
+        running = start
+        for part in parts:
+            running = running.update(anynorm.moments(plain.xp.reshape(part, (1, 1)), axis=0))
+        states = [anynorm.RunningStats(one.mean, one.var, 1, momentum=None) for one in each]
+        joined = states[0]
+        for state in states[1:]:
+            joined = joined.merge(state)
+        for found in (
+            each[0].merge(*each[1:]),
+            each[-1].merge(*each[-2::-1]),
+            weighted[0].merge(*weighted[1:]),
+            anynorm.Moments.over(parts, axis=0),
+            running,
+            joined,
+            anynorm.moments(plain.array(x, dtype), axis=0),
+        ):
+            np.testing.assert_allclose(plain.numpy(found.mean) / top, mean / top, rtol=3e-7, atol=1e-7)
+            assert np.all(plain.numpy(found.var) == (0 if np.ptp(np.asarray(numbers)) == 0 else np.inf))
+        old = anynorm.RunningStats(each[0].mean, each[0].var, 1, momentum=0.75).update(each[1])
+        rule = float(Fraction(3, 4) * Fraction(float(x[0])) + Fraction(1, 4) * Fraction(float(x[1])))
+        np.testing.assert_allclose(plain.numpy(old.mean) / top, rule / top, rtol=3e-7, atol=1e-7)
+
+
+anywhere = st.floats(-largest("float32"), largest("float32"), width=32, allow_subnormal=False)
+
+
+@pytest.mark.cells("numpy", "strict", "torch")
+@given(parts=st.lists(st.tuples(anywhere, st.integers(1, 2**40)), min_size=2, max_size=5))
+def test_means_of_any_size_merge_to_the_exact_mean_in_any_order(backend, parts):
+    made, exact = exactly(backend, *((mean, 0.0, n) for mean, n in parts))
+    n = sum(count for *_, count in exact)
+    mean = sum(count * each for each, _, count in exact) / n
+    reach = float(max(abs(each) for each, *_ in exact))
+    for order in (made, made[::-1]):
+        merged = order[0].merge(*order[1:])
+        np.testing.assert_allclose(both(backend, merged), [float(mean)], rtol=1e-6, atol=1e-12 * reach + 1e-44)
+
+
+def test_what_is_not_finite_stays_in_its_own_channel(backend):
+    inf, nan, top = np.inf, np.nan, largest("float32")
+    one, other = np.array([inf, 1, nan, 3, -inf, top]), np.array([1, inf, 2, 5, -1, -top])
+    zeros = backend.array(np.zeros(6), "float32")
+    parts = [anynorm.Moments(backend.array(mean, "float32"), zeros, 3) for mean in (one, other)]
+    with np.errstate(all="ignore"):
+        expected = one / 2 + other / 2
+    for first, second in (parts, parts[::-1]):
+        np.testing.assert_array_equal(backend.numpy(first.merge(second).mean), expected)
+        start = anynorm.RunningStats(first.mean, zeros, 3, momentum=0.5)
+        np.testing.assert_array_equal(backend.numpy(start.update(second).mean), expected)
+
+
+def counted(backend, state):
+    """The count to all the digits that are kept of it."""
+    if not hasattr(state.count, "shape"):
+        return state.count
+    rest = 0 if state._count_rest is None else backend.numpy(state._count_rest)
+    return backend.numpy(state.count) + rest  # in float64
+
+
+def test_counts_of_each_channel_are_exact_beyond_the_digits_of_float32(backend):
+    own = replace(backend, tracked=False)
+    many = 2**24
+    x, one = own.array(np.ones((1, 2)), "float32"), own.array(np.ones((1, 1)), "float32")
+    row = anynorm.moments(x, axis=0, weights=one)
+    for count in (many, *(counts(own, [many, many], whole) for whole in (False, True))):
+        merged = anynorm.Moments(x[0, :], x[0, :], count)
+        states = [anynorm.RunningStats(x[0, :], x[0, :], count, momentum=momentum) for momentum in (None, 0.9)]
+        for _ in range(5):
+            merged = merged.merge(row)
+            states = [state.update(row) for state in states]
+        for found in (merged, *states, states[0].merge(states[0])):
+            times = 2 if found not in (merged, *states) else 1
+            np.testing.assert_array_equal(counted(own, found), [times * (many + 5)] * 2)
+        twice = merged.merge(merged)
+        for _ in range(4):
+            twice = twice.merge(twice)
+        np.testing.assert_array_equal(counted(own, twice), [32 * (many + 5)] * 2)

@@ -206,3 +206,110 @@ def test_states_and_pullbacks_are_copied_and_states_pickled(backend):
             assert repr(pickle.loads(pickle.dumps(state))) == repr(state)
     _, pullback = anynorm.vjp(anynorm.layer_norm, x)
     assert repr(pullback).startswith("Pullback(")
+
+
+@pytest.mark.parametrize("correction", [0, 1])
+def test_a_state_with_momentum_follows_the_rule_over_many_updates(backend, correction):
+    """Weights that do not add up to 1 leave float32 0.11 off in the mean after 4,000 of these; PyTorch too."""
+    slow, momentum = backend.library in ("jax", "dask", "strict"), 0.999
+    rng, steps = np.random.default_rng(8), 200 if slow else 4000
+    x = (rng.standard_normal((steps, 8, 2)) + 1e4).astype(np.float32)
+    mean, var = x[0].mean(axis=0, dtype=np.float64), np.ones(2)
+    running = anynorm.RunningStats(
+        backend.array(mean, "float32"), backend.array(var, "float32"), 8, momentum=momentum, correction=correction
+    )
+    mean = backend.numpy(running.mean)
+    bessel = 8 / 7 if correction else 1.0
+    for batch in x:
+        wide = batch.astype(np.float64)
+        part = [(wide.mean(axis=0)), wide.var(axis=0)]
+        # with all their digits, so that what is seen is the update's
+        moments = anynorm.Moments._with_rest(
+            *(backend.array(each, "float32") for each in (part[0], part[0] - part[0].astype(np.float32), part[1])), 8
+        )
+        mean = momentum * mean + (1 - momentum) * part[0]
+        var = momentum * var + (1 - momentum) * bessel * part[1]
+        running = running.update(moments)
+    np.testing.assert_allclose(backend.numpy(running.mean), mean, rtol=0, atol=6e-4)  # a unit in the last place is 1e-3
+    np.testing.assert_allclose(backend.numpy(running.mean) + backend.numpy(running._rest), mean, rtol=0, atol=2e-7)
+    np.testing.assert_allclose(backend.numpy(running.var) + backend.numpy(running._var_rest), var, rtol=2e-7)
+
+
+@pytest.mark.cells("numpy", "torch")
+def test_steps_that_are_lost_beside_a_mean_and_a_variance_add_up(backend):
+    zeros, ones = backend.array([0.0], "float32"), backend.array([1.0], "float32")
+    running = anynorm.RunningStats(ones, ones, 1, momentum=1 - 2.0**-26)
+    batch = anynorm.Moments(zeros, zeros, 1)
+    for _ in range(1000):
+        running = running.update(batch)
+    for found, rest in ((running.mean, running._rest), (running.var, running._var_rest)):
+        np.testing.assert_allclose(
+            1 - (backend.numpy(found) + backend.numpy(rest)), 1 - (1 - 2.0**-26) ** 1000, rtol=1e-5
+        )
+
+
+SCALARS = [np.float16, np.float32, np.float64, np.longdouble]
+
+
+@pytest.mark.parametrize("scalar", SCALARS, ids=lambda scalar: scalar.__name__)
+def test_a_scalar_of_numpy_is_the_python_number_that_it_is(backend, scalar, tmp_path):
+    given = scalar(0.3)
+    momentum, eps, plain = float(given), float(scalar(1e-3)), dataclasses.replace(backend, tracked=False)
+    x = plain.array(np.random.default_rng(9).standard_normal((6, 4)), "float32")
+    batch, like = anynorm.moments(x, axis=np.int64(0)), plain.array(0.0, "float32")
+    found = anynorm.RunningStats.init(np.int32(4), like=like, momentum=given, correction=np.uint8(1)).update(batch)
+    other = anynorm.RunningStats.init(4, like=like, momentum=momentum, correction=1).update(batch)
+    assert repr(found) == repr(other)
+    assert (type(found.momentum), type(found.correction)) == (float, int)
+    for name in ("mean", "var"):
+        plain.check(getattr(found, name), plain.numpy(getattr(other, name)), dtype="float32", tolerance=0)
+    if plain.library != "strict":
+        for state in (found, other):
+            state.save(tmp_path / f"{state is found}.npz")
+        assert (tmp_path / "True.npz").read_bytes()[-64:] == (tmp_path / "False.npz").read_bytes()[-64:]  # the checksum
+    for norm, options, numbers in (
+        (anynorm.layer_norm, {"axis": 1}, {"axis": np.int8(1)}),
+        (anynorm.layer_norm, {"axis": (0, 1)}, {"axis": (np.int64(0), np.uint16(1))}),
+        (anynorm.group_norm, {"groups": 2, "channel_axis": -1}, {"groups": np.int64(2), "channel_axis": np.int16(-1)}),
+        (anynorm.batch_norm, {"channel_axis": 1}, {"channel_axis": np.asarray(1)}),
+    ):
+        y = norm(x, eps=scalar(1e-3), **numbers)
+        plain.check(y, plain.numpy(norm(x, eps=eps, **options)), dtype="float32", tolerance=0)
+    for axis, python in ((np.int64(1), 1), ((np.int64(1), np.asarray(0)), (1, 0))):
+        g = np.ones((6, 4) if isinstance(python, tuple) else 4)
+        state = anynorm.WeightNorm(x, plain.array(g, "float32"), axis=axis)
+        assert state.axis == python
+        assert "np." not in repr(state)
+    with anynorm.options(threads=np.int64(1), block_bytes=np.uint32(64)):
+        plain.check(anynorm.layer_norm(x), plain.numpy(anynorm.layer_norm(x)), dtype="float32", tolerance=1e-5)
+
+
+def test_an_array_is_no_real_number_even_without_axes(backend):
+    x, third = backend.array(np.ones((2, 3)), "float32"), backend.array(0.25, "float32")
+    for number in (third, np.asarray(0.25)):
+        for wrong in (
+            lambda number=number: anynorm.RunningStats.init(3, like=x, momentum=number),
+            lambda number=number: anynorm.RunningStats.init(3, like=x, correction=number),
+            lambda number=number: anynorm.layer_norm(x, eps=number),
+        ):
+            with pytest.raises(TypeError, match=r"^(momentum|correction|eps) must be a real number, got "):
+                wrong()
+
+
+@pytest.mark.cells("numpy", "torch", "jax", "strict")
+def test_copies_have_all_the_digits(backend):
+    x = np.random.default_rng(10).standard_normal((9, 3)) + 1e6
+    plain = dataclasses.replace(backend, tracked=False)
+    batch = anynorm.moments(plain.array(x, "float32"), axis=0, weights=plain.array(True, "bool"))
+    running = anynorm.RunningStats.init(3, like=plain.array(0.0, "float32"), momentum=0.75)
+    for state in (batch, running.update(batch)):
+        copies = [copy.copy(state), copy.deepcopy(state)]
+        if plain.library != "strict":  # its devices cannot be pickled
+            copies.append(pickle.loads(pickle.dumps(state)))
+        for each in copies:
+            for field in dataclasses.fields(state):
+                found, expected = getattr(each, field.name), getattr(state, field.name)
+                if hasattr(expected, "shape"):
+                    np.testing.assert_array_equal(plain.numpy(found), plain.numpy(expected))
+                else:
+                    assert found == expected

@@ -107,9 +107,11 @@ def test_a_weight_too_large_for_the_dtype_is_named(dtype):
 
 
 def test_weights_whose_sum_is_no_float_count_as_inf(backend):
+    """No float32, that is: in float64 it is one."""
     x, weights = backend.array(np.full((4, 2), 3.0), "float32"), np.full((4, 1), 3e38, np.float32)
     found = anynorm.moments(x, axis=0, weights=constant(backend, weights, "float32"))
-    assert np.all(backend.numpy(found.count) == np.inf)
+    exact = 4 * float(np.float32(3e38)) if backend.float64 else np.inf
+    assert np.all(backend.numpy(found.count) == exact)
     backend.check(found.mean, np.full(2, 3.0), dtype="float32")
 
 
@@ -289,7 +291,7 @@ def test_the_dtype_of_weights_is_theirs_alone(backend, dtype):
         given = constant(backend, weights, dtype)
         y, batch = anynorm.batch_norm(array, weights=given, return_moments=True)
         backend.check(y, (x - mean) / np.sqrt(var + 1e-5), dtype=name, tolerance=1e-2 if name == "float16" else 1e-5)
-        backend.check(batch.count, np.full(3, weights.sum()), dtype="float32")
+        backend.check(batch.count, np.full(3, weights.sum()), dtype=backend.widest)
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e4, 1e6])
@@ -755,3 +757,100 @@ def test_weights_beyond_the_dtype_of_the_computation_are_refused(backend, scale)
         anynorm.layer_norm(x, weights=weights)
     x = backend.array(np.ones((2, 3)), "float64")
     assert not np.any(backend.numpy(anynorm.layer_norm(x, weights=weights)))
+
+
+def counted(backend, moments):
+    """The count to all the digits that are kept of it."""
+    rest = 0 if moments._count_rest is None else backend.numpy(moments._count_rest)
+    return backend.numpy(moments.count) + rest  # in float64
+
+
+@pytest.mark.cells("numpy", "strict", "torch", "jax", "dask")
+@pytest.mark.parametrize("kind", ["one", "mask", "rows", "integers", "fractions"])
+def test_the_sum_of_weights_is_exact_beyond_the_digits_of_float32(backend, kind):
+    own = untracked(backend)
+    n = 2**24 + 3
+    if kind in ("mask", "rows") and backend.library == "strict":
+        n = 2**12 + 3
+    shape, times = (1, n), 1
+    weights = {
+        "one": lambda: np.ones((1, 1), bool),
+        "mask": lambda: np.arange(n)[None] != 5,
+        "rows": lambda: np.ones((1, n), np.float32),
+        "integers": lambda: np.full((1, 1), 123_457, np.int32),
+        "fractions": lambda: np.full((1, 1), 0.1, np.float32),
+    }[kind]()
+    if weights.size == 1:
+        times = n
+    exact = float(weights.astype(np.float64).sum()) * times
+    if backend.library == "dask":
+        import dask.array
+
+        x, given = dask.array.ones(shape, dtype="f4", chunks=(1, 2**22)), dask.array.from_array(weights, (1, 2**22))
+    else:
+        x, given = (
+            own.xp.ones(shape, dtype=own.dtype("float32"), device=own.device),
+            own.array(weights, str(weights.dtype)),
+        )
+    found = anynorm.moments(x, axis=1, weights=given)
+    tolerance = 0 if backend.float64 and kind != "fractions" else 1e-14
+    np.testing.assert_allclose(counted(own, found), [exact], rtol=tolerance)
+    assert found.count.dtype == own.dtype(own.widest)
+
+
+def test_weights_of_each_group_are_counted_beside_others(backend):
+    own, rng = untracked(backend), np.random.default_rng(12)
+    x, weights = rng.standard_normal((3, 4, 5)), rng.integers(2**20, 2**21, (3, 1, 5))
+    for norm, options, axes in (
+        (anynorm.batch_norm, {}, (0, 2)),
+        (anynorm.instance_norm, {}, (2,)),
+        (anynorm.group_norm, {"groups": 1}, (1, 2)),
+        (anynorm.normalize, {"axis": 1}, (1,)),
+    ):
+        y, found = norm(own.array(x, "float32"), weights=own.array(weights, "int32"), return_moments=True, **options)
+        exact = np.broadcast_to(weights, x.shape).sum(axis=axes).astype(float)
+        exact = exact[:, None] if norm is anynorm.group_norm else exact
+        np.testing.assert_array_equal(counted(own, found), exact)
+
+
+@QUICK
+def test_blocks_count_exactly(backend):
+    own = untracked(backend)
+    x, weights = np.ones((64, 3, 40)), np.random.default_rng(13).integers(2**20, 2**23, (64, 3, 40))
+    with anynorm.options(block_bytes=2048):
+        found = anynorm.moments(own.array(x, "float32"), axis=(0, 2), weights=own.array(weights, "int32"))
+    np.testing.assert_array_equal(counted(own, found), weights.sum(axis=(0, 2)).astype(float))
+
+
+def test_a_group_without_weight_gives_beta_whatever_stands_in_it_and_given_moments_are_arithmetic(backend):
+    own, rng = untracked(backend), np.random.default_rng(14)
+    x, beta = rng.standard_normal((3, 4)), rng.standard_normal(4)
+    x[1] = [5.0, np.nan, -np.inf, 2.0]
+    weights = own.array(np.asarray([[1.0], [0.0], [1.0]]))
+    array, eps = own.array(x), 0.25
+    y, used = anynorm.normalize(array, None, own.array(beta), axis=1, weights=weights, eps=eps, return_moments=True)
+    np.testing.assert_allclose(own.numpy(y)[1], beta, rtol=1e-6)
+    moments = anynorm.moments(array, axis=1, weights=weights)
+    plain = np.where(np.arange(3)[:, None] == 1, 0, x)
+    for found in (used, moments):
+        own.check(found.mean, plain.mean(axis=1))
+        own.check(found.var, plain.var(axis=1))
+        np.testing.assert_array_equal(own.numpy(found.count), [4, 0, 4])
+        y = own.numpy(anynorm.normalize(array, None, own.array(beta), axis=1, moments=found, weights=weights, eps=eps))
+        np.testing.assert_allclose(y[1], x[1] / np.sqrt(eps) + beta, rtol=1e-6)
+
+
+@QUICK
+def test_a_large_group_without_weight_gives_beta_whatever_stands_in_it(backend):
+    own, rng = untracked(backend), np.random.default_rng(15)
+    x, beta = rng.standard_normal((8, 4, 600)).astype(np.float32), np.arange(4.0)
+    x[:, 1] = np.inf
+    x[3, 1, 5], x[4, 1, 7] = np.nan, 1e30
+    weights = own.array(np.asarray([1, 0, 1, 1])[None, :, None], "int32")
+    for block in (2**10, 2**22):
+        with anynorm.options(block_bytes=block):
+            y, pullback = anynorm.vjp(
+                anynorm.batch_norm, own.array(x, "float32"), None, own.array(beta, "float32"), weights=weights
+            )
+            np.testing.assert_array_equal(own.numpy(y)[:, 1], 1.0)
+            assert np.all(own.numpy(pullback(own.array(np.ones_like(x), "float32"))[0])[:, 1] == 0)
