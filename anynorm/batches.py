@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Never, TypeVar
 
 from anynorm import calls, chunks, kernels, schedules
 from anynorm.arrays import library_of, pytree
 from anynorm.calls import Call
 from anynorm.kernels import Spread
+from anynorm.keywords import checks_fields, checks_names, refuse
 from anynorm.statistics import Statistics, check_alike, pooled
 
 ArrayT = TypeVar("ArrayT")
@@ -15,6 +16,7 @@ Axis = int | tuple[int, ...] | None
 
 
 @pytree("mean", "var", "count", "_rest")
+@checks_fields
 @dataclass(frozen=True, eq=False, repr=False)
 class Moments(Statistics[ArrayT]):
     r"""Mean, biased variance and count of the values of each group.
@@ -57,7 +59,8 @@ class Moments(Statistics[ArrayT]):
     """
 
     @classmethod
-    def over(cls, batches: Iterable[ArrayT], *, axis: Axis, progress: bool = False) -> "Moments[ArrayT]":
+    @checks_names
+    def over(cls, batches: Iterable[ArrayT], *, axis: Axis, progress: bool = False, **others: Never) -> "Moments[ArrayT]":
         """The moments of all batches together, of which one at a time need be in memory.
 
         Parameters
@@ -89,6 +92,8 @@ class Moments(Statistics[ArrayT]):
         >>> seen.mean, seen.count
         (array([2.5, 2.5]), 4)
         """
+        if others:
+            refuse(others, cls.over)
         if not isinstance(batches, Iterable):
             raise TypeError(f"batches must be an iterable of arrays, got {type(batches).__name__}")
         # equals are merged with equals, as in a tournament: the rounding errors grow with the logarithm of their number

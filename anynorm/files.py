@@ -18,11 +18,12 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, Self, TypeVar
+from typing import Any, Generic, NamedTuple, Never, Self, TypeVar
 
 import numpy as np
 
 from anynorm.arrays import Bits, compute_dtype, from_bits, library_of, moved, to_bits
+from anynorm.keywords import checks_names, refuse
 
 ArrayT = TypeVar("ArrayT")
 StrPath = str | os.PathLike[str]
@@ -34,7 +35,8 @@ VERSION = 1
 class Value(Generic[ArrayT]):
     """What a frozen dataclass of arrays, numbers and axes needs to be saved, loaded and moved."""
 
-    def save(self, path: StrPath) -> None:
+    @checks_names
+    def save(self, path: StrPath, **others: Never) -> None:
         """Save this state, and its conventions with it.
 
         Parameters
@@ -67,10 +69,13 @@ class Value(Generic[ArrayT]):
         ...     anynorm.RunningStats.load(f"{folder}/bn1.npz")
         RunningStats(numpy float64 (3,), count=0, momentum=0.99, correction=0)
         """
+        if others:
+            refuse(others, self.save)
         write(path, {"": self}, single=True)
 
     @classmethod
-    def load(cls, path: StrPath, like: Any = None) -> Self:
+    @checks_names
+    def load(cls, path: StrPath, like: Any = None, **others: Never) -> Self:
         """The state that `save` put into a file.
 
         Parameters
@@ -95,6 +100,8 @@ class Value(Generic[ArrayT]):
         ImportError
             If a package is missing.
         """
+        if others:
+            refuse(others, cls.load)
         state: Self
         (state,) = read(path, {cls.__name__: cls}, like, single=True).values()
         return state

@@ -10,6 +10,7 @@ from anynorm.arrays import check_bool, check_device, compute_dtype, memory_order
 from anynorm.calls import Call, Fit, Plan
 from anynorm.combinations import Wanted
 from anynorm.kernels import Array, Spread, Standardized
+from anynorm.keywords import refuse
 from anynorm.layouts import same_shape
 from anynorm.library import Library
 from anynorm.pullbacks import pull
@@ -256,6 +257,10 @@ _CALLS: dict[Callable[..., Any], Callable[..., Call]] = {
     norms.weight_norm: calls.weight,
 }
 _SIGNATURES = {norm: inspect.signature(norm) for norm in _CALLS}
+_BY_NAME = {
+    norm: {name for name, each in signature.parameters.items() if each.kind is not each.POSITIONAL_ONLY}
+    for norm, signature in _SIGNATURES.items()
+}
 
 
 def _arguments(
@@ -266,6 +271,8 @@ def _arguments(
     if signature is None:
         names = ", ".join(each.__name__ for each in _CALLS)
         raise TypeError(f"norm must be one of anynorm's {names}, got {getattr(norm, '__name__', norm)!r}")
+    if unknown := [name for name in options if name not in _BY_NAME[norm]]:
+        refuse(unknown, norm)
     try:
         bound = signature.bind(x, *params, **options)
     except TypeError as error:

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, TypeVar
+from typing import Any, Never, TypeVar
 
 from anynorm import calls, files, schedules
 from anynorm.arrays import (
@@ -18,6 +18,7 @@ from anynorm.arrays import (
 from anynorm.batches import Axis, Moments
 from anynorm.files import Value
 from anynorm.kernels import Spread
+from anynorm.keywords import checks_fields, checks_names, refuse
 from anynorm.norms import weight_norm
 from anynorm.statistics import Statistics, added, check_alike, describe, is_number, pooled, widened
 
@@ -25,6 +26,7 @@ ArrayT = TypeVar("ArrayT")
 
 
 @pytree("mean", "var", "count", "_rest")
+@checks_fields
 @dataclass(frozen=True, eq=False, repr=False)
 class RunningStats(Statistics[ArrayT]):
     r"""Running mean and variance of each channel, for inference.
@@ -82,8 +84,15 @@ class RunningStats(Statistics[ArrayT]):
             self._carrying(library_of("mean", self.mean).xp.zeros_like(self.mean))
 
     @classmethod
+    @checks_names
     def init(
-        cls, num_channels: int, *, like: ArrayT, momentum: float | None = 0.9, correction: float = 0
+        cls,
+        num_channels: int,
+        *,
+        like: ArrayT,
+        momentum: float | None = 0.9,
+        correction: float = 0,
+        **others: Never,
     ) -> "RunningStats[ArrayT]":
         """Mean 0 and variance 1, nothing seen.
 
@@ -105,6 +114,8 @@ class RunningStats(Statistics[ArrayT]):
         TypeError, ValueError
             If an argument is of the wrong kind, or num_channels is negative.
         """
+        if others:
+            refuse(others, cls.init)
         channels = check_int("num_channels", num_channels)
         if channels < 0:
             raise ValueError(f"num_channels must be at least 0, got {channels}")
@@ -206,6 +217,7 @@ class RunningStats(Statistics[ArrayT]):
 
 
 @pytree("v", "g")
+@checks_fields
 @dataclass(frozen=True, eq=False, repr=False)
 class WeightNorm(Value[ArrayT]):
     r"""A weight by its direction and magnitude, :math:`\mathbf{w} = g \mathbf{v} / \|\mathbf{v}\|`.
@@ -256,7 +268,8 @@ class WeightNorm(Value[ArrayT]):
         calls.weight(self.v, self.g, axis=self.axis)
 
     @classmethod
-    def from_weight(cls, w: ArrayT, axis: Axis = 0) -> "WeightNorm[ArrayT]":
+    @checks_names
+    def from_weight(cls, w: ArrayT, axis: Axis = 0, **others: Never) -> "WeightNorm[ArrayT]":
         r"""The state whose weight is w: v is w, and g its norm, in float32 for 2-byte floats.
 
         Parameters
@@ -275,6 +288,8 @@ class WeightNorm(Value[ArrayT]):
         TypeError, ValueError
             As in `weight_norm`.
         """
+        if others:
+            refuse(others, cls.from_weight)
         call = calls.direction(w, axis=axis, name="w")
         return cls(w, schedules.statistic(call, schedules.length(call)), axis=axis)
 
@@ -287,7 +302,8 @@ class WeightNorm(Value[ArrayT]):
         return f"WeightNorm(v={describe(self.v)}, g={describe(self.g)}, axis={self.axis})"
 
 
-def save(states: Mapping[str, Value[Any]], path: str | os.PathLike[str]) -> None:
+@checks_names
+def save(states: Mapping[str, Value[Any]], path: str | os.PathLike[str], **others: Never) -> None:
     """Save states by name, all in one file.
 
     Parameters
@@ -326,6 +342,8 @@ def save(states: Mapping[str, Value[Any]], path: str | os.PathLike[str]) -> None
     ...     anynorm.load(f"{folder}/norms.npz")["bn2"]
     RunningStats(numpy float64 (3,), count=0, momentum=0.9, correction=0)
     """
+    if others:
+        refuse(others, save)
     if not isinstance(states, Mapping):
         raise TypeError(f"states must be a dict of states by name, got {type(states).__name__}")
     for name, state in states.items():
@@ -338,7 +356,8 @@ def save(states: Mapping[str, Value[Any]], path: str | os.PathLike[str]) -> None
     files.write(path, dict(states), single=False)
 
 
-def load(path: str | os.PathLike[str], like: Any = None) -> dict[str, Any]:
+@checks_names
+def load(path: str | os.PathLike[str], like: Any = None, **others: Never) -> dict[str, Any]:
     """The states that `save` put into a file.
 
     Parameters
@@ -377,6 +396,8 @@ def load(path: str | os.PathLike[str], like: Any = None) -> dict[str, Any]:
     Traceback (most recent call last):
     ValueError: path must end in .npz or .safetensors, got norms.pickle
     """
+    if others:
+        refuse(others, load)
     return files.read(path, _KINDS, like, single=False)
 
 
