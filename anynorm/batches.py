@@ -151,17 +151,12 @@ class Moments(Statistics[ArrayT]):
             for other in others:
                 joint, count = pooled(merged, other)
                 joint = joint.astype(library.xp, dtype)
-                merged = Moments._with_rest(joint.mean, joint.rest, joint.var, count)
+                merged = Moments._computed(joint, count)
         return merged
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._carrying(library_of("mean", self.mean).xp.zeros_like(self.mean))
-
-    @classmethod
-    def _with_rest(cls, mean: ArrayT, rest: ArrayT, var: ArrayT, count: Any) -> "Moments[ArrayT]":
-        """Moments whose mean is mean + rest, to twice the digits."""
-        return cls(mean, var, count)._carrying(rest)
 
 
 def of(x: ArrayT, *, axis: Axis, weights: Any = None) -> Moments[ArrayT]:
@@ -184,7 +179,7 @@ def moments_of(call: Call, spread: Spread) -> Moments[Any]:
         with call.plan.library.quiet():
             count = chunks.count(call) if chunks.takes(call) else call.weights.count
             count = schedules.statistic(call, count + call.plan.library.xp.zeros_like(spread.var))
-    return Moments._with_rest(mean, rest, var, count)
+    return Moments._computed(Spread(mean, rest, var), count)
 
 
 def _shown(batches: Iterable[ArrayT]) -> Iterable[ArrayT]:

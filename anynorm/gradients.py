@@ -2,7 +2,8 @@
 
 import inspect
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, replace
+from copy import deepcopy
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 from anynorm import batches, calls, chunks, compilers, fused, norms, schedules
@@ -238,6 +239,12 @@ class Pullback:
             plan=plan._replace(view=view, groups=plan.groups._replace(axes=view.axes)),
             parameters=tuple(each and each._replace(full=beside(each.full)) for each in self.parameters),
         )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Pullback":
+        try:
+            return Pullback(**{each.name: deepcopy(getattr(self, each.name), memo) for each in fields(self)})
+        except RuntimeError as error:  # PyTorch copies no tensor with a history
+            raise TypeError("a pullback of what autograd records cannot be deep-copied: detach what vjp is given") from error
 
     def __repr__(self) -> str:
         return f"Pullback({describe(self._kept)})"

@@ -28,10 +28,15 @@ class Within(ContextDecorator):
         self._named = named
 
     def __enter__(self) -> None:
-        _entered.set((*_entered.get(), current()._replace(**self._named)))
+        _entered.set((*_entered.get(), (self, current()._replace(**self._named))))
 
     def __exit__(self, *_: object) -> None:
-        _entered.set(_entered.get()[:-1])
+        entered = list(_entered.get())
+        for place in reversed(range(len(entered))):  # the last is another's where generators take turns
+            if entered[place][0] is self:
+                del entered[place]
+                break
+        _entered.set(tuple(entered))
 
 
 @checks_names
@@ -94,7 +99,7 @@ def options(
 def current() -> Options:
     """The options in force here."""
     entered = _entered.get()
-    return entered[-1] if entered else _default()
+    return entered[-1][1] if entered else _default()
 
 
 def default_threads() -> int:
@@ -102,7 +107,7 @@ def default_threads() -> int:
     return _default().threads
 
 
-_entered: ContextVar[tuple[Options, ...]] = ContextVar("anynorm.options", default=())
+_entered: ContextVar[tuple[tuple[Within, Options], ...]] = ContextVar("anynorm.options", default=())
 _defaults: list[Options] = []
 
 

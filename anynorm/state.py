@@ -207,13 +207,14 @@ class RunningStats(Statistics[ArrayT]):
         mean, rest, var = widened(self)
         if not is_number(self.count) or self.count > 0:
             var = var / _bessel(self.count, self.correction, library_of("mean", mean).xp, mean)
-        return Moments._with_rest(mean, rest, var, self.count)
+        return Moments._computed(Spread(mean, rest, var), self.count)
 
     def _with(self, sample: Spread, count: Any) -> "RunningStats[ArrayT]":
         library, dtype = library_of("mean", self.mean), self.mean.dtype  # type: ignore[attr-defined]
         sample = sample.astype(library.xp, dtype)
-        state = RunningStats(sample.mean, sample.var, count, momentum=self.momentum, correction=self.correction)
-        return state._carrying(sample.rest) if self.momentum is None else state
+        if self.momentum is not None:
+            sample = sample._replace(rest=None)
+        return RunningStats._computed(sample, count, momentum=self.momentum, correction=self.correction)
 
 
 @pytree("v", "g")
@@ -414,8 +415,11 @@ def _bessel(count: Any, correction: float, xp: Any, mean: Any) -> Any:
         return xp.where(some, count / xp.where(some, count - correction, xp.ones_like(count)), xp.ones_like(count))
     if count <= correction:
         raise ValueError(
-            f"statistics of one value have no variance with correction={correction}, got count {count}"
-            if count == 1
-            else f"count must be more than correction={correction}, got {count}"
+            (
+                f"statistics of one value have no variance with correction={correction}, got count {count}"
+                if count == 1
+                else f"count must be more than correction={correction}, got {count}"
+            )
+            + ": leave this batch out, or keep statistics with correction=0"
         )
     return count / (count - correction)

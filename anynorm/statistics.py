@@ -3,7 +3,15 @@
 from dataclasses import dataclass, field, fields
 from typing import Any, Self, TypeVar
 
-from anynorm.arrays import check_count, check_device, compute_dtype, flush_pytrees, library_of, one_library
+from anynorm.arrays import (
+    check_count,
+    check_device,
+    check_variance,
+    compute_dtype,
+    flush_pytrees,
+    library_of,
+    one_library,
+)
 from anynorm.files import Value
 from anynorm.kernels import Array, Spread, merge
 from anynorm.layouts import same_shape
@@ -35,12 +43,23 @@ class Statistics(Value[ArrayT]):
         count = check_count("count", self.count, self.mean)
         if not is_number(count) and _shape(count) and not same_shape(_shape(count), mean):
             raise ValueError(f"count must be a number or have the shape of mean, {mean}, got {_shape(count)}")
+        check_variance(library, "var", self.var)
         object.__setattr__(self, "count", count)
 
     def __repr__(self) -> str:
         count = self.count if is_number(self.count) else describe(self.count)
         conventions = "".join(f", {each.name}={getattr(self, each.name)}" for each in fields(self) if each.kw_only)
         return f"{type(self).__name__}({describe(self.mean)}, count={count}{conventions})"
+
+    @classmethod
+    def _computed(cls, sample: Spread, count: Any, **conventions: Any) -> Self:
+        """Statistics that the library computed, and need not check."""
+        flush_pytrees()
+        made = object.__new__(cls)
+        values = {"mean": sample.mean, "var": sample.var, "count": count, "_rest": sample.rest}
+        for name, value in (values | conventions).items():
+            object.__setattr__(made, name, value)
+        return made
 
     def _carrying(self, rest: Any) -> Self:
         """These, new as they are, with what rounding took from their mean."""
