@@ -60,7 +60,9 @@ class Moments(Statistics[ArrayT]):
 
     @classmethod
     @checks_names
-    def over(cls, batches: Iterable[ArrayT], *, axis: Axis, progress: bool = False, **others: Never) -> "Moments[ArrayT]":
+    def over(
+        cls, batches: Iterable[ArrayT], *, axis: Axis, progress: bool = False, **others: Never
+    ) -> "Moments[ArrayT]":
         """The moments of all batches together, of which one at a time need be in memory.
 
         Parameters

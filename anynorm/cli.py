@@ -13,7 +13,6 @@ from anynorm import demo, info
 from anynorm.demo.backends import BACKENDS, open_backend
 from anynorm.demo.digits import TRAINED
 
-
 _PLOT = Path("anynorm-demo.png")
 
 

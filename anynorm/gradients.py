@@ -244,7 +244,9 @@ class Pullback:
         try:
             return Pullback(**{each.name: deepcopy(getattr(self, each.name), memo) for each in fields(self)})
         except RuntimeError as error:  # PyTorch copies no tensor with a history
-            raise TypeError("a pullback of what autograd records cannot be deep-copied: detach what vjp is given") from error
+            raise TypeError(
+                "a pullback of what autograd records cannot be deep-copied: detach what vjp is given"
+            ) from error
 
     def __repr__(self) -> str:
         return f"Pullback({describe(self._kept)})"

@@ -324,7 +324,8 @@ def save(states: Mapping[str, Value[Any]], path: str | os.PathLike[str], **other
     TypeError
         If `states` is not such a dict, or the dtype of an array is not one for files.
     ValueError
-        If `path` ends otherwise or is no regular file, or a name is empty or not printable.
+        If `path` ends otherwise or is no regular file, or a name is empty, not printable or longer than 8,192 letters,
+        or there are more than 4,096 states, or all that is no array takes more than 4 MiB.
     ImportError
         If a package is missing.
     OSError
@@ -347,11 +348,9 @@ def save(states: Mapping[str, Value[Any]], path: str | os.PathLike[str], **other
         refuse(others, save)
     if not isinstance(states, Mapping):
         raise TypeError(f"states must be a dict of states by name, got {type(states).__name__}")
+    files.check_number(len(states))
     for name, state in states.items():
-        if not isinstance(name, str):
-            raise TypeError(f"states must have names that are strings, got {name!r}")
-        if not name or not name.isprintable():
-            raise ValueError(f"states must have names that can be printed, got {name!r}")
+        files.check_name(name)
         if type(state) not in _KINDS.values():
             raise TypeError(f"states must hold {', '.join(_KINDS)}, got {type(state).__name__} as {name!r}")
     files.write(path, dict(states), single=False)
