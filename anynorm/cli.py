@@ -120,7 +120,8 @@ def _check_plot(path: Path, named: str, code: int) -> None:
     if not path.parent.is_dir():
         raise CommandError(f"{named} must be in a folder that exists, got {path}", code)
     if not os.access(path.parent, os.W_OK):
-        raise CommandError(f"{named} must be in a folder that can be written to, got {path.parent.absolute()}", code)
+        found = path.parent.absolute() if path == _PLOT else path
+        raise CommandError(f"{named} must be in a folder that can be written to, got {found}", code)
 
 
 def _whole(least: int, most: int | None = None) -> Callable[[str], int]:

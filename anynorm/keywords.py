@@ -62,7 +62,7 @@ def _advice(name: str, parameters: Mapping[str, inspect.Parameter]) -> str:
         if argument in parameters and name.lower() in others.split():
             return f": it is {argument} here"
     for argument, others, advice in _ADVICE:
-        if (argument in parameters or not argument) and name.lower() in others.split():
+        if argument in parameters and name.lower() in others.split():
             return f": {advice}"
     return f": it takes {', '.join(parameters)}"
 
@@ -116,15 +116,16 @@ _ADVICE = [
         "give moments, which RunningStats or Moments hold",
     ),
     ("moments", _TRAINING, "give moments for inference, and none to train"),
-    ("", _TRAINING, "it does the same in training and in inference"),
-    ("", "momentum decay running_mean running_var moving_mean moving_var moving_variance",
+    ("x", _TRAINING, "it does the same in training and in inference"),
+    ("x", "momentum decay running_mean running_var moving_mean moving_var moving_variance",
      "batch_norm alone has running statistics, as moments"),
+    ("count", "momentum", "RunningStats has it"),
     ("count", "num_batches_tracked", "count is the number of values"),
     ("correction", "eps epsilon", "the norms take eps"),
     ("gamma", "affine elementwise_affine center use_scale use_bias scale_init bias_init",
      "give gamma and beta, or neither"),
     ("mean", _SIZES, "RunningStats.init takes num_channels"),
-    ("", _SIZES, "the shape of x says it"),
-    ("", "keepdims keepdim keep_dims", "results have the shape of x, and moments that of the axes that are kept"),
-    ("", "dtype device", "results have those of x"),
+    ("x", _SIZES, "the shape of x says it"),
+    ("x", "keepdims keepdim keep_dims", "results have the shape of x, and moments that of the axes that are kept"),
+    ("x", "dtype device", "results have those of x"),
 ]  # fmt: skip
