@@ -65,8 +65,7 @@ def one_library(**arrays: Array) -> Library:
 
 def compute_dtype(library: Library, name: str, x: Array) -> Any:
     """The dtype that the argument `name` is computed in; a TypeError if it is not real and floating, or not plain."""
-    if library.oddity is not None and (oddity := library.oddity(x)):
-        raise TypeError(f"{name} must be a plain array, got one that is {oddity}")
+    check_plain(library, **{name: x})
     if library.traced():  # by a compiler that may not know how to look another library's dtypes up
         return _find_compute_dtype(library, name, x.dtype)
     try:
@@ -80,7 +79,9 @@ def check_plain(library: Library, **arrays: Array) -> None:
     if library.oddity is not None:
         for name, x in arrays.items():
             if oddity := library.oddity(x):
-                raise TypeError(f"{name} must be a plain array, got one that is {oddity}")
+                plain = f"da.ma.getdata({name})" + f", weights=~da.ma.getmaskarray({name})" * (name == "x")
+                way_out = f": write {plain} if that is what you mean" if oddity == "masked" else ""
+                raise TypeError(f"{name} must be a plain array, got one that is {oddity}{way_out}")
 
 
 def check_out(library: Library, name: str, x: Array, out: Array, others: list[Array]) -> None:

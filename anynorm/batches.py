@@ -153,7 +153,7 @@ class Moments(Statistics[ArrayT]):
             for other in others:
                 joint, count = pooled(merged, other)
                 joint = joint.astype(library.xp, dtype)
-                merged = Moments._computed(joint, count)
+                merged = Moments._with_rest(*joint, count)
         return merged
 
     def __post_init__(self) -> None:
@@ -181,7 +181,7 @@ def moments_of(call: Call, spread: Spread) -> Moments[Any]:
         with call.plan.library.quiet():
             count = chunks.count(call) if chunks.takes(call) else call.weights.count
             count = schedules.statistic(call, count + call.plan.library.xp.zeros_like(spread.var))
-    return Moments._computed(Spread(mean, rest, var), count)
+    return Moments._with_rest(mean, rest, var, count)
 
 
 def _shown(batches: Iterable[ArrayT]) -> Iterable[ArrayT]:

@@ -207,14 +207,14 @@ class RunningStats(Statistics[ArrayT]):
         mean, rest, var = widened(self)
         if not is_number(self.count) or self.count > 0:
             var = var / _bessel(self.count, self.correction, library_of("mean", mean).xp, mean)
-        return Moments._computed(Spread(mean, rest, var), self.count)
+        return Moments._with_rest(mean, rest, var, self.count)
 
     def _with(self, sample: Spread, count: Any) -> "RunningStats[ArrayT]":
         library, dtype = library_of("mean", self.mean), self.mean.dtype  # type: ignore[attr-defined]
         sample = sample.astype(library.xp, dtype)
-        if self.momentum is not None:
-            sample = sample._replace(rest=None)
-        return RunningStats._computed(sample, count, momentum=self.momentum, correction=self.correction)
+        rest = sample.rest if self.momentum is None else None
+        conventions = {"momentum": self.momentum, "correction": self.correction}
+        return RunningStats._with_rest(sample.mean, rest, sample.var, count, **conventions)
 
 
 @pytree("v", "g")

@@ -52,11 +52,11 @@ class Statistics(Value[ArrayT]):
         return f"{type(self).__name__}({describe(self.mean)}, count={count}{conventions})"
 
     @classmethod
-    def _computed(cls, sample: Spread, count: Any, **conventions: Any) -> Self:
-        """Statistics that the library computed, and need not check."""
+    def _with_rest(cls, mean: ArrayT, rest: Any, var: ArrayT, count: Any, **conventions: Any) -> Self:
+        """Statistics that the library computed and need not check, of mean + rest, to twice the digits."""
         flush_pytrees()
         made = object.__new__(cls)
-        values = {"mean": sample.mean, "var": sample.var, "count": count, "_rest": sample.rest}
+        values = {"mean": mean, "var": var, "count": count, "_rest": rest}
         for name, value in (values | conventions).items():
             object.__setattr__(made, name, value)
         return made
