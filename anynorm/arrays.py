@@ -3,6 +3,8 @@
 Everything that must know one array library from another is here, and array-api-compat is imported nowhere else.
 """
 
+import copyreg
+import importlib
 import math
 import operator
 import sys
@@ -69,8 +71,7 @@ def one_library(**arrays: Array) -> Library:
 
 def compute_dtype(library: Library, name: str, x: Array) -> Any:
     """The dtype that the argument `name` is computed in; a TypeError if it is not real and floating, or not plain."""
-    if library.oddity is not None and (oddity := library.oddity(x)):
-        raise TypeError(f"{name} must be a plain array, got one that is {oddity}")
+    check_plain(library, **{name: x})
     if library.traced():  # by a compiler that may not know how to look another library's dtypes up
         return _find_compute_dtype(library, name, x.dtype)
     try:
@@ -90,7 +91,9 @@ def check_plain(library: Library, **arrays: Array) -> None:
     if library.oddity is not None:
         for name, x in arrays.items():
             if oddity := library.oddity(x):
-                raise TypeError(f"{name} must be a plain array, got one that is {oddity}")
+                plain = f"da.ma.getdata({name})" + f", weights=~da.ma.getmaskarray({name})" * (name == "x")
+                way_out = f": write {plain} if that is what you mean" if oddity == "masked" else ""
+                raise TypeError(f"{name} must be a plain array, got one that is {oddity}{way_out}")
 
 
 def check_out(library: Library, name: str, x: Array, out: Array, others: list[Array]) -> None:
@@ -309,10 +312,22 @@ def check_count(name: str, count: Any, mean: Array) -> Any:
         compute_dtype(library, name, count)
     check_device(library, "mean", mean, name, count)
     if library.readable(count):
-        with suppress(RuntimeError):  # torch.func.vmap and fake tensors: numbers that cannot be read
+        with suppress(RuntimeError), library.quiet():  # torch.func.vmap and fake tensors: numbers that cannot be read
             if not bool(library.xp.all(count >= 0)):
-                raise ValueError(f"{name} must be at least 0 everywhere, got an array with less")
+                wrong = "less" if bool(library.xp.any(count < 0)) else "NaN"
+                raise ValueError(f"{name} must be at least 0 everywhere, got an array with {wrong}")
     return count
+
+
+def check_variance(library: Library, name: str, var: Array) -> None:
+    """A ValueError if a number in it is negative, where it can be read; NaN passes."""
+    with suppress(RuntimeError), library.quiet():  # as above
+        if library.name == "jax" and library.present(var):
+            negative = bool(np.any(np.asarray(var) < 0))  # an operation of JAX might be traced, as by jax.jit
+        else:
+            negative = library.readable(var) and bool(library.xp.any(var < 0))
+        if negative:
+            raise ValueError(f"{name} must be at least 0 everywhere, got an array with less")
 
 
 def check_weights_dtype(library: Library, weights: Array) -> None:
@@ -402,6 +417,14 @@ FILED = (
 """The dtypes that a file may hold."""
 
 
+def _of_namespace(namespace: str) -> Library:
+    return library_of("x", importlib.import_module(namespace).empty(0))
+
+
+# it is full of functions: a copy is the library itself, and a pickle its name
+copyreg.pickle(Library, lambda library: (_of_namespace, (library.xp.__name__,)))
+
+
 def _recognise(name: str, x: Array) -> Library:
     flush_pytrees()
     torch = sys.modules.get("torch")
@@ -410,7 +433,10 @@ def _recognise(name: str, x: Array) -> Library:
         from array_api_compat import torch as xp
 
         return _libraries.setdefault(type(x), torch_library(xp))
-    if isinstance(x, (np.ma.MaskedArray, np.matrix)):
+    if isinstance(x, np.ma.MaskedArray):
+        plain = f"{name}.data, weights=~{name}.mask" if name == "x" else f"{name}.data"
+        raise TypeError(f"{name} must be a plain array, got MaskedArray: write {plain} if that is what you mean")
+    if isinstance(x, np.matrix):
         raise TypeError(f"{name} must be a plain array, got {type(x).__name__}")
     if isinstance(x, type) or not array_api_compat.is_array_api_obj(x):
         raise TypeError(f"{name} must be an array, got {type(x).__name__}")

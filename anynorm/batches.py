@@ -3,12 +3,13 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Never, TypeVar
 
 from anynorm import calls, chunks, kernels, schedules
 from anynorm.arrays import library_of, pytree
 from anynorm.calls import Call
 from anynorm.kernels import Array, Namespace, Spread
+from anynorm.keywords import checks_fields, checks_names, refuse
 from anynorm.statistics import Statistics, cast_with, check_alike, pooled
 
 ArrayT = TypeVar("ArrayT")
@@ -16,6 +17,7 @@ Axis = int | tuple[int, ...] | None
 
 
 @pytree("mean", "var", "count", "_rest", "_count_rest")
+@checks_fields
 @dataclass(frozen=True, eq=False, repr=False)
 class Moments(Statistics[ArrayT]):
     r"""Mean, biased variance and count of the values of each group.
@@ -58,7 +60,10 @@ class Moments(Statistics[ArrayT]):
     """
 
     @classmethod
-    def over(cls, batches: Iterable[ArrayT], *, axis: Axis, progress: bool = False) -> "Moments[ArrayT]":
+    @checks_names
+    def over(
+        cls, batches: Iterable[ArrayT], *, axis: Axis, progress: bool = False, **others: Never
+    ) -> "Moments[ArrayT]":
         """The moments of all batches together, of which one at a time need be in memory.
 
         Parameters
@@ -90,6 +95,8 @@ class Moments(Statistics[ArrayT]):
         >>> seen.mean, seen.count
         (array([2.5, 2.5]), 4)
         """
+        if others:
+            refuse(others, cls.over)
         if not isinstance(batches, Iterable):
             raise TypeError(f"batches must be an iterable of arrays, got {type(batches).__name__}")
         # equals are merged with equals, as in a tournament: the rounding errors grow with the logarithm of their number
@@ -152,13 +159,6 @@ class Moments(Statistics[ArrayT]):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._carrying(library_of("mean", self.mean).xp.zeros_like(self.mean))
-
-    @classmethod
-    def _with_rest(
-        cls, mean: ArrayT, rest: ArrayT | None, var: ArrayT, count: Any, count_rest: Any = None
-    ) -> "Moments[ArrayT]":
-        """Moments whose mean is mean + rest, to twice the digits, and their count too where it has a rest."""
-        return cls(mean, var, count)._carrying(rest, count_rest=count_rest)
 
 
 def of(x: ArrayT, *, axis: Axis, weights: Any = None) -> Moments[ArrayT]:

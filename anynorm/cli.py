@@ -13,6 +13,8 @@ from anynorm import demo, info
 from anynorm.demo.backends import BACKENDS, open_backend
 from anynorm.demo.digits import TRAINED
 
+_PLOT = Path("anynorm-demo.png")
+
 
 class CommandError(Exception):
     """One sentence on why a command cannot run, and the exit code."""
@@ -56,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("demo", help=about, description=about)
     command.add_argument("--backend", choices=BACKENDS, default="numpy", help="the array library (%(default)s)")
     command.add_argument("--device", help="the library's device: cpu, cuda:0, gpu:0, ... (its first)")
-    command.add_argument("--plot", type=Path, default=Path("anynorm-demo.png"), help="the PNG to write (%(default)s)")
+    command.add_argument("--plot", type=Path, help=f"the PNG to write ({_PLOT})")
     command.add_argument(
         "--epochs",
         type=_whole(1),
@@ -76,7 +78,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _demo(chosen: argparse.Namespace) -> None:
     _require("rich", "matplotlib", "sklearn")
-    _check_plot(chosen.plot)
+    plot = _PLOT if chosen.plot is None else chosen.plot
+    _check_plot(plot, *(("--plot", 2) if plot is chosen.plot else (f"without --plot, {plot}", 1)))
     try:
         backend = open_backend(chosen.backend, chosen.device)
     except ImportError as error:
@@ -90,7 +93,7 @@ def _demo(chosen: argparse.Namespace) -> None:
             epochs=chosen.epochs,
             learning_rate=chosen.learning_rate,
             batch_size=chosen.batch_size,
-            plot_path=chosen.plot,
+            plot_path=plot,
         )
     except OSError as error:
         raise CommandError(f"cannot write {error.filename or 'the output'}: {error.strerror}", 1) from error
@@ -109,15 +112,16 @@ def _require(*packages: str) -> None:
         raise CommandError(f"install {named} first: pip install 'anynorm[demo]'", 1)
 
 
-def _check_plot(path: Path) -> None:
+def _check_plot(path: Path, named: str, code: int) -> None:
     if path.suffix.lower() != ".png":
-        raise CommandError(f"--plot must end in .png, got {path}", 2)
+        raise CommandError(f"{named} must end in .png, got {path}", code)
     if path.is_dir():
-        raise CommandError(f"--plot must name a file, got the folder {path}", 2)
+        raise CommandError(f"{named} must name a file, got the folder {path}", code)
     if not path.parent.is_dir():
-        raise CommandError(f"--plot must be in a folder that exists, got {path}", 2)
+        raise CommandError(f"{named} must be in a folder that exists, got {path}", code)
     if not os.access(path.parent, os.W_OK):
-        raise CommandError(f"--plot must be in a folder that can be written to, got {path}", 2)
+        found = path.parent.absolute() if path == _PLOT else path
+        raise CommandError(f"{named} must be in a folder that can be written to, got {found}", code)
 
 
 def _whole(least: int, most: int | None = None) -> Callable[[str], int]:

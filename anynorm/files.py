@@ -13,28 +13,38 @@ import os
 import re
 import secrets
 import stat
+import struct
 import zipfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import fields
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, Self, TypeVar
+from typing import Any, BinaryIO, Generic, Literal, NamedTuple, Never, Self, TypeVar
 
 import numpy as np
 
-from anynorm.arrays import Bits, compute_dtype, from_bits, library_of, moved, to_bits
+from anynorm.arrays import FILED, Bits, compute_dtype, from_bits, library_of, moved, to_bits
+from anynorm.keywords import checks_names, refuse
 
 ArrayT = TypeVar("ArrayT")
 StrPath = str | os.PathLike[str]
 
 VERSION = 1
 """Of the format. A change that an older anynorm would misread makes it one more."""
+MOST_STATES = 4096
+MOST_ARRAYS = 4 * MOST_STATES + 1
+MOST_LETTERS = 2**13
+"""Of the name of a state."""
+MOST_BYTES = 2**22
+"""Of all that is no number of an array: names, options, and what says where arrays are."""
 
 
 class Value(Generic[ArrayT]):
     """What a frozen dataclass of arrays, numbers and axes needs to be saved, loaded and moved."""
 
-    def save(self, path: StrPath) -> None:
+    @checks_names
+    def save(self, path: StrPath, **others: Never) -> None:
         """Save this state, and its conventions with it.
 
         Parameters
@@ -67,10 +77,13 @@ class Value(Generic[ArrayT]):
         ...     anynorm.RunningStats.load(f"{folder}/bn1.npz")
         RunningStats(numpy float64 (3,), count=0, momentum=0.99, correction=0)
         """
+        if others:
+            refuse(others, self.save)
         write(path, {"": self}, single=True)
 
     @classmethod
-    def load(cls, path: StrPath, like: Any = None) -> Self:
+    @checks_names
+    def load(cls, path: StrPath, like: Any = None, **others: Never) -> Self:
         """The state that `save` put into a file.
 
         Parameters
@@ -95,6 +108,8 @@ class Value(Generic[ArrayT]):
         ImportError
             If a package is missing.
         """
+        if others:
+            refuse(others, cls.load)
         state: Self
         (state,) = read(path, {cls.__name__: cls}, like, single=True).values()
         return state
@@ -188,7 +203,10 @@ def write(path: StrPath, states: Mapping[str, Value[Any]], *, single: bool) -> N
         described.append({"name": name, "kind": type(state).__name__, "options": state._options(), "arrays": dtypes})
     text = json.dumps({"version": VERSION, "single": single, "states": described}, default=lambda number: number.item())
     whole = made.encode(arrays, text)
-    _replace(Path(path), _sealed(whole, made.seal(whole)))
+    outline = made.outline(whole[:LOOKED_AT], whole[-LOOKED_AT:], len(whole))
+    if outline is None or max(outline.nbytes, len(text)) > MOST_BYTES:
+        raise ValueError(f"states must have names that take at most {MOST_BYTES} bytes in a file, got more")
+    _replace(Path(path), _sealed(whole, outline.at))
 
 
 def read(path: StrPath, kinds: Mapping[str, type[Value[Any]]], like: Any, *, single: bool) -> dict[str, Any]:
@@ -197,23 +215,50 @@ def read(path: StrPath, kinds: Mapping[str, type[Value[Any]]], like: Any, *, sin
     if like is not None:
         library_of("like", like)
     _check_regular(path, Path(path))  # a pipe, or a device, may never end
-    whole = Path(path).read_bytes()
-    at = made.seal(whole)
-    if at < 0 or _sealed(whole, at) != whole:
-        raise ValueError(f"{path} must be a whole file of anynorm, got one that is cut short, changed or another's")
+    with Path(path).open("rb") as file:
+        _check_whole(path, made, file)
+        file.seek(0)
+        whole = file.read()
     try:
         text, arrays = made.decode(whole)
-        content = json.loads(text)
+        content = json.loads(text, object_pairs_hook=_unique)
         version = content["version"]
     except Exception as error:  # whatever a file that was made on purpose does to the parsers
-        raise ValueError(f"{path} must hold what anynorm saves, got: {error!r}") from error
+        raise ValueError(f"{path} must hold what anynorm saves, got: {_brief(repr(error))}") from error
     if not isinstance(version, int) or version > VERSION:
-        raise ValueError(f"{path} must be of format {VERSION} or older, got {version}: a newer anynorm wrote it")
+        found = _brief(repr(version))
+        raise ValueError(f"{path} must be of format {VERSION} or older, got {found}: a newer anynorm wrote it")
     _check_kinds(path, content, kinds, single)
     try:
-        return _decoded(content["states"], arrays, kinds, like)
+        return _decoded(content["states"], arrays, kinds, like, single)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} must hold what anynorm saves, got what does not fit: {error}") from error
+        raise ValueError(f"{path} must hold what anynorm saves, got what does not fit: {_brief(str(error))}") from error
+
+
+def check_name(name: object) -> None:
+    """An error unless a state may have this name in a file."""
+    if not isinstance(name, str):
+        raise TypeError(f"states must have names that are strings, got {name!r:.60}")
+    if not name or not name.isprintable():
+        raise ValueError(f"states must have names that can be printed, got {name!r:.60}")
+    if len(name) > MOST_LETTERS:
+        raise ValueError(f"states must have names of at most {MOST_LETTERS} letters, got {len(name)}: {name!r:.20}...")
+
+
+def check_number(number: int) -> None:
+    """An error if a file holds no more states than these."""
+    if number > MOST_STATES:
+        raise ValueError(f"states must be at most {MOST_STATES}, got {number}")
+
+
+class _Outline(NamedTuple):
+    """What the beginning and the end of a file say of it."""
+
+    at: int
+    """Where the checksum is."""
+    arrays: int
+    nbytes: int
+    """The bytes of names, and of what says where arrays are."""
 
 
 class _Format(NamedTuple):
@@ -224,14 +269,42 @@ class _Format(NamedTuple):
     decode: Callable[[bytes], tuple[str, dict[str, Any]]]
     seal: Callable[[bytes], int]
     """Where the checksum is; less than 0 if there is none."""
+    outline: Callable[[bytes, bytes, int], _Outline | None]
+    """From its first and its last `LOOKED_AT` bytes, and their number in all; None if it is of another kind."""
+
+
+LOOKED_AT = MOST_BYTES + 128
+
+
+def _check_whole(path: StrPath, made: _Format, file: BinaryIO) -> None:
+    """An error unless a file is as it was written, which its beginning and its end may tell; it takes little memory."""
+    size = os.fstat(file.fileno()).st_size
+    head = file.read(LOOKED_AT)
+    file.seek(max(0, size - LOOKED_AT))
+    outline, excess = made.outline(head, file.read(LOOKED_AT), size), ""
+    if outline is not None and outline.arrays > MOST_ARRAYS:
+        excess = f"more than {MOST_ARRAYS} arrays"
+    elif outline is not None and outline.nbytes > MOST_BYTES:
+        excess = f"more than {MOST_BYTES} bytes of names"
+    if excess:
+        raise ValueError(f"{path} must be a whole file of anynorm, got one that has {excess}")
+    if outline is None or not _is_sealed(file, outline.at):
+        raise ValueError(f"{path} must be a whole file of anynorm, got one that is cut short, changed or another's")
 
 
 def _format(path: StrPath) -> _Format:
-    if not isinstance(path, (str, os.PathLike)):
-        raise TypeError(f"path must be a str or a path, got {type(path).__name__}")
-    suffix = Path(path).suffix
+    named = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
+    if not isinstance(named, str):
+        raise TypeError(f"path must be a str or a path, got {type(path if named is None else named).__name__}")
+    suffix = Path(named).suffix
     if suffix not in _FORMATS:
-        raise ValueError(f"path must end in {' or '.join(_FORMATS)}, got {path}")
+        raise ValueError(f"path must end in {' or '.join(_FORMATS)}, got {_brief(named)}")
+    try:
+        nameable = b"\0" not in os.fsencode(named)
+    except UnicodeEncodeError:
+        nameable = False
+    if not nameable:
+        raise ValueError(f"path must be a name that a file may have, got {_brief(repr(named))}")
     if suffix == ".safetensors":
         try:
             import safetensors  # noqa: F401
@@ -248,12 +321,12 @@ def _key(state: str, array: str) -> str:
 
 def _check_kinds(path: StrPath, content: Any, kinds: Mapping[str, type[Value[Any]]], single: bool) -> None:
     try:
-        found = [str(each["kind"]) for each in content["states"]]
+        found = [_brief(str(each["kind"])) for each in content["states"]]
         alone = bool(content["single"])
         if alone and len(found) != 1:
             raise ValueError(f"{len(found)} states for one")
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} must hold what anynorm saves, got: {error!r}") from error
+        raise ValueError(f"{path} must hold what anynorm saves, got: {_brief(repr(error))}") from error
     names = " or ".join(kinds)
     if single and not alone:
         raise ValueError(f"{path} must hold one {names}, got {len(found)} states by name: anynorm.load reads them")
@@ -265,8 +338,14 @@ def _check_kinds(path: StrPath, content: Any, kinds: Mapping[str, type[Value[Any
 
 
 def _decoded(
-    states: list[Any], arrays: dict[str, Any], kinds: Mapping[str, type[Value[Any]]], like: Any
+    states: list[Any], arrays: dict[str, Any], kinds: Mapping[str, type[Value[Any]]], like: Any, single: bool
 ) -> dict[str, Value[Any]]:
+    check_number(len(states))
+    for each in states:
+        if single and each["name"] != "":
+            raise ValueError("the one state must have no name")
+        if not single:
+            check_name(each["name"])
     keys = [_key(each["name"], array) for each in states for array in each["arrays"]]
     if sorted(keys) != sorted(arrays):
         raise ValueError(f"the arrays must be {sorted(keys)}, are {sorted(arrays)}")
@@ -281,7 +360,7 @@ def _decoded(
         bits = {}
         for array, dtype in each["arrays"].items():
             values = arrays[_key(name, array)]
-            if values.dtype != ("uint16" if dtype == "bfloat16" else dtype):
+            if dtype not in FILED or values.dtype != ("uint16" if dtype == "bfloat16" else dtype):
                 raise ValueError(f"{_key(name, array)} must be of {dtype}, is of {values.dtype}")
             bits[array] = Bits(dtype, values)
         made[name] = kind._made(parts | kind._loaded(bits, like))
@@ -323,13 +402,43 @@ def _replace(path: Path, whole: bytes) -> None:
             os.close(folder)
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("two entries of one name")
+    return found
+
+
+def _brief(text: str) -> str:
+    """So much of a text as a message has room for, which may come from anywhere."""
+    text = text if text.isprintable() else ascii(text)
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
 _ZEROS = b"0" * 64
 
 
 def _sealed(whole: bytes, at: int) -> bytes:
-    """The file with its checksum, which is taken with zeros in its own place."""
-    before, after = whole[:at], whole[at + len(_ZEROS) :]
-    return before + hashlib.sha256(before + _ZEROS + after).hexdigest().encode() + after
+    """The file with its checksum."""
+    return whole[:at] + _checksum(io.BytesIO(whole), at) + whole[at + len(_ZEROS) :]
+
+
+def _is_sealed(file: BinaryIO, at: int) -> bool:
+    file.seek(at)
+    return file.read(len(_ZEROS)) == _checksum(file, at)
+
+
+def _checksum(file: BinaryIO, at: int) -> bytes:
+    """Of a file, piece by piece, with zeros in the checksum's own place."""
+    digest = hashlib.sha256()
+    file.seek(0)
+    while piece := file.read(min(2**20, at - file.tell())):
+        digest.update(piece)
+    digest.update(_ZEROS)
+    file.seek(at + len(_ZEROS))
+    while piece := file.read(2**20):
+        digest.update(piece)
+    return digest.hexdigest().encode()
 
 
 _TEXT = "anynorm"
@@ -348,24 +457,58 @@ def _npz(arrays: dict[str, Any], text: str) -> bytes:
 def _from_npz(whole: bytes) -> tuple[str, dict[str, Any]]:
     with zipfile.ZipFile(io.BytesIO(whole)) as archive:
         members = archive.infolist()
-        if len({each.filename for each in members}) < len(members):
-            raise ValueError("two arrays of one name")
-        packed = any(each.compress_type != zipfile.ZIP_STORED for each in members)
-        if packed or sum(each.file_size for each in members) > len(whole):
-            raise ValueError("an array that is packed")
-        arrays = {each.filename.removesuffix(".npy"): _from_npy(archive.read(each)) for each in members}
-    return arrays.pop(_TEXT).tobytes().decode(), arrays
+    names = [each.filename.removesuffix(".npy") for each in members]
+    if len(set(names)) < len(names):
+        raise ValueError("two arrays of one name")
+    packed = any(each.compress_type != zipfile.ZIP_STORED or each.flag_bits & 1 for each in members)
+    if packed or sum(each.file_size for each in members) > len(whole):
+        raise ValueError("an array that is packed or larger than the file")
+    arrays = {}
+    for name, each in zip(names, members, strict=True):
+        start = each.header_offset + 30
+        start += sum(struct.unpack("<2H", whole[start - 4 : start]))  # of its name, and of what else there is
+        arrays[name] = _from_npy(memoryview(whole)[start : start + each.file_size])
+    text = arrays.pop(_TEXT).tobytes()
+    if len(text) > MOST_BYTES:
+        raise ValueError(f"{len(text)} bytes of names and options")
+    return text.decode(), arrays
 
 
-def _from_npy(whole: bytes) -> Any:
+def _from_npy(whole: memoryview) -> Any:
     """What `numpy.load` gives, if there are as many bytes as the header says; it would make room for them first."""
-    file = io.BytesIO(whole)
-    if np.lib.format.read_magic(file) != (1, 0):
+    if bytes(whole[:8]) != b"\x93NUMPY\x01\x00":
         raise ValueError("an array of another format")
-    shape, columns_first, dtype = np.lib.format.read_array_header_1_0(file)
-    if dtype.hasobject or math.prod(shape) * dtype.itemsize != len(whole) - file.tell():
-        raise ValueError(f"an array of {shape} {dtype} in {len(whole) - file.tell()} bytes")
-    return np.ndarray(shape, dtype, whole[file.tell() :], order="F" if columns_first else "C")
+    start = 10 + int.from_bytes(whole[8:10], "little")
+    shape, order, dtype = _npy_header(bytes(whole[8:start]))
+    values = whole[start:]
+    if dtype.hasobject or math.prod(shape) * dtype.itemsize != len(values):
+        raise ValueError(f"an array of {shape} {dtype} in {len(values)} bytes")
+    return np.ndarray(shape, dtype, values, order=order)
+
+
+@lru_cache(maxsize=64)
+def _npy_header(header: bytes) -> tuple[tuple[int, ...], Literal["C", "F"], Any]:
+    shape, columns_first, dtype = np.lib.format.read_array_header_1_0(io.BytesIO(header))
+    return shape, "F" if columns_first else "C", dtype
+
+
+def _npz_outline(head: bytes, tail: bytes, size: int) -> _Outline | None:
+    """From the record that ends the archive, and has the checksum for its comment."""
+    end = tail[-22 - len(_ZEROS) : -len(_ZEROS)]
+    if head[:4] != b"PK\3\4" or len(end) != 22:
+        return None
+    signature, _, _, _, arrays, nbytes, _, comment = struct.unpack("<4s4H2LH", end)
+    if signature != b"PK\5\6" or comment != len(_ZEROS):
+        return None
+    outline = _Outline(size - len(_ZEROS), arrays, nbytes)
+    if arrays > MOST_ARRAYS or nbytes > MOST_BYTES:
+        return outline
+    try:
+        members = zipfile.ZipFile(io.BytesIO(tail)).infolist()  # the directory is there, if not what it leads to
+    except Exception:  # as in `read`
+        return None
+    beside = size - nbytes - sum(each.compress_size for each in members)
+    return outline if 0 <= beside <= 128 + sum(64 + 4 * len(each.filename) for each in members) else None
 
 
 def _safetensors(arrays: dict[str, Any], text: str) -> bytes:
@@ -378,7 +521,10 @@ def _safetensors(arrays: dict[str, Any], text: str) -> bytes:
 def _from_safetensors(whole: bytes) -> tuple[str, dict[str, Any]]:
     from safetensors.numpy import load
 
-    return str(json.loads(_header(whole))["__metadata__"][_TEXT]), load(whole)
+    header = json.loads(_header(whole), object_pairs_hook=_unique)
+    if len(header) > MOST_ARRAYS:
+        raise ValueError(f"{len(header)} arrays")
+    return str(header["__metadata__"][_TEXT]), load(whole)
 
 
 def _safetensors_seal(whole: bytes) -> int:
@@ -387,11 +533,19 @@ def _safetensors_seal(whole: bytes) -> int:
     return -1 if found is None else found.end() + 8 - 65
 
 
+def _safetensors_outline(head: bytes, _: bytes, size: int) -> _Outline | None:
+    at, nbytes = _safetensors_seal(head), int.from_bytes(head[:8], "little")
+    ends = map(int, re.findall(rb'"data_offsets":\[\d+,(\d{1,20})\]', _header(head)))
+    if nbytes <= MOST_BYTES and max(ends, default=0) != size - 8 - nbytes:
+        return None
+    return None if at < 0 or nbytes > size - 8 else _Outline(at, 0, nbytes)
+
+
 def _header(whole: bytes) -> bytes:
     return whole[8 : 8 + int.from_bytes(whole[:8], "little")]
 
 
 _FORMATS = {
-    ".npz": _Format(_npz, _from_npz, lambda whole: len(whole) - len(_ZEROS)),
-    ".safetensors": _Format(_safetensors, _from_safetensors, _safetensors_seal),
+    ".npz": _Format(_npz, _from_npz, lambda whole: len(whole) - len(_ZEROS), _npz_outline),
+    ".safetensors": _Format(_safetensors, _from_safetensors, _safetensors_seal, _safetensors_outline),
 }

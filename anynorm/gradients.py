@@ -2,7 +2,8 @@
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 from anynorm import batches, calls, chunks, norms, schedules
@@ -10,6 +11,7 @@ from anynorm.arrays import check_bool, check_device, check_known_sizes, compute_
 from anynorm.calls import Call, Fit, Plan, Wanted
 from anynorm.executors import programs
 from anynorm.kernels import Array, Spread, Standardized
+from anynorm.keywords import refuse
 from anynorm.library import Library
 from anynorm.pullbacks import pull
 from anynorm.statistics import describe
@@ -183,6 +185,14 @@ class Pullback:
                 found.append(d)
         return tuple(found)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Pullback":
+        try:
+            return Pullback(**{each.name: deepcopy(getattr(self, each.name), memo) for each in fields(self)})
+        except RuntimeError as error:  # PyTorch copies no tensor with a history
+            raise TypeError(
+                "a pullback of what autograd records cannot be deep-copied: detach what vjp is given"
+            ) from error
+
     def __repr__(self) -> str:
         return f"Pullback({describe(self._kept)})"
 
@@ -201,6 +211,10 @@ _CALLS: dict[Callable[..., Any], Callable[..., Call]] = {
     norms.weight_norm: calls.weight,
 }
 _SIGNATURES = {norm: inspect.signature(norm) for norm in _CALLS}
+_BY_NAME = {
+    norm: {name for name, each in signature.parameters.items() if each.kind is not each.POSITIONAL_ONLY}
+    for norm, signature in _SIGNATURES.items()
+}
 
 
 def _arguments(
@@ -211,6 +225,8 @@ def _arguments(
     if signature is None:
         names = ", ".join(each.__name__ for each in _CALLS)
         raise TypeError(f"norm must be one of anynorm's {names}, got {getattr(norm, '__name__', norm)!r}")
+    if unknown := [name for name in options if name not in _BY_NAME[norm]]:
+        refuse(unknown, norm)
     try:
         bound = signature.bind(x, *params, **options)
     except TypeError as error:

@@ -168,7 +168,10 @@ def weight(shape: tuple[int, ...], axis: Any) -> Layout:
 
 
 def _channel(shape: tuple[int, ...], channel_axis: Any) -> int:
-    return check_axes("channel_axis", check_int("channel_axis", channel_axis), shape)[0]
+    channel = check_int("channel_axis", channel_axis)
+    if channel == 1 == len(shape):  # as it is where nobody gave it
+        raise ValueError(f"x must have at least two axes, the channels on axis 1, got shape {shape}")
+    return check_axes("channel_axis", channel, shape)[0]
 
 
 def _sample(channel: int) -> tuple[int, ...]:

@@ -1,13 +1,14 @@
 """The named norms. They differ in which axes share a mean and a variance; `layouts.py` says which."""
 
 from collections.abc import Callable
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Literal, Never, TypeVar, overload
 
 from anynorm import autograd, calls
 from anynorm.arrays import check_bool
 from anynorm.batches import Axis, Moments, moments_of, of
 from anynorm.calls import Call
 from anynorm.kernels import Array
+from anynorm.keywords import checks_names, refuse
 from anynorm.statistics import Statistics
 
 ArrayT = TypeVar("ArrayT")
@@ -37,6 +38,7 @@ def normalize(
     weights: Array | None = None, moments: Statistics[Any] | None = None, return_moments: bool,
     out: ArrayT | None = None,
 ) -> ArrayT | tuple[ArrayT, Statistics[Any]]: ...  # fmt: skip
+@checks_names
 def normalize(
     x: ArrayT,
     /,
@@ -49,6 +51,7 @@ def normalize(
     moments: Statistics[Any] | None = None,
     return_moments: bool = False,
     out: ArrayT | None = None,
+    **others: Never,
 ) -> ArrayT | tuple[ArrayT, Statistics[Any]]:
     r"""Bring x to mean 0 and variance 1 over any axes, then scale and shift it.
 
@@ -110,6 +113,8 @@ def normalize(
     array([[-1.,  1.],
            [-1.,  1.]])
     """
+    if others:
+        refuse(others, normalize)
     return _run(
         calls.over(x, gamma, beta, axis=axis, eps=eps, weights=weights, moments=moments, out=out),
         moments,
@@ -132,6 +137,7 @@ def layer_norm(
     x: ArrayT, /, gamma: Array | None = None, beta: Array | None = None, *, axis: Axis = -1, eps: float = 1e-5,
     weights: Array | None = None, return_moments: bool, out: ArrayT | None = None,
 ) -> ArrayT | tuple[ArrayT, Statistics[Any]]: ...  # fmt: skip
+@checks_names
 def layer_norm(
     x: ArrayT,
     /,
@@ -143,6 +149,7 @@ def layer_norm(
     weights: Array | None = None,
     return_moments: bool = False,
     out: ArrayT | None = None,
+    **others: Never,
 ) -> ArrayT | tuple[ArrayT, Statistics[Any]]:
     r"""Layer normalization: each sample by the mean and variance over its own features.
 
@@ -188,6 +195,8 @@ def layer_norm(
     array([[-2.,  3.],
            [ 0.,  1.]])
     """
+    if others:
+        refuse(others, layer_norm)
     return _run(calls.over(x, gamma, beta, axis=axis, eps=eps, weights=weights, out=out), None, return_moments)
 
 
@@ -217,6 +226,7 @@ def batch_norm(
     out: ArrayT | None = None,
     all_reduce: AllReduce | None = None,
 ) -> ArrayT | tuple[ArrayT, Statistics[Any]]: ...  # fmt: skip
+@checks_names
 def batch_norm(
     x: ArrayT,
     /,
@@ -230,6 +240,7 @@ def batch_norm(
     return_moments: bool = False,
     out: ArrayT | None = None,
     all_reduce: AllReduce | None = None,
+    **others: Never,
 ) -> ArrayT | tuple[ArrayT, Statistics[Any]]:
     r"""Batch normalization: each channel by its mean and variance over the batch and the space.
 
@@ -288,6 +299,8 @@ def batch_norm(
     >>> anynorm.batch_norm(np.array([[2.0, 2.0]]), moments=running, eps=0)
     array([[1., 0.]])
     """
+    if others:
+        refuse(others, batch_norm)
     call = calls.batch(
         x,
         gamma,
@@ -317,6 +330,7 @@ def instance_norm(
     x: ArrayT, /, gamma: Array | None = None, beta: Array | None = None, *, channel_axis: int = 1, eps: float = 1e-5,
     weights: Array | None = None, return_moments: bool, out: ArrayT | None = None,
 ) -> ArrayT | tuple[ArrayT, Statistics[Any]]: ...  # fmt: skip
+@checks_names
 def instance_norm(
     x: ArrayT,
     /,
@@ -328,6 +342,7 @@ def instance_norm(
     weights: Array | None = None,
     return_moments: bool = False,
     out: ArrayT | None = None,
+    **others: Never,
 ) -> ArrayT | tuple[ArrayT, Statistics[Any]]:
     r"""Instance normalization: each channel of each sample by its mean and variance over the space.
 
@@ -374,6 +389,8 @@ def instance_norm(
     array([[[-1.,  1.],
             [-1.,  1.]]])
     """
+    if others:
+        refuse(others, instance_norm)
     return _run(
         calls.instance(x, gamma, beta, channel_axis=channel_axis, eps=eps, weights=weights, out=out),
         None,
@@ -396,6 +413,7 @@ def group_norm(
     x: ArrayT, /, gamma: Array | None = None, beta: Array | None = None, *, groups: int, channel_axis: int = 1,
     eps: float = 1e-5, weights: Array | None = None, return_moments: bool, out: ArrayT | None = None,
 ) -> ArrayT | tuple[ArrayT, Statistics[Any]]: ...  # fmt: skip
+@checks_names
 def group_norm(
     x: ArrayT,
     /,
@@ -408,6 +426,7 @@ def group_norm(
     weights: Array | None = None,
     return_moments: bool = False,
     out: ArrayT | None = None,
+    **others: Never,
 ) -> ArrayT | tuple[ArrayT, Statistics[Any]]:
     r"""Group normalization: each run of C / groups channels of each sample by its mean and variance.
 
@@ -456,10 +475,13 @@ def group_norm(
     >>> anynorm.group_norm(np.array([[1.0, 3.0, 10.0, 30.0]]), groups=2, eps=0)
     array([[-1.,  1., -1.,  1.]])
     """
+    if others:
+        refuse(others, group_norm)
     call = calls.group(x, gamma, beta, groups=groups, channel_axis=channel_axis, eps=eps, weights=weights, out=out)
     return _run(call, None, return_moments)
 
 
+@checks_names
 def rms_norm(
     x: ArrayT,
     /,
@@ -470,6 +492,7 @@ def rms_norm(
     eps: float = 1e-5,
     weights: Array | None = None,
     out: ArrayT | None = None,
+    **others: Never,
 ) -> ArrayT:
     r"""Root mean square normalization: layer normalization that takes no mean away.
 
@@ -511,11 +534,14 @@ def rms_norm(
     array([[0.2, 1.4],
            [1. , 1. ]])
     """
+    if others:
+        refuse(others, rms_norm)
     call = calls.rms(x, gamma, beta, axis=axis, eps=eps, weights=weights, out=out)
     return autograd.normalize(call, keep=False).y  # type: ignore[no-any-return]
 
 
-def weight_norm(v: ArrayT, g: Array, /, *, axis: Axis = 0, out: ArrayT | None = None) -> ArrayT:
+@checks_names
+def weight_norm(v: ArrayT, g: Array, /, *, axis: Axis = 0, out: ArrayT | None = None, **others: Never) -> ArrayT:
     r"""Weight normalization: the weight of direction v and magnitude g.
 
     .. math:: \mathbf{w} = \frac{g}{\|\mathbf{v}\|} \mathbf{v}
@@ -556,11 +582,14 @@ def weight_norm(v: ArrayT, g: Array, /, *, axis: Axis = 0, out: ArrayT | None = 
     array([[6., 8.],
            [0., 1.]])
     """
+    if others:
+        refuse(others, weight_norm)
     call = calls.weight(v, g, axis=axis, out=out)
     return autograd.normalize(call, keep=False).y  # type: ignore[no-any-return]
 
 
-def moments(x: ArrayT, /, *, axis: Axis, weights: Array | None = None) -> Moments[ArrayT]:
+@checks_names
+def moments(x: ArrayT, /, *, axis: Axis, weights: Array | None = None, **others: Never) -> Moments[ArrayT]:
     r"""Mean, biased variance and count over some axes.
 
     .. math:: \mu = \frac{1}{n} \sum_i x_i, \qquad \sigma^2 = \frac{1}{n} \sum_i (x_i - \mu)^2
@@ -596,6 +625,8 @@ def moments(x: ArrayT, /, *, axis: Axis, weights: Array | None = None) -> Moment
     >>> anynorm.moments(np.ones((8, 3, 5, 5), dtype=np.float32), axis=(0, 2, 3))
     Moments(numpy float32 (3,), count=200)
     """
+    if others:
+        refuse(others, moments)
     return of(x, axis=axis, weights=weights)
 
 

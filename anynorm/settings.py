@@ -1,12 +1,12 @@
 """How calls are run, where the user has a say in it: the engine, threads, the size of a block."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ContextDecorator
 from contextvars import ContextVar
-from typing import NamedTuple
+from typing import Any, NamedTuple, Never
 
 from anynorm.arrays import check_int
+from anynorm.keywords import checks_names, refuse
 
 ENGINES = ("auto", "numba", "arrays")
 MOST_THREADS = 4
@@ -21,10 +21,32 @@ class Options(NamedTuple):
     block_bytes: int
 
 
-@contextmanager
+class Within(ContextDecorator):
+    """What `options` gives: it may be entered again, also while it is entered, and in any thread or task."""
+
+    def __init__(self, **named: Any) -> None:
+        self._named = named
+
+    def __enter__(self) -> None:
+        _entered.set((*_entered.get(), (self, current()._replace(**self._named))))
+
+    def __exit__(self, *_: object) -> None:
+        entered = list(_entered.get())
+        for place in reversed(range(len(entered))):  # the last is another's where generators take turns
+            if entered[place][0] is self:
+                del entered[place]
+                break
+        _entered.set(tuple(entered))
+
+
+@checks_names
 def options(
-    *, engine: str | None = None, threads: int | None = None, block_bytes: int | None = None
-) -> Iterator[None]:
+    *,
+    engine: str | None = None,
+    threads: int | None = None,
+    block_bytes: int | None = None,
+    **others: Never,
+) -> Within:
     """Say how the calls inside a ``with`` are run; results are the same to rounding.
 
     Parameters
@@ -45,8 +67,8 @@ def options(
     Returns
     -------
     context manager
-        What is not named stays as it is outside. Nested and concurrent uses, in threads and in asynchronous tasks, do
-        not see each other.
+        Also a decorator of functions. What is not named stays as it is outside. It may be entered again, nested in
+        itself too; concurrent uses, in threads and in asynchronous tasks, do not see each other.
 
     Raises
     ------
@@ -65,23 +87,22 @@ def options(
     ...     anynorm.layer_norm(np.array([[1.0, 3.0]]), eps=0)
     array([[-1.,  1.]])
     """
-    before = current()
-    token = _current.set(
-        Options(
-            before.engine if engine is None else _engine("engine", engine),
-            before.threads if threads is None else _at_least_one("threads", threads),
-            before.block_bytes if block_bytes is None else _at_least_one("block_bytes", block_bytes),
-        )
-    )
-    try:
-        yield
-    finally:
-        _current.reset(token)
+    if others:
+        refuse(others, options)
+    named: dict[str, Any] = {}
+    if engine is not None:
+        named["engine"] = _engine("engine", engine)
+    if threads is not None:
+        named["threads"] = _at_least_one("threads", threads)
+    if block_bytes is not None:
+        named["block_bytes"] = _at_least_one("block_bytes", block_bytes)
+    return Within(**named)
 
 
 def current() -> Options:
     """The options in force here."""
-    return _current.get() or _default()
+    entered = _entered.get()
+    return entered[-1][1] if entered else _default()
 
 
 def default_threads() -> int:
@@ -89,7 +110,7 @@ def default_threads() -> int:
     return _default().threads
 
 
-_current: ContextVar[Options | None] = ContextVar("anynorm.options", default=None)
+_entered: ContextVar[tuple[tuple[Within, Options], ...]] = ContextVar("anynorm.options", default=())
 _defaults: list[Options] = []
 
 

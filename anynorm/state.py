@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Never, TypeVar
 
 from anynorm import calls, chunks, counts, files, schedules
 from anynorm.arrays import (
@@ -21,6 +21,7 @@ from anynorm.batches import Axis, Moments
 from anynorm.counts import is_number
 from anynorm.files import Value
 from anynorm.kernels import Array, Namespace, Spread, weighted_mean
+from anynorm.keywords import checks_fields, checks_names, refuse
 from anynorm.norms import weight_norm
 from anynorm.statistics import Statistics, cast_with, check_alike, describe, pooled, spread_of
 
@@ -28,6 +29,7 @@ ArrayT = TypeVar("ArrayT")
 
 
 @pytree("mean", "var", "count", "_rest", "_var_rest", "_count_rest")
+@checks_fields
 @dataclass(frozen=True, eq=False, repr=False)
 class RunningStats(Statistics[ArrayT]):
     r"""Running mean and variance of each channel, for inference.
@@ -86,8 +88,15 @@ class RunningStats(Statistics[ArrayT]):
         self._carrying(xp.zeros_like(self.mean), None if self.momentum is None else xp.zeros_like(self.var))
 
     @classmethod
+    @checks_names
     def init(
-        cls, num_channels: int, *, like: ArrayT, momentum: float | None = 0.9, correction: float = 0
+        cls,
+        num_channels: int,
+        *,
+        like: ArrayT,
+        momentum: float | None = 0.9,
+        correction: float = 0,
+        **others: Never,
     ) -> "RunningStats[ArrayT]":
         """Mean 0 and variance 1, nothing seen.
 
@@ -109,6 +118,8 @@ class RunningStats(Statistics[ArrayT]):
         TypeError, ValueError
             If an argument is of the wrong kind, or num_channels is negative.
         """
+        if others:
+            refuse(others, cls.init)
         channels = check_int("num_channels", num_channels)
         if channels < 0:
             raise ValueError(f"num_channels must be at least 0, got {channels}")
@@ -209,8 +220,8 @@ class RunningStats(Statistics[ArrayT]):
         library, dtype = library_of("mean", self.mean), self.mean.dtype  # type: ignore[attr-defined]
         mean, rest = cast_with(library, sample.mean, sample.rest, dtype)
         var, var_rest = cast_with(library, sample.var, var_rest, dtype)
-        state = RunningStats(mean, var, counted[0], momentum=self.momentum, correction=self.correction)
-        return state._carrying(rest, var_rest, counted[1])
+        conventions = {"momentum": self.momentum, "correction": self.correction}
+        return RunningStats._with_rest(mean, rest, var, *counted, _var_rest=var_rest, **conventions)
 
 
 def _moved(
@@ -237,6 +248,7 @@ def _corrected(correction: float, bessel: float | None, power: int, xp: Namespac
 
 
 @pytree("v", "g")
+@checks_fields
 @dataclass(frozen=True, eq=False, repr=False)
 class WeightNorm(Value[ArrayT]):
     r"""A weight by its direction and magnitude, :math:`\mathbf{w} = g \mathbf{v} / \|\mathbf{v}\|`.
@@ -288,7 +300,8 @@ class WeightNorm(Value[ArrayT]):
         object.__setattr__(self, "axis", as_ints(self.axis))
 
     @classmethod
-    def from_weight(cls, w: ArrayT, axis: Axis = 0) -> "WeightNorm[ArrayT]":
+    @checks_names
+    def from_weight(cls, w: ArrayT, axis: Axis = 0, **others: Never) -> "WeightNorm[ArrayT]":
         r"""The state whose weight is w: v is w, and g its norm, in float32 for 2-byte floats.
 
         Parameters
@@ -307,6 +320,8 @@ class WeightNorm(Value[ArrayT]):
         TypeError, ValueError
             As in `weight_norm`.
         """
+        if others:
+            refuse(others, cls.from_weight)
         call = calls.direction(w, axis=axis, name="w")
         length = chunks.length(call) if chunks.takes(call) else schedules.length(call)
         return cls(w, schedules.statistic(call, length), axis=axis)
@@ -320,7 +335,8 @@ class WeightNorm(Value[ArrayT]):
         return f"WeightNorm(v={describe(self.v)}, g={describe(self.g)}, axis={self.axis})"
 
 
-def save(states: Mapping[str, Value[Any]], path: str | os.PathLike[str]) -> None:
+@checks_names
+def save(states: Mapping[str, Value[Any]], path: str | os.PathLike[str], **others: Never) -> None:
     """Save states by name, all in one file.
 
     Parameters
@@ -340,7 +356,8 @@ def save(states: Mapping[str, Value[Any]], path: str | os.PathLike[str]) -> None
     TypeError
         If `states` is not such a dict, or the dtype of an array is not one for files.
     ValueError
-        If `path` ends otherwise or is no regular file, or a name is empty or not printable.
+        If `path` ends otherwise or is no regular file, or a name is empty, not printable or longer than 8,192 letters,
+        or there are more than 4,096 states, or all that is no array takes more than 4 MiB.
     ImportError
         If a package is missing.
     OSError
@@ -359,19 +376,20 @@ def save(states: Mapping[str, Value[Any]], path: str | os.PathLike[str]) -> None
     ...     anynorm.load(f"{folder}/norms.npz")["bn2"]
     RunningStats(numpy float64 (3,), count=0, momentum=0.9, correction=0)
     """
+    if others:
+        refuse(others, save)
     if not isinstance(states, Mapping):
         raise TypeError(f"states must be a dict of states by name, got {type(states).__name__}")
+    files.check_number(len(states))
     for name, state in states.items():
-        if not isinstance(name, str):
-            raise TypeError(f"states must have names that are strings, got {name!r}")
-        if not name or not name.isprintable():
-            raise ValueError(f"states must have names that can be printed, got {name!r}")
+        files.check_name(name)
         if type(state) not in _KINDS.values():
             raise TypeError(f"states must hold {', '.join(_KINDS)}, got {type(state).__name__} as {name!r}")
     files.write(path, dict(states), single=False)
 
 
-def load(path: str | os.PathLike[str], like: Any = None) -> dict[str, Any]:
+@checks_names
+def load(path: str | os.PathLike[str], like: Any = None, **others: Never) -> dict[str, Any]:
     """The states that `save` put into a file.
 
     Parameters
@@ -410,6 +428,8 @@ def load(path: str | os.PathLike[str], like: Any = None) -> dict[str, Any]:
     Traceback (most recent call last):
     ValueError: path must end in .npz or .safetensors, got norms.pickle
     """
+    if others:
+        refuse(others, load)
     return files.read(path, _KINDS, like, single=False)
 
 
@@ -422,9 +442,12 @@ def _bessel(count: float, correction: float) -> float:
         return 1
     if count <= correction:
         raise ValueError(
-            f"statistics of one value have no variance with correction={correction}, got count {count}"
-            if count == 1
-            else f"count must be more than correction={correction}, got {count}"
+            (
+                f"statistics of one value have no variance with correction={correction}, got count {count}"
+                if count == 1
+                else f"count must be more than correction={correction}, got {count}"
+            )
+            + ": leave this batch out, or keep statistics with correction=0"
         )
     return count / (count - correction)
 

@@ -9,6 +9,7 @@ from anynorm.arrays import (
     Bits,
     check_count,
     check_device,
+    check_variance,
     compute_dtype,
     flush_pytrees,
     from_bits,
@@ -53,6 +54,7 @@ class Statistics(Value[ArrayT]):
         count = check_count("count", self.count, self.mean)
         if not is_number(count) and _shape(count) and not same_shape(_shape(count), mean):
             raise ValueError(f"count must be a number or have the shape of mean, {mean}, got {_shape(count)}")
+        check_variance(library, "var", self.var)
         if not is_number(count):
             count, rest = counts.widened(library, count)
             object.__setattr__(self, "_count_rest", rest)
@@ -62,6 +64,18 @@ class Statistics(Value[ArrayT]):
         count = self.count if is_number(self.count) else describe(self.count)
         conventions = "".join(f", {each.name}={getattr(self, each.name)}" for each in fields(self) if each.kw_only)
         return f"{type(self).__name__}({describe(self.mean)}, count={count}{conventions})"
+
+    @classmethod
+    def _with_rest(
+        cls, mean: ArrayT, rest: Any, var: ArrayT, count: Any, count_rest: Any = None, **others: Any
+    ) -> Self:
+        """Statistics that the library computed and need not check, of mean + rest, to twice the digits."""
+        flush_pytrees()
+        made = object.__new__(cls)
+        values = {"mean": mean, "var": var, "count": count, "_rest": rest, "_count_rest": count_rest}
+        for name, value in (values | others).items():
+            object.__setattr__(made, name, value)
+        return made
 
     def _carrying(self, rest: Any, var_rest: Any = None, count_rest: Any = None) -> Self:
         """These, new as they are, with what rounding took from their mean, variance and count."""

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.cells("numpy")
 
 PACKAGE = Path(anynorm.__file__).parent
 FLOORS = ["kernels", "weights", "replicas", "library", "of_numpy", "of_torch", "of_jax", "of_cupy", "arrays"]
-FLOORS += ["settings", "layouts", "files", "counts", "statistics", "blocks"]
+FLOORS += ["keywords", "settings", "layouts", "files", "counts", "statistics", "blocks"]
 FLOORS += [
     "calls",
     "passes",

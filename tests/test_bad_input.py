@@ -36,8 +36,19 @@ def test_what_is_not_an_array_is_refused(norm, options, x, kind):
 @pytest.mark.filterwarnings("ignore:the matrix subclass")
 @norms
 def test_masked_arrays_and_matrices_are_refused(norm, options):
-    refused(TypeError, "x must be a plain array, got MaskedArray", norm, np.ma.ones((2, 3, 4)), **options)
+    message = "x must be a plain array, got MaskedArray: write x.data, weights=~x.mask if that is what you mean"
+    refused(TypeError, message, norm, np.ma.ones((2, 3, 4)), **options)
     refused(TypeError, "x must be a plain array, got matrix", norm, np.asmatrix(np.ones((2, 3))), **options)
+
+
+@pytest.mark.cells("numpy")
+def test_what_is_said_of_a_masked_array_does_what_the_mask_means():
+    x = np.ma.masked_greater(np.arange(12.0).reshape(3, 4), 9.5)
+    found = anynorm.moments(x.data, axis=0, weights=~x.mask)
+    np.testing.assert_allclose(found.mean, x.mean(axis=0))
+    np.testing.assert_allclose(found.var, x.var(axis=0))
+    message = "gamma must be a plain array, got MaskedArray: write gamma.data if that is what you mean"
+    refused(TypeError, message, anynorm.layer_norm, x.data, np.ma.ones(4))
 
 
 @pytest.mark.cells("numpy", "torch", "jax", "strict")
@@ -136,6 +147,9 @@ def test_a_channel_axis_that_is_not_there_is_refused(backend):
         refused(ValueError, message, norm, x, channel_axis=3, **options)
         for axis in (1.0, None, (1,)):
             refused(TypeError, f"channel_axis must be an int, got {axis!r}", norm, x, channel_axis=axis, **options)
+    for norm, options in ((anynorm.batch_norm, {}), (anynorm.instance_norm, {}), (anynorm.group_norm, {"groups": 1})):
+        message = "x must have at least two axes, the channels on axis 1, got shape (3,)"
+        refused(ValueError, message, norm, backend.array(np.ones(3)), **options)
     refused(
         ValueError,
         "x must have more than the 2 axes that keep statistics of their own, got 2",
@@ -278,10 +292,128 @@ def test_states_of_the_wrong_kind_are_refused(backend):
     refused(ValueError, message, anynorm.WeightNorm, three, four)
 
 
+@pytest.mark.parametrize("kind", [anynorm.Moments, anynorm.RunningStats])
+def test_a_variance_is_not_negative_where_its_numbers_are_there(backend, kind):
+    mean = backend.array(np.zeros(3))
+    for var in ([1.0, -1e-30, 1.0], [np.nan, -1.0, 1.0], [-np.inf, 0.0, 1.0]):
+        if backend.library not in ("dask", "cupy"):  # lazy, or on a GPU
+            message = "var must be at least 0 everywhere, got an array with less"
+            refused(ValueError, message, kind, mean, backend.array(np.array(var)), 3)
+    for var in ([np.nan, 1.0, np.inf], [-0.0, 0.0, 1.0]):
+        assert kind(mean, backend.array(np.array(var)), 3).count == 3
+    assert kind(mean[:0], mean[:0], 0).count == 0
+
+
+@pytest.mark.cells("numpy", "torch", "strict")
+def test_a_count_that_is_no_number_is_not_called_less(backend):
+    three = backend.array(np.ones(3))
+    for count, what in (([np.nan, 1.0, 2.0], "NaN"), ([np.nan, -1.0, 2.0], "less"), ([0.0, -1.0, 2.0], "less")):
+        message = f"count must be at least 0 everywhere, got an array with {what}"
+        refused(ValueError, message, anynorm.Moments, three, three, backend.array(np.array(count)))
+
+
+# what the frameworks call it, beside what it is called here
+OTHER_NAMES = [
+    (anynorm.layer_norm, {}, {"normalized_shape": "axis", "weight": "gamma", "bias": "beta", "epsilon": "eps"}),
+    (anynorm.layer_norm, {}, {"dim": "axis", "mask": "weights", "scale": "gamma", "offset": "beta", "input": "x"}),
+    (anynorm.batch_norm, {}, {"axis": "channel_axis", "data_format": "channel_axis", "process_group": "all_reduce"}),
+    (anynorm.batch_norm, {}, {"running_mean": "moments", "running_var": "moments", "training": "moments"}),
+    (anynorm.batch_norm, {}, {"momentum": "RunningStats", "num_features": "the shape of x", "affine": "gamma"}),
+    (anynorm.instance_norm, {}, {"use_input_stats": "in training and in inference", "keepdims": "shape of x"}),
+    (anynorm.group_norm, {}, {"num_groups": "groups", "num_channels": "the shape of x", "group": "groups"}),
+    (anynorm.group_norm, {"groups": 1}, {"data_format": "channel_axis", "eps_": "it takes x, gamma, beta, groups"}),
+    (anynorm.rms_norm, {}, {"epsilon": "eps", "weight": "gamma", "normalized_shape": "axis", "moments": "it takes x"}),
+    (anynorm.normalize, {}, {"dim": "axis", "axes": "axis", "mean": "moments", "variance": "moments"}),
+    (anynorm.moments, {}, {"dim": "axis", "keepdims": "kept", "where": "weights", "correction": "it takes x, axis"}),
+    (anynorm.weight_norm, {}, {"weight_g": "g", "dim": "axis", "weight_v": "v"}),
+    (
+        anynorm.RunningStats,
+        {},
+        {"running_mean": "mean", "variance": "var", "num_features": "init", "decay": "momentum"},
+    ),
+    (anynorm.RunningStats.init, {}, {"num_features": "num_channels", "device": "like", "unbiased": "correction"}),
+    (
+        anynorm.Moments,
+        {},
+        {"variance": "var", "n": "count", "momentum": "RunningStats", "eps": "it takes mean, var, count"},
+    ),
+    (anynorm.Moments.over, {}, {"dim": "axis", "data": "batches"}),
+    (anynorm.WeightNorm, {}, {"weight_g": "g", "weight_v": "v", "dim": "axis"}),
+    (anynorm.WeightNorm.from_weight, {}, {"weight": "w", "dim": "axis"}),
+    (anynorm.options, {}, {"num_threads": "threads", "block_size": "block_bytes"}),
+    (anynorm.save, {}, {"state_dict": "states", "f": "path"}),
+    (anynorm.load, {}, {"f": "path", "map_location": "like"}),
+    (anynorm.Moments.load, {}, {"file": "path", "device": "like"}),
+]
+
+
+@pytest.mark.cells("numpy")
+@pytest.mark.parametrize(("function", "options", "names"), OTHER_NAMES, ids=lambda each: getattr(each, "__name__", ""))
+def test_another_frameworks_name_of_an_argument_gets_the_name_that_it_has_here(function, options, names):
+    one = np.ones((2, 3))
+    arrays = (
+        ()
+        if isinstance(function, type) or function is anynorm.options
+        else (one, one)[: 2 if function is anynorm.weight_norm else 1]
+    )
+    for name, meant in names.items():
+        for given in (arrays, ()):  # also where all that is missing has another name
+            with pytest.raises(TypeError, match=f"^{function.__name__} has no argument {name}: [^:]*{meant}"):
+                function(*given, **options, **{name: one})
+    first, second = list(names)[:2]
+    both = f"^{function.__name__} has no argument {first}: .*; no argument {second}: "
+    with pytest.raises(TypeError, match=both):
+        function(*arrays, **options, **{first: one, second: one})
+    with pytest.raises(TypeError, match=f"^{function.__name__} has no argument a{{40}}: it takes .{{0,200}}$"):
+        function(*arrays, **options, **{"a" * 10**6: one})
+
+
+@pytest.mark.cells("numpy")
+def test_vjp_names_the_argument_of_its_norm():
+    x = np.ones((2, 4, 3))
+    refused(
+        TypeError, "group_norm has no argument group: it is groups here", anynorm.vjp, anynorm.group_norm, x, group=2
+    )
+    refused(
+        TypeError, "layer_norm has no argument epsilon: it is eps here", anynorm.vjp, anynorm.layer_norm, x, epsilon=1
+    )
+    message = "layer_norm has no argument x by name: it is passed by position"
+    refused(TypeError, message, anynorm.vjp, anynorm.layer_norm, x, x=x)
+    refused(TypeError, message, anynorm.layer_norm, x=x)
+
+
+@pytest.mark.cells("numpy")
+def test_an_argument_that_is_missing_is_named():
+    x = np.ones((2, 4, 3))
+    refused(TypeError, "x must be an array, got Nothing", anynorm.layer_norm)
+    refused(TypeError, "groups must be an int, got Nothing", anynorm.group_norm, x)
+    for function in (anynorm.normalize, anynorm.moments):
+        refused(TypeError, "axis must be an int or a tuple of ints, got Nothing", function, x)
+    refused(TypeError, "g must be an array, got Nothing", anynorm.weight_norm, x)
+    refused(TypeError, "like must be an array, got Nothing", anynorm.RunningStats.init, 3)
+
+
+@pytest.mark.cells("torch", "jax")
+def test_compilers_see_no_more_of_a_function_than_its_arguments(backend):
+    x = backend.array(np.arange(6.0).reshape(2, 3))
+    if backend.library == "torch":
+        compiled = backend.xp.compile(anynorm.layer_norm, fullgraph=True, backend="eager")
+        backend.check(compiled(x, axis=0), backend.numpy(anynorm.layer_norm(x, axis=0)))
+        compiled = backend.xp.compile(anynorm.layer_norm, backend="eager")
+    else:
+        import jax
+
+        compiled = jax.jit(anynorm.layer_norm, static_argnames="axis")
+    backend.check(compiled(x, axis=0), backend.numpy(anynorm.layer_norm(x, axis=0)))
+    with pytest.raises(TypeError, match="^layer_norm has no argument dim: it is axis here$"):
+        compiled(x, dim=0)
+
+
 def test_one_value_has_no_unbiased_variance(backend):
     x = backend.array(np.ones((1, 3)))
     batch = anynorm.moments(x, axis=0)
-    message = "statistics of one value have no variance with correction=1, got count 1"
+    message = "statistics of one value have no variance with correction=1, got count 1: "
+    message += "leave this batch out, or keep statistics with correction=0"
     for momentum in (0.9, None):
         running = anynorm.RunningStats.init(3, like=x, correction=1, momentum=momentum)
         refused(ValueError, message, running.update, batch)

@@ -248,6 +248,18 @@ def test_what_cannot_be_done_is_one_sentence_before_any_training(options, senten
 
 
 @once
+@pytest.mark.usefixtures("extra")
+def test_plot_is_not_named_to_those_who_did_not_give_it(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli.os, "access", lambda path, mode: False)  # root may write anywhere
+    said = "must be in a folder that can be written to, got"
+    assert cli.main(["demo"]) == 1
+    assert capsys.readouterr().err == f"anynorm demo: without --plot, anynorm-demo.png {said} {tmp_path}\n"
+    assert cli.main(["demo", "--plot", "mine.png"]) == 2
+    assert capsys.readouterr().err == f"anynorm demo: --plot {said} mine.png\n"
+
+
+@once
 def test_without_a_command_there_is_help(capsys):
     assert cli.main([]) == 0
     output, _ = capsys.readouterr()

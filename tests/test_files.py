@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 import tracemalloc
 import zipfile
 
@@ -413,6 +414,164 @@ def test_a_whole_file_of_any_bytes_is_read_or_refused(suffix, tmp_path):
     assert refusals == {True}
 
 
+def refusal(load, path, most=2e7):
+    """What is said of a file that is refused; its reading takes no more memory than this."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=f"^{path} must [^\\n]{{1,400}}$") as caught:
+            load(path)
+        assert tracemalloc.get_traced_memory()[1] < most
+    finally:
+        tracemalloc.stop()
+    return str(caught.value).removeprefix(f"{path} must ")
+
+
+HUGE = 3 * 2**30
+
+
+@pytest.mark.cells("numpy")
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("ends", ["zeros", "its own", "a long header", "an endless header"])
+def test_a_huge_file_is_refused_from_its_ends(suffix, ends, tmp_path):
+    path = tmp_path / f"huge{suffix}"
+    anynorm.Moments(np.zeros(3), np.ones(3), 1).save(path)
+    whole = path.read_bytes()
+    start = len(whole) if suffix == ".safetensors" else whole.index(b"PK\1\2")
+    head = {"zeros": b"", "its own": whole[:start]}.get(
+        ends, (HUGE - 8 if ends == "a long header" else 2**63).to_bytes(8, "little")
+    )
+    end = whole[start:] if ends == "its own" else b""
+    if end:  # the directory is where the end says
+        size = len(end)
+        end = end[:-70] + (HUGE - size).to_bytes(4, "little") + end[-66:]
+    path.write_bytes(head)
+    os.truncate(path, HUGE - len(end))
+    with path.open("ab") as file:
+        file.write(end)
+    try:
+        began = time.process_time()
+        said = refusal(anynorm.Moments.load, path)
+        assert time.process_time() - began < 2  # to read it takes longer
+    finally:
+        path.unlink()
+    assert said == "be a whole file of anynorm, got one that is cut short, changed or another's"
+
+
+@pytest.mark.cells("numpy")
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_file_of_more_arrays_than_states_may_have_is_refused(suffix, tmp_path):
+    path, one = tmp_path / f"many{suffix}", np.zeros(1)
+    made = files._FORMATS[suffix]
+    whole = made.encode({str(i): one for i in range(20_000)}, "{}")
+    path.write_bytes(files._sealed(whole, made.seal(whole)))
+    began = time.process_time()
+    assert "arrays" in refusal(anynorm.load, path)
+    assert time.process_time() - began < 2
+
+
+WRONG_STATES = {
+    "a name is a number": {"name": 5},
+    "a name is a list": {"name": ["a"]},
+    "a name is none": {"name": None},
+    "a name has a NUL": {"name": "a\0"},
+    "a name has a line end": {"name": "a\n"},
+    "a name is empty": {"name": ""},
+    "a name is long": {"name": "a" * 10_000},
+    "a kind is long": {"kind": "k" * 200_000},
+    "a kind has lines": {"kind": "k\n" * 5},
+    "a kind is a list": {"kind": ["Moments"] * 100_000},
+    "an option is long": {"options": {"count": "9" * 200_000}},
+    "an option has a long name": {"options": {"count": 1, "x" * 200_000: 1}},
+    "an option is a long list": {"options": {"count": [1] * 200_000}},
+    "a dtype is short": {"arrays": {"mean": "d", "var": "float64", "_rest": "float64"}},
+    "a dtype is none": {"arrays": {"mean": None, "var": "float64", "_rest": "float64"}},
+    "a dtype is long": {"arrays": {"mean": "f" * 200_000, "var": "float64", "_rest": "float64"}},
+}
+
+
+@pytest.mark.cells("numpy")
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("wrong", WRONG_STATES)
+def test_what_save_refuses_load_refuses_in_few_words(suffix, wrong, tmp_path):
+    path = tmp_path / f"states{suffix}"
+    anynorm.save({"a": anynorm.Moments(np.zeros(3), np.ones(3), 1)}, path)
+
+    def change(content, arrays):
+        content["states"][0] |= WRONG_STATES[wrong]
+        name = content["states"][0]["name"]
+        for key in ("mean", "var", "rest"):  # by the name that it then has, where a file can have it
+            if "\0" not in str(name):
+                arrays[f"{name}.{key}" if name else key] = arrays.pop(f"a.{key}")
+
+    tampered(path, change)
+    refusal(anynorm.load, path)
+
+
+@pytest.mark.cells("numpy")
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_text_is_refused_that_is_long_or_has_an_entry_twice(suffix, tmp_path):
+    path, made = tmp_path / f"states{suffix}", files._FORMATS[suffix]
+    anynorm.save({"a": anynorm.Moments(np.zeros(3), np.ones(3), 1)}, path)
+    text, arrays = made.decode(path.read_bytes())
+    for changed in (text[:-1] + ', "more": "' + "a" * 2**23 + '"}', text[:-1] + ', "version": 1}'):
+        whole = made.encode(arrays, changed)
+        path.write_bytes(files._sealed(whole, made.seal(whole)))
+        refusal(anynorm.load, path, 1e8)
+
+
+SAFETENSORS_HEADERS = {
+    "offsets that overlap": lambda header: header["var"].update(data_offsets=header["mean"]["data_offsets"]),
+    "offsets out of range": lambda header: header["var"].update(data_offsets=[24, 2**60]),
+    "offsets below zero": lambda header: header["var"].update(data_offsets=[-8, 16]),
+    "offsets that are no numbers": lambda header: header["var"].update(data_offsets="ab"),
+    "an array that is a number": lambda header: header.update(var=5),
+    "a shape that cannot be counted": lambda header: header["var"].update(shape=[2**40, 2**40]),
+    "a shape of nothing": lambda header: header["var"].update(shape=[0, 2**62]),
+    "another dtype": lambda header: header["var"].update(dtype="F8_E4M3"),
+    "no dtype": lambda header: header["var"].update(dtype="x" * 200_000),
+    "a text that is a number": lambda header: header["__metadata__"].update(anynorm=5),
+    "no text": lambda header: header["__metadata__"].pop("anynorm"),
+}
+
+
+@pytest.mark.cells("numpy")
+@pytest.mark.parametrize("wrong", [*SAFETENSORS_HEADERS, "an array twice"])
+def test_a_header_of_safetensors_that_is_wrong_is_refused(wrong, tmp_path):
+    path = tmp_path / "state.safetensors"
+    anynorm.Moments(np.zeros(3), np.ones(3), 1).save(path)
+    whole = path.read_bytes()
+    length = int.from_bytes(whole[:8], "little")
+    header = json.loads(whole[8 : 8 + length])
+    SAFETENSORS_HEADERS.get(wrong, lambda header: None)(header)
+    text = json.dumps(header, separators=(",", ":"))
+    if wrong == "an array twice":
+        text = f'{text[:-1]},"var":{json.dumps(header["var"], separators=(",", ":"))}}}'
+    text = text.encode() + b" " * (-len(text) % 8)
+    whole = len(text).to_bytes(8, "little") + text + whole[8 + length :]
+    path.write_bytes(files._sealed(whole, files._safetensors_seal(whole)))
+    refusal(anynorm.Moments.load, path)
+
+
+@pytest.mark.cells("numpy")
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_as_many_states_as_are_allowed_come_back_and_one_more_is_refused(suffix, tmp_path):
+    path, three = tmp_path / f"states{suffix}", np.ones(3)
+    state = anynorm.RunningStats(three, three, three, momentum=None)
+    names = [f"transformer.encoder.layers.{i:04d}.self_attention.output_norm" for i in range(4096)]
+    anynorm.save(dict.fromkeys(names, state), path)
+    assert list(anynorm.load(path)) == names
+    with pytest.raises(ValueError, match=r"^states must be at most 4096, got 4097$"):
+        anynorm.save(dict.fromkeys([*names, "more"], state), path)
+    with pytest.raises(ValueError, match=r"^states must have names of at most 8192 letters, got 8193: 'a{19}\.\.\.$"):
+        anynorm.save({"a" * 8193: state}, path)
+    with pytest.raises(
+        ValueError, match=r"^states must have names that take at most 4194304 bytes in a file, got more$"
+    ):
+        anynorm.save({f"{'é' * 8000}{i}": state for i in range(200)}, path)
+    anynorm.save({"é" * 8192: state}, path)
+    assert list(anynorm.load(path)) == ["é" * 8192]
+
+
 @pytest.mark.cells("numpy")
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_names_may_have_any_characters_that_can_be_printed(suffix, tmp_path):
@@ -448,6 +607,11 @@ def test_a_path_says_what_is_wrong_with_it(tmp_path):
                 use(tmp_path / name)
         with pytest.raises(TypeError, match=r"^path must be a str or a path, got int$"):
             use(3)
+        with pytest.raises(TypeError, match=r"^path must be a str or a path, got bytes$"):
+            use(b"state.npz")
+        for name, shown in (("a\0.npz", r"a\\x00\.npz"), ("\ud800.npz", r"\\ud800\.npz")):
+            with pytest.raises(ValueError, match=rf"^path must be a name that a file may have, got '{shown}'$"):
+                use(name)
         (tmp_path / "folder.npz").mkdir(exist_ok=True)
         with pytest.raises(OSError, match=r"folder\.npz"):
             use(tmp_path / "folder.npz")

@@ -1,7 +1,9 @@
 """`vjp` is the derivative of the formulas: against differences of the float64 loops, and automatic differentiation."""
 
+import copy
 import dataclasses
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -175,3 +177,37 @@ def test_float32_gradient_is_exact_at_an_offset(backend, case, offset):
     _, *derivatives = derived(case, [x, gamma, None], dy, step=1e-4 if offset else 1e-5)
     for found, each in zip(pullback(backend.array(dy, "float32")), derivatives, strict=True):
         backend.check(found, each, dtype="float32", tolerance=2e-5)
+
+
+def replay(pullback):
+    return pickle.loads(pickle.dumps(pullback))
+
+
+@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, replay])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_copy_of_a_pullback_and_one_from_a_pickle_are_the_derivative_too(backend, case, again):
+    only_if(CASES.index(case) % 5 == 0, backend, "jax", "dask")
+    rng = np.random.default_rng(19)
+    x, dy = rng.standard_normal(case.shape) + 1, rng.standard_normal(case.shape)
+    params = [rng.standard_normal(case.parameter_shape) for _ in range(case.parameters)]
+    y, pullback = anynorm.vjp(case.norm, backend.array(x), *map(backend.array, params), **case.options)
+    if backend.tracked and again is copy.deepcopy:
+        with pytest.raises(TypeError, match="^a pullback of what autograd records cannot be deep-copied: detach what "):
+            again(pullback)
+        return
+    copied = again(pullback)
+    assert type(copied) is type(pullback)
+    _, *derivatives = derived(case, [x, *params, None][:3], dy)
+    for found, each in zip(copied(backend.array(dy)), derivatives, strict=True):
+        backend.check(found, each, tolerance=max(backend.tolerance, 1e-8))
+
+
+@pytest.mark.cells("numpy", "torch-cpu")
+def test_a_deep_copy_of_a_pullback_has_an_x_of_its_own(backend):
+    if backend.tracked:
+        pytest.skip(reason="autograd lets nobody write to it")
+    x, dy = map(backend.array, np.random.default_rng(20).standard_normal((2, 6000, 6)))
+    pullback = anynorm.vjp(anynorm.layer_norm, x)[1]
+    copied, (expected,) = copy.deepcopy(pullback), pullback(dy)
+    x[...] = math.nan
+    backend.check(copied(dy)[0], backend.numpy(expected), tolerance=1e-14, dtype=backend.widest)

@@ -132,6 +132,80 @@ def test_options_are_those_of_a_task_alone():
     assert seen == [outside]
 
 
+@pytest.mark.parametrize(
+    ("named", "error"),
+    [({"threads": 0}, ValueError), ({"block_bytes": -1}, ValueError), ({"threads": 1.5}, TypeError)],
+)
+def test_options_are_refused_where_they_are_named(named, error):
+    with pytest.raises(error, match=f"^{next(iter(named))} must be "):
+        anynorm.options(**named)
+
+
+def test_options_may_be_entered_again_and_in_themselves():
+    outside, three = settings.current(), anynorm.options(threads=3)
+    for _ in range(2):
+        with three:
+            assert settings.current().threads == 3
+            with anynorm.options(threads=5, block_bytes=64), three:
+                assert settings.current()[:2] == (3, 64)
+                with pytest.raises(KeyError), three:
+                    raise KeyError
+                assert settings.current()[:2] == (3, 64)
+            assert settings.current() == outside._replace(threads=3)
+        assert settings.current() == outside
+
+    @three
+    def decorated(depth):
+        assert settings.current().threads == 3
+        return depth and decorated(depth - 1)
+
+    assert decorated(3) == 0
+    assert settings.current() == outside
+
+
+def test_one_options_object_serves_threads_tasks_and_generators_at_once():
+    outside, shared, seen = settings.current(), anynorm.options(threads=3), []
+
+    def use():
+        for _ in range(200):
+            with shared:
+                seen.append(settings.current().threads)
+            seen.append(settings.current() == outside)
+
+    threads = [threading.Thread(target=use) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (seen.count(3), seen.count(True), len(seen)) == (800, 800, 1600)
+
+    async def task(n):
+        for _ in range(n):
+            with shared:
+                await asyncio.sleep(0)
+                assert settings.current().threads == 3
+            await asyncio.sleep(0)
+            assert settings.current() == outside
+
+    async def tasks():
+        await asyncio.gather(*(task(n) for n in range(1, 9)))
+
+    asyncio.run(tasks())
+
+    def generator(n):
+        with anynorm.options(threads=n):
+            yield
+            yield
+
+    first, second = generator(5), generator(6)
+    next(first)
+    next(second)
+    first.close()
+    assert settings.current().threads == 6
+    second.close()
+    assert settings.current() == outside
+
+
 @pytest.mark.parametrize("bad", [0, 1, 7, 19])
 def test_an_exception_in_any_thread_is_raised_once_all_have_stopped(bad):
     working = []
