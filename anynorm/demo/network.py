@@ -29,6 +29,7 @@ METHODS = {
     "plain": Method("no normalization"),
     "BN": Method("batch norm", anynorm.batch_norm, {"channel_axis": -1}),
     "LN": Method("layer norm", anynorm.layer_norm, {"axis": (1, 2, 3)}),
+    "RMS": Method("RMS norm", anynorm.rms_norm, {"axis": (1, 2, 3)}),
     "IN": Method("instance norm", anynorm.instance_norm, {"channel_axis": -1}, needs_space=True),
     "GN": Method("group norm", anynorm.group_norm, {"groups": 4, "channel_axis": -1}),
     "WN": Method("weight norm", weights=True),
@@ -87,7 +88,7 @@ def forward(
     images: Array,
     running: tuple[anynorm.RunningStats[Array] | None, ...] | None = None,
 ) -> tuple[Array, list[Any], Callable[[Array], tuple[Layer, ...]]]:
-    """The logits of each class; the moments that each norm took; and the pullback from logits to all layers.
+    """The logits of each class; the moments that each batch norm took; and the pullback from logits to all layers.
 
     With `running`, a norm that keeps running statistics normalizes with them: inference. Without, with the batch's own.
     """
@@ -166,8 +167,10 @@ def _normalized(
             return dy, None, dshift
 
         return y, None, pullback
-    given = {} if known is None else {"moments": known}
+    if method.norm is not anynorm.batch_norm:
+        y, norm_pullback = anynorm.vjp(method.norm, y, layer.scale, layer.shift, **method.options)
+        return y, None, norm_pullback
     (y, moments), norm_pullback = anynorm.vjp(
-        method.norm, y, layer.scale, layer.shift, return_moments=True, **method.options, **given
+        method.norm, y, layer.scale, layer.shift, return_moments=True, moments=known, **method.options
     )
     return y, moments, norm_pullback

@@ -10,7 +10,15 @@ from anynorm.demo.network import METHODS
 from anynorm.demo.training import History
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart
-COLOURS = {"plain": "#000000", "BN": "#d55e00", "LN": "#0072b2", "IN": "#e69f00", "GN": "#009e73", "WN": "#cc79a7"}
+COLOURS = {
+    "plain": "#000000",
+    "BN": "#d55e00",
+    "LN": "#0072b2",
+    "RMS": "#56b4e9",
+    "IN": "#e69f00",
+    "GN": "#009e73",
+    "WN": "#cc79a7",
+}
 
 
 def save(histories: Mapping[str, History], title: str, path: Path) -> None:
@@ -29,7 +37,7 @@ def _draw(histories: Mapping[str, History], title: str) -> bytes:
     from matplotlib.layout_engine import ConstrainedLayoutEngine
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(10, 4.8), layout=ConstrainedLayoutEngine(wspace=0.08))
+    figure = Figure(figsize=(10, 5), layout=ConstrainedLayoutEngine(wspace=0.08))
     figure.suptitle(title)
     loss, accuracy = figure.subplots(1, 2)
     for name, history in histories.items():
@@ -45,7 +53,7 @@ def _draw(histories: Mapping[str, History], title: str) -> bytes:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     handles, labels = loss.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(histories), frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=-(-len(histories) // 2), frameon=False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
     return buffer.getvalue()
