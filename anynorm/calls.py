@@ -122,7 +122,7 @@ class Call(NamedTuple):
         """The elements that share a mean, where they have weights or are spread over replicas."""
         if self.weights is None:
             return None
-        weights = ready(self.plan.library, self.weights, self.plan.dtype)
+        weights = ready(self.plan.library, weighed(self).weights, self.plan.dtype)
         return Weighted(self.plan.groups.by(1.0), weights, self.join)
 
 
@@ -292,7 +292,7 @@ def _prepare(
         check_weights(plan.library, weights, plan.dtype)
         if not plan.given:  # to moments that are given they make no difference
             with plan.library.quiet():
-                found = _weigh(plan, plan.library.constant(weights))
+                found = _placed(plan, plan.library.constant(weights))
     return Call(plan, x, *params, given, out, found)
 
 
@@ -307,17 +307,30 @@ def ready(library: Library, weights: Weights, dtype: Any) -> Weights:
     return weights._replace(each=each if weights.unit is None else each / positive(library.xp, weights.unit))
 
 
-def _weigh(plan: Plan, weights: Array) -> Weights:
-    """The weights of a call; without a unit, if it turns out that they need none."""
-    library, xp = plan.library, plan.library.xp
+def _placed(plan: Plan, weights: Array) -> Weights:
+    """The weights of a call beside the view; not yet added up where a program may do that as it goes."""
     assert plan.weights is not None
-    here = library.plain(weights)
-    each: Array = xp.reshape(weights, plan.weights.shape) if here else _ready(plan, weights, plan.weights)
+    if plan.library.plain(weights):
+        return Weights(plan.library.xp.reshape(weights, plan.weights.shape), None)
+    return _weigh(plan, _ready(plan, weights, plan.weights))
+
+
+def weighed(call: Call) -> Call:
+    """The call with the sums of its weights."""
+    if call.weights is None or call.weights.sums is not None:
+        return call
+    with call.plan.library.quiet():
+        return call._replace(weights=_weigh(call.plan, call.weights.each)._replace(total=call.weights.total))
+
+
+def _weigh(plan: Plan, each: Array) -> Weights:
+    """The weights beside the view and their sums; without a unit, if it turns out that they need none."""
+    library, xp = plan.library, plan.library.xp
     times = math.prod([plan.view.shape[axis] for axis in plan.view.axes if each.shape[axis] == 1])
     sums = _of_groups(plan, each, Groups.mean, None) * times
     if math.prod(each.shape) == 0:
         return Weights(each, sums)
-    if here and bool(xp.all((sums == 0) | ((sums >= plan.limits.small) & (sums <= plan.limits.large)))):
+    if library.plain(each) and bool(xp.all((sums == 0) | ((sums >= plan.limits.small) & (sums <= plan.limits.large)))):
         return Weights(each, sums)
     unit = _of_groups(plan, each, _top, None)
     return Weights(each, _of_groups(plan, each, Groups.mean, unit) * times, unit)

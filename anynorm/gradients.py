@@ -211,10 +211,16 @@ _CALLS: dict[Callable[..., Any], Callable[..., Call]] = {
     norms.weight_norm: calls.weight,
 }
 _SIGNATURES = {norm: inspect.signature(norm) for norm in _CALLS}
-_BY_NAME = {
-    norm: {name for name, each in signature.parameters.items() if each.kind is not each.POSITIONAL_ONLY}
-    for norm, signature in _SIGNATURES.items()
+_DEFAULTS = {
+    norm: {name: each.default for name, each in signature.parameters.items()} for norm, signature in _SIGNATURES.items()
 }
+_BY_POSITION, _BY_NAME = (
+    {
+        norm: [name for name, each in signature.parameters.items() if each.kind is not other]
+        for norm, signature in _SIGNATURES.items()
+    }
+    for other in (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_ONLY)
+)
 
 
 def _arguments(
@@ -225,14 +231,17 @@ def _arguments(
     if signature is None:
         names = ", ".join(each.__name__ for each in _CALLS)
         raise TypeError(f"norm must be one of anynorm's {names}, got {getattr(norm, '__name__', norm)!r}")
+    names = _BY_POSITION[norm][: 1 + len(params)]
+    arguments = _DEFAULTS[norm] | dict(zip(names, (x, *params), strict=False)) | options
     if unknown := [name for name in options if name not in _BY_NAME[norm]]:
         refuse(unknown, norm)
-    try:
-        bound = signature.bind(x, *params, **options)
-    except TypeError as error:
-        raise TypeError(f"{norm.__name__}: {error}") from None
-    bound.apply_defaults()
-    return dict(bound.arguments)
+    missing = any([each is inspect.Parameter.empty for each in arguments.values()])  # noqa: C419
+    if missing or len(names) <= len(params) or not options.keys().isdisjoint(names):
+        try:
+            signature.bind(x, *params, **options)
+        except TypeError as error:
+            raise TypeError(f"{norm.__name__}: {error}") from None
+    return arguments
 
 
 def _arity(arrays: list[str], arguments: dict[str, Any], params: tuple[Array | None, ...]) -> int:

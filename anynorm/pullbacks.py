@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from anynorm import kernels, weights
 from anynorm.arrays import adds, assign, cast, empty, in_rows, zeros
 from anynorm.blocks import Block, blocks, both, share, within
-from anynorm.calls import Call, Plan, Wanted
+from anynorm.calls import Call, Plan, Wanted, weighed
 from anynorm.executors import programs
 from anynorm.kernels import PURE, Arithmetic, Array, Groups, Places, Spread, Standardized
 from anynorm.passes import (
@@ -70,9 +70,11 @@ def _pull(call: Call, dy: Array, wanted: Wanted, of: Standardized | Spread | Non
     if isinstance(of, Spread):
         if programs.supports(call, dy) and (found := programs.backward(call, dy, wanted, of)) is not None:
             return found
+        call = weighed(call)
         if in_blocks(call, dy) and ordinary(plan, of.var):
             return _in_blocks(call, dy, wanted, of.astype(plan.library.xp, plan.dtype))
         of = None
+    call = weighed(call)
     if of is None and call.x is None:  # nothing that is wanted depends on it
         spread = call.spread or Spread(None, None, None)
         of = Standardized(None, None if call.spread is None else root(plan, spread), spread)

@@ -98,3 +98,33 @@ def standardize(
     )
     rstd = kernels.inverse_root(xp, spread.var + scale.eps, flat=scale.flat)
     return scale.leave(xp, strayed(xp, x, Standardized(d * rstd, rstd, spread), groups.weights))
+
+
+def joined_statistics(xp: Namespace, own: Spread, share: Array, weights: Weights, join: Join) -> Spread:
+    """The statistics of the numbers of all replicas, from those of this one's, by the sums that `standardize` asks for.
+
+    `share` is the part of all weight that is here. Where a group has one number alone, it is as there.
+    """
+    common = weights.common
+    assert common is not None
+    nothing, mean = xp.zeros_like(own.mean), join(own.mean * share)[0] / positive(xp, weights.sums)
+    d = own.mean - mean if own.rest is None else (own.mean - mean) + own.rest
+    apart = xp.where(share > 0, d, nothing)
+    rest, sums, squares = join(d * share, apart, apart * apart)
+    d, alike = d - rest, common.level & (common.holders * squares == sums * sums)
+    var = join(xp.where(alike, nothing, (own.var + d * d) * share))[0] / positive(xp, weights.sums)
+    number = mean + sums / positive(xp, common.holders)
+    return common.scale.restore(Spread(xp.where(alike, number, mean), xp.where(alike, nothing, rest), var))
+
+
+def joined_gradient_sums(
+    xp: Namespace, of_g: Array, of_product: Array, of_xhat: Array, share: Array, weights: Weights, join: Join
+) -> tuple[Array, Array]:
+    """What of g is taken away, times the shares, and of g * xhat: by the sums that `weights.lean` asks for.
+
+    Of this replica there are the sums of g, of g * xhat, and of xhat times the shares of its numbers.
+    """
+    mean = join(of_g)[0] / positive(xp, weights.sums)
+    mean = xp.where(xp.isfinite(mean), mean, xp.zeros_like(mean))
+    rest = join(of_g - mean * share)[0]
+    return mean + rest, join(of_product - (mean + rest) * of_xhat)[0]

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from anynorm import kernels, passes, replicas, weights
 from anynorm.arrays import adds, cast, empty
-from anynorm.calls import Call, Plan
+from anynorm.calls import Call, Plan, weighed
 from anynorm.executors import programs
 from anynorm.kernels import Array, Spread, Standardized
 from anynorm.passes import ordinary
@@ -42,7 +42,7 @@ def survey(call: Call) -> Spread:
     if programs.supports(call) and (spread := programs.statistics(call)) is not None:
         return spread
     if in_blocks(call):
-        return passes.run(call, None, False, True)
+        return passes.run(weighed(call), None, False, True)
     with call.plan.library.quiet():
         return standardize(call).spread
 
@@ -59,7 +59,7 @@ def in_blocks(call: Call, *beside: Array) -> bool:
 
 def standardize(call: Call) -> Standardized:
     """The kernel's result. An eager array is scaled only if it turns out that it must be; any other always is."""
-    plan = call.plan
+    call, plan = weighed(call), call.plan
     library, xp = plan.library, plan.library.xp
     x = cast(library, call.x, plan.dtype)
     if call.spread is not None:
@@ -121,7 +121,7 @@ def statistic(call: Call, value: Any) -> Array:
 
 def _in_blocks(call: Call, keep: bool) -> Normalized:
     """Block by block, each into its place in the result."""
-    plan, out = call.plan, call.out
+    call, plan, out = weighed(call), call.plan, call.out
     library = plan.library
     target, y = out, None
     if out is not None:

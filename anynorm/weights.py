@@ -27,8 +27,8 @@ class Weights(NamedTuple):
 
     each: Array
     """As they were given, of any dtype; they broadcast to x."""
-    sums: Array
-    """Their sum over each group, divided by its unit."""
+    sums: Any
+    """Their sum over each group, divided by its unit; None until they are `calls.weighed`."""
     unit: Array | None = None
     """What those of each group are divided by, where their own sums and products might overflow or underflow."""
     common: Common | None = None

@@ -32,10 +32,12 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    own = {backend.library for backend in config.stash[_BACKENDS]} | {config.getoption("--cell")}
+    cell, libraries = config.getoption("--cell"), {backend.library for backend in config.stash[_BACKENDS]}
     chosen, others = [], []
     for item in items:
-        wanted = all(own & {*marker.args} for marker in item.iter_markers("cells"))
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        own = {parameters["backend"].library} if "backend" in parameters else libraries
+        wanted = all((own | {cell}) & {*marker.args} for marker in item.iter_markers("cells"))
         (chosen if wanted else others).append(item)
     items[:] = chosen
     config.hook.pytest_deselected(items=others)

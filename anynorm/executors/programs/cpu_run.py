@@ -70,6 +70,16 @@ def operand(library: Library, x: Array) -> Operand:
     return Operand(name_of(x.dtype), tuple(x.shape), steps)
 
 
+def reads(library: Library, x: Array) -> bool:
+    """Whether programs can read an array where it lies."""
+    assert library.address is not None
+    return _readable(library, x) and not library.address(x) & (x.dtype.itemsize - 1)
+
+
+def _readable(library: Library, x: Array) -> bool:
+    return name_of(x.dtype) in compiled.readable() and library.in_place(x)
+
+
 def run(
     plan: Plan,
     what: Hashable,
@@ -153,8 +163,8 @@ def _loops(
     dtype: Any,
 ) -> Loops | None:
     whole, axes, library = plan.view.shape, axes or plan.view.axes, plan.library
-    arrays, readable = [*inputs, *results], compiled.readable()
-    if not all(name_of(each.dtype) in readable and library.in_place(each) for each in arrays if each is not None):
+    arrays = [*inputs, *results]
+    if not all(_readable(library, each) for each in arrays if each is not None):
         return None
     rank, last = len(whole), len(whole) - 1
     operands = [None if each is None else operand(library, each) for each in arrays]
@@ -222,7 +232,7 @@ def _loops(
 
 
 def _name(what: Hashable) -> str:
-    return "_".join(str(each) for each in (what if isinstance(what, tuple) else (what,)) if isinstance(each, str))
+    return str(what[0] if isinstance(what, tuple) else what).replace(" ", "_")
 
 
 def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:

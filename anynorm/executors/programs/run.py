@@ -5,9 +5,10 @@ digits to spare in it; of numbers of eight the sums are taken twice, and where t
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from anynorm import kernels
+from anynorm import kernels, replicas
 from anynorm import weights as weighting
 from anynorm.arrays import empty, name_of
 from anynorm.calls import Call, Plan, Wanted
@@ -18,6 +19,7 @@ from anynorm.executors.programs.trace import TracedSums, TracedWeightedSums
 from anynorm.kernels import Array, Spread, Standardized
 from anynorm.passes import ordinary
 from anynorm.settings import current
+from anynorm.weights import Weights
 
 SMALL = 2**20
 """A call of fewer bytes is no program, unless one is asked for."""
@@ -46,9 +48,13 @@ def supports(call: Call, *beside: Array) -> bool:
     state = compiled.state()
     if state.version is None and engine == "numba":
         raise ImportError(f"engine='numba' needs numba, which is {state.why}: pip install 'anynorm[fast]'")
-    if state.version is None or call.all_reduce is not None or not plan.view.axes:
+    if state.version is None or not plan.view.axes:
         return False
-    return library.plain(*_arrays(call), *beside)
+    arrays = [*_arrays(call), *beside]
+    if not library.plain(*arrays):
+        return False
+    # replicas add up no second time: what they begin they can end
+    return call.all_reduce is None or all([cpu_run.reads(library, each) for each in arrays])  # noqa: C419
 
 
 def _arrays(call: Call) -> list[Array]:
@@ -78,7 +84,8 @@ def forward(call: Call, *, keep: bool) -> Forward | None:
         place = plan.enter(out)
         in_place = plan.library.overlap(call.x, out)
     known = None if call.spread is None else Found(*call.spread)
-    if careful and out is not None and known is None:  # nothing is written before they are known to be in range
+    # nothing is written before they are known to be in range; and replicas have them before they can go on
+    if known is None and (call.all_reduce is not None or (careful and out is not None)):
         known = _statistics(call)
         if known is None:
             return None
@@ -127,7 +134,45 @@ def _statistics(call: Call) -> Found | None:
     inputs, what = (call.x, _weights(call)), ("statistics", _careful(call))
     ran = cpu_run.run(call.plan, what, inputs, (), (), body, of_groups=_number(call))
     found = None if ran is None else _of(call, ran[0])
-    return found if found is not None and _in_range(call, found) else None
+    if found is None or not _in_range(call, found):
+        return None
+    return found if call.all_reduce is None else _joined(call, found)
+
+
+def _joined(call: Call, own: Found) -> Found:
+    """The statistics of all replicas."""
+    assert call.weights is not None
+    assert call.weights.common is not None
+    unit = _wide(call, call.weights.common.scale.unit)[0]
+    scaled = Spread(own.mean * unit, None if own.rest is None else own.rest * unit, own.var * unit * unit)
+    joined = replicas.joined_statistics(call.plan.library.xp, scaled, _share(call, own.weight), *_replicas(call))
+    return Found(*_wide(call, *joined), call.weights.sums)
+
+
+def _replicas(call: Call) -> tuple[Weights, Callable[..., list[Array]]]:
+    """What replicas know of each other, and how they add up: in the dtype of the computation, as all of them do."""
+    weights, join = call.weights, call.join
+    assert weights is not None
+    assert join is not None
+
+    def narrowed(*sums: Array) -> list[Array]:
+        xp, dtype = call.plan.library.xp, call.plan.dtype
+        return _wide(call, *join(*(xp.astype(each, dtype, copy=False) for each in sums)))
+
+    return weights, narrowed
+
+
+def _wide(call: Call, *arrays: Array) -> list[Array]:
+    xp = call.plan.library.xp
+    return [xp.astype(each, xp.float64, copy=False) for each in arrays]
+
+
+def _share(call: Call, weight: Array | None) -> Array:
+    """The part of all weight that this replica has."""
+    assert call.weights is not None
+    (whole,) = _wide(call, call.weights.unit)
+    here = float(call.plan.layout.group_size) if weight is None else weight
+    return here / weighting.positive(call.plan.library.xp, whole)
 
 
 def _statistics_of(call: Call, words: Any, x: Any, weights: Any, sums: TracedSums) -> Found:
@@ -180,9 +225,13 @@ def backward(call: Call, dy: Array, wanted: Wanted, spread: Spread) -> Gradients
         key = (what, name_of(dy.dtype), wide, given, of_x, *these)
         return cpu_run.run(plan, key, inputs, *others, **how)
 
+    dx = empty(plan.view.shape, dy, wanted.dtype) if of_x else None
+    if dx is not None and call.all_reduce is not None and not given:
+        _joined_input_gradient(call, dx, dy, Spread(spread.mean, rest, spread.var), weight)
+        of_x = False
+    results = [dx] if of_x and dx is not None else []
     shapes = wanted.parameters
     brief = [i for i, shape in enumerate(shapes) if shape is not None and math.prod(shape) <= BRIEF]
-    dx = empty(plan.view.shape, dy, wanted.dtype) if of_x else None
 
     def body(words: Any, numbers: list[Any], sums: TracedSums) -> Written:
         dx, products = gradients(words, numbers, sums)
@@ -190,7 +239,7 @@ def backward(call: Call, dy: Array, wanted: Wanted, spread: Spread) -> Gradients
 
     found: list[Array | None] = [None for _ in shapes]
     if of_x or brief:
-        ran = run("backward", of_x, brief, () if dx is None else (dx,), [shapes[i] for i in brief], body)
+        ran = run("backward", of_x, brief, results, [shapes[i] for i in brief], body)
         if ran is None:
             return None
         for i, total in zip(brief, ran[1], strict=True):
@@ -201,6 +250,40 @@ def backward(call: Call, dy: Array, wanted: Wanted, spread: Spread) -> Gradients
             if found[i] is None:
                 return None
     return dx, *found
+
+
+def _joined_input_gradient(call: Call, dx: Array, dy: Array, spread: Spread, weight: Array | None) -> None:
+    """Write the gradient of x for statistics of all replicas: the sums here, those of all, and what they make."""
+    plan, (weights, join) = call.plan, _replicas(call)
+
+    def gradient(words: Any, numbers: list[Any], sums: TracedSums) -> tuple[Any, Standardized, Any]:
+        """That of xhat, xhat, and the share of a number in all weight."""
+        dy, x, gamma, mean, rest, var, whole, each, weight, *_ = numbers
+        known, share = Spread(mean, rest, var), (1.0 if each is None else each) / weighting.positive(words, whole)
+        rstd = kernels.inverse_root(words, var + sums.tracer.eps, flat=1.0)
+        xhat = kernels.less(x, known) * rstd
+        if each is not None:
+            dy, xhat = _without_strays(words, dy, xhat, each, weight)
+            dy = words.where(weight > 0, dy, words.zeros_like(dy))
+        alone = kernels.alone(gamma, sums.axes)
+        return kernels.affine(dy, None if alone else gamma, None), Standardized(xhat, rstd, known), share
+
+    def here(words: Any, numbers: list[Any], sums: TracedSums) -> Written:
+        g, of, share = gradient(words, numbers, sums)
+        how: dict[str, Any] = {"axis": sums.axes, "keepdims": True}
+        return Written(of_groups=[words.sum(each, **how) for each in (g, g * of.xhat, of.xhat * share)])
+
+    def apply(words: Any, numbers: list[Any], sums: TracedSums) -> Written:
+        (g, of, share), gamma, (away, product) = gradient(words, numbers, sums), numbers[2], numbers[-2:]
+        dx = kernels.upright(g - share * away, Spread(None, None, product * share), of)
+        return Written([kernels.affine(dx, gamma if kernels.alone(gamma, sums.axes) else None, None)])
+
+    inputs = (dy, call.x, call.gamma, *spread, weights.unit, _weights(call), weight)
+    key = (name_of(dy.dtype), name_of(spread.var.dtype))
+    ran = cpu_run.run(plan, ("sums of a replica", *key), inputs, (), (), here, of_groups=3)
+    assert ran is not None, "what supports took can be read"
+    both = replicas.joined_gradient_sums(plan.library.xp, *ran[0], _share(call, weight), weights, join)
+    cpu_run.run(plan, ("input gradient of a replica", *key), (*inputs, *both), (dx,), (), apply)
 
 
 def _parameter(plan: Plan, shape: tuple[int, ...], i: int, dy: Array, gradients: Any, run: Any) -> Array | None:
@@ -223,7 +306,10 @@ def _parameter(plan: Plan, shape: tuple[int, ...], i: int, dy: Array, gradients:
 
 def _weights(call: Call) -> Array | None:
     """The weights of a call, which make no difference to statistics that are given."""
-    return None if call.weights is None or call.spread is not None else call.weights.each
+    if call.weights is None or call.spread is not None or call.plan.weights is None:  # the last of replicas without
+        return None
+    each: Array = call.weights.each
+    return each
 
 
 def _twice(plan: Plan) -> bool:
