@@ -192,7 +192,7 @@ def backward(call: Call, dy: Array, wanted: Wanted, spread: Spread) -> Gradients
         with plan.library.programs.on(dy):
             return cuda_run.gradients(call, dy, wanted, spread)
     twice, of_x, weight = _twice(plan), wanted.dtype is not None, None
-    if twice and not given and not ordinary(plan, spread.var):
+    if twice and not given and not _ordinary(call, spread.var):
         return None
     if weights is not None and (weight := _sum_of_weights(call)) is None:
         return None
@@ -377,8 +377,27 @@ def _in_range(call: Call, found: Found) -> bool:
     """Whether no sum overflowed, and none that matters underflowed."""
     if not _careful(call):
         return True
-    fine = not _twice(call.plan) or ordinary(call.plan, found.var)
+    fine = not _twice(call.plan) or _ordinary(call, found.var)
     return fine and (found.weight is None or _within(call, found.weight))
+
+
+def _ordinary(call: Call, var: Array) -> bool:
+    """Whether variances are in range, but for groups that hold a number which is not finite."""
+    plan, xp = call.plan, call.plan.library.xp
+    if ordinary(plan, var):
+        return True
+    finite = xp.isfinite(var)
+    if bool(xp.all(finite)) or not ordinary(plan, xp.where(finite, var, xp.ones_like(var))):
+        return False
+
+    def body(words: Any, numbers: list[Any], sums: TracedSums) -> Written:
+        x, weights = numbers
+        if weights is not None:
+            x = words.where(weights > 0, x, words.zeros_like(x))
+        return Written(of_groups=[words.sum(x - x, axis=sums.axes, keepdims=True)])
+
+    ran = cpu_run.run(plan, ("finite",), (call.x, _weights(call)), (), (), body, of_groups=1)
+    return ran is not None and not bool(xp.any(xp.isfinite(ran[0][0]) & ~finite))
 
 
 def _within(call: Call, weight: Array) -> bool:
