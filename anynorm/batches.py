@@ -38,7 +38,7 @@ class Moments(Statistics[ArrayT]):
     TypeError
         If mean or var is not a real floating array, or they come from two libraries.
     ValueError
-        If their shapes or devices differ, or count is negative.
+        If their shapes or devices differ, or a count or, where the numbers can be read, a variance is negative.
 
     Notes
     -----

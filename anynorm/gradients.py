@@ -44,8 +44,9 @@ def vjp(norm: Callable[..., Any], x: Array, /, *params: Array | None, **options:
         What the norm returns; with ``return_moments=True``, (y, moments), of which moments take no cotangent.
     pullback : function
         ``dx, dgamma, dbeta = pullback(dy)``: for x and each of `params` the gradient of sum(y * dy), of its library,
-        device, dtype and shape; None for a parameter that is None. It may be called more than once. It keeps x, as
-        PyTorch's autograd does, and no copy: x is not to be written to before the last call.
+        device, dtype and shape; None for a parameter that is None. It may be called more than once, copied and, without
+        `all_reduce`, pickled. It keeps x, as PyTorch's autograd does, and no copy: x is not to be written to before the
+        last call.
 
     Raises
     ------

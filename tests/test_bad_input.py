@@ -405,8 +405,10 @@ def test_compilers_see_no_more_of_a_function_than_its_arguments(backend):
 
         compiled = jax.jit(anynorm.layer_norm, static_argnames="axis")
     backend.check(compiled(x, axis=0), backend.numpy(anynorm.layer_norm(x, axis=0)))
-    with pytest.raises(TypeError, match="^layer_norm has no argument dim: it is axis here$"):
+    with pytest.raises(TypeError, match="^layer_norm has no argument dim: it is axis here"):
         compiled(x, dim=0)
+    if backend.library == "torch":
+        backend.xp._dynamo.reset()
 
 
 def test_one_value_has_no_unbiased_variance(backend):
