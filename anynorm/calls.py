@@ -435,7 +435,8 @@ def _plan(
     groups = Groups(view.axes, divisor, library.block if number is None else library.plain_block, number=number)
     if library.products and view.axes:
         last = len(view.shape) - 1
-        run = min(view.shape[last], kernels.RUN) if last in view.axes else kernels.LEADING
+        # weights may have one number where x has none
+        run = min(max(view.shape[last], 1), kernels.RUN) if last in view.axes else kernels.LEADING
         ones = library.xp.ones(run, dtype=dtype, device=library.device(x))
         groups = groups._replace(ones=ones)
     limits = kernels.limits(library.xp, dtype)
