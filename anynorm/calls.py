@@ -15,6 +15,7 @@ from anynorm.arrays import (
     check_weights_dtype,
     compute_dtype,
     empty,
+    full_chunks,
     known_library,
     library_of,
     memory_order,
@@ -73,6 +74,8 @@ class Plan(NamedTuple):
     def enter(self, x: Array) -> Array:
         """An array of the caller's shape in the view."""
         xp, order, shape = self.library.xp, self.view.order, self.layout.shape
+        if self.library.chunked:
+            x = full_chunks(x)
         if order:
             x = xp.permute_dims(xp.reshape(x, self.layout.view(shape)), order)
         elif self.view.shape == shape:  # not that of x, where sizes that are not known are none
@@ -113,6 +116,8 @@ class Call(NamedTuple):
     """The one that was asked for, which the gradients go to as well; never where a call is traced."""
     weights: Weights | None = None
     all_reduce: Callable[[Array], Any] | None = None
+    chunks: Any = None
+    """Those of Dask that x came in, and its result goes out in."""
 
     @property
     def join(self) -> Join | None:
@@ -270,6 +275,7 @@ def _prepare(
             _plans[key] = plan
     if out is not None:
         check_out(plan.library, names[0], x, out, [each for each in (gamma, beta, mean, var) if each is not None])
+    chunks = x.chunks if plan.library.chunked else None
     x = plan.enter(x)
     given = None if moments is None else _given(plan, moments)
     traced = key is None and plan.library.traced()
@@ -280,7 +286,7 @@ def _prepare(
         if not plan.given:  # to moments that are given they make no difference
             with plan.library.quiet():
                 found = _weigh(plan, plan.library.constant(weights))
-    return Call(plan, x, *params, given, out, compiler, found)
+    return Call(plan, x, *params, given, out, compiler, found, None, chunks)
 
 
 def _given(plan: Plan, moments: Statistics[Any]) -> Spread:
@@ -499,6 +505,8 @@ def _ready(plan: Plan, array: Array | None, fit: Fit | None) -> Array | None:
     if array.dtype != plan.dtype:
         with plan.library.quiet():
             array = plan.library.xp.astype(array, plan.dtype, copy=False)
+    if plan.library.chunked:
+        array = full_chunks(array)
     return plan.library.xp.reshape(array, fit.shape) if fit.axes is None else array[fit.axes]
 
 
