@@ -168,6 +168,22 @@ def cast(library: Library, x: Array, dtype: Any) -> Array:
     return x if adds(library, x, dtype) else library.xp.astype(x, dtype)
 
 
+def full_chunks(x: Array) -> Array:
+    """An array of Dask without the empty chunks that are known, which Dask neither reshapes nor broadcasts."""
+    if 0 in x.shape:  # then one chunk is all that can be reshaped
+        return in_chunks(x, tuple((sum(own),) if sum(own) == sum(own) else own for own in x.chunks))
+    return in_chunks(x, tuple(tuple(n for n in own if n) for own in x.chunks))
+
+
+def in_chunks(x: Array, chunks: tuple[tuple[Any, ...], ...]) -> Array:
+    """An array of Dask in other chunks; sizes that are not known are the same."""
+    if x.chunks == chunks:
+        return x
+    if 0 in x.shape and all(n == n for n in x.shape):  # of which Dask may leave the chunks as they are
+        return library_of("x", x).xp.zeros_like(x, chunks=chunks)
+    return x.rechunk(chunks)
+
+
 def zeros(shape: int | tuple[int, ...], like: Array, dtype: Any) -> Array:
     """Zeros, beside `like`."""
     library = library_of("like", like)

@@ -15,6 +15,7 @@ from anynorm.arrays import (
     check_weights_dtype,
     compute_dtype,
     empty,
+    full_chunks,
     known_library,
     library_of,
     memory_order,
@@ -73,6 +74,8 @@ class Plan(NamedTuple):
     def enter(self, x: Array) -> Array:
         """An array of the caller's shape in the view."""
         xp, order, shape = self.library.xp, self.view.order, self.layout.shape
+        if self.library.chunked:
+            x = full_chunks(x)
         if order:
             x = xp.permute_dims(xp.reshape(x, self.layout.view(shape)), order)
         elif self.view.shape == shape:  # not that of x, where sizes that are not known are none
@@ -111,6 +114,8 @@ class Call(NamedTuple):
     """Where the caller wants the result, as it came."""
     weights: Weights | None = None
     all_reduce: Callable[[Array], Any] | None = None
+    chunks: Any = None
+    """Those of Dask that x came in, and its result goes out in."""
 
     @property
     def join(self) -> Join | None:
@@ -285,6 +290,7 @@ def _prepare(
             _plans[key] = plan
     if out is not None:
         check_out(plan.library, names[0], x, out, [each for each in (gamma, beta, mean, var) if each is not None])
+    chunks = x.chunks if plan.library.chunked else None
     x = plan.enter(x)
     given = None if moments is None else _given(plan, moments)
     params, found = (_ready(plan, gamma, plan.gamma), _ready(plan, beta, plan.beta)), None
@@ -293,7 +299,7 @@ def _prepare(
         if not plan.given:  # to moments that are given they make no difference
             with plan.library.quiet():
                 found = _placed(plan, plan.library.constant(weights))
-    return Call(plan, x, *params, given, out, found)
+    return Call(plan, x, *params, given, out, found, None, chunks)
 
 
 def _given(plan: Plan, moments: Statistics[Any]) -> Spread:
@@ -490,7 +496,8 @@ def _plan(
     groups = Groups(view.axes, divisor, library.block if number is None else library.plain_block, number=number)
     if library.products and view.axes:
         last = len(view.shape) - 1
-        run = min(view.shape[last], kernels.RUN) if last in view.axes else kernels.LEADING
+        # weights may have one number where x has none
+        run = min(max(view.shape[last], 1), kernels.RUN) if last in view.axes else kernels.LEADING
         ones = library.xp.ones(run, dtype=dtype, device=library.device(x))
         groups = groups._replace(ones=ones)
     limits = kernels.limits(library.xp, dtype)
@@ -552,6 +559,8 @@ def _ready(plan: Plan, array: Array | None, fit: Fit | None) -> Array | None:
         return None
     if array.dtype != plan.dtype:
         array = plan.library.astype(array, plan.dtype)
+    if plan.library.chunked:
+        array = full_chunks(array)
     return plan.library.xp.reshape(array, fit.shape) if fit.axes is None else array[fit.axes]
 
 

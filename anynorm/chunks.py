@@ -12,8 +12,8 @@ from functools import partial, reduce
 from typing import Any, NamedTuple
 
 from anynorm import calls, counts, kernels, layouts, passes, pullbacks, schedules, weights
-from anynorm.arrays import compute_dtype, library_of
-from anynorm.calls import Call, Wanted
+from anynorm.arrays import compute_dtype, in_chunks, library_of
+from anynorm.calls import Call, Plan, Wanted
 from anynorm.graphs import STATISTICS, again
 from anynorm.kernels import Array, Groups, Scale, Spread, Standardized
 from anynorm.layouts import same_shape
@@ -53,7 +53,13 @@ def normalize(call: Call) -> Normalized:
         merged = _merged(call, job)
         y = _blocks(_with_merged, job, _again(call, merged, weights=False), merged)
         spread = _spread(call, merged)
-    return Normalized(schedules.restore(call.plan, y, call.x.dtype), spread)
+    return Normalized(restore(call.plan, y, call.x.dtype, call.chunks), spread)
+
+
+def restore(plan: Plan, value: Array, dtype: Any, chunks: tuple[tuple[Any, ...], ...]) -> Array:
+    """`schedules.restore`, in the chunks that x came in where some of them are empty."""
+    value = schedules.restore(plan, value, dtype)
+    return in_chunks(value, chunks) if any(0 in own for own in chunks) else value
 
 
 def survey(call: Call) -> Spread:

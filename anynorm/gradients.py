@@ -114,6 +114,7 @@ def vjp(norm: Callable[..., Any], x: Array, /, *params: Array | None, **options:
         given=call.spread,
         weights=call.weights,
         all_reduce=call.all_reduce,
+        chunks=call.chunks,
         plan=plan,
         dtype=call.x.dtype,
         parameters=parameters,
@@ -153,6 +154,8 @@ class Pullback:
     """The statistics, where moments were given: they are constants."""
     weights: Weights | None
     all_reduce: Callable[[Array], Any] | None
+    chunks: Any
+    """Those of Dask that x came in."""
     plan: Plan
     dtype: Any
     """The dtype of x."""
@@ -178,8 +181,12 @@ class Pullback:
         with library.quiet():
             call = Call(plan, self.x, self.gamma, None, self.given, None, self.weights, self.all_reduce)
             dy = schedules.enter(plan, dy, dtype=plan.dtype if library.chunked else dy.dtype)
-            dx, *gradients = chunks.pull(call, dy, wanted) if chunks.takes(call) else pull(call, dy, wanted, self.of)
-            found = [schedules.restore(plan, dx, self.dtype)]
+            if chunks.takes(call):
+                dx, *gradients = chunks.pull(call, dy, wanted)
+                found = [chunks.restore(plan, dx, self.dtype, self.chunks)]
+            else:
+                dx, *gradients = pull(call, dy, wanted, self.of)
+                found = [schedules.restore(plan, dx, self.dtype)]
             for primal, d in zip(self.parameters, gradients, strict=True):
                 if primal is not None:
                     d = library.astype(library.xp.reshape(d, primal.shape), primal.dtype)

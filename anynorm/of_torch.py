@@ -137,7 +137,8 @@ def _readable(x: Array) -> bool:
 def _writeable(out: Array) -> bool:
     if out.is_inference() and not sys.modules["torch"].is_inference_mode_enabled():
         return False
-    return all(step != 0 or n <= 1 for step, n in zip(out.stride(), out.shape, strict=True))
+    # one that came empty from NumPy has no strides
+    return out.numel() == 0 or all(step != 0 or n <= 1 for step, n in zip(out.stride(), out.shape, strict=True))
 
 
 def _overlap(x: Array, out: Array) -> bool:

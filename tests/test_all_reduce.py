@@ -152,6 +152,20 @@ def test_a_large_mean_and_numbers_of_any_size_are_no_matter(backend, scale, offs
 
 
 @THREADS
+@pytest.mark.parametrize("shape", [(4, 3, 0), (0, 3, 4), (4, 0, 2)], ids=str)
+@pytest.mark.parametrize("masked", [None, "fully", "by sample"])
+def test_replicas_may_all_have_an_empty_axis(backend, shape, masked):
+    x, gamma = np.zeros(shape), np.ones(shape[1])
+    weights = None if masked is None else np.ones(shape if masked == "fully" else (shape[0], 1, 1), dtype=bool)
+    sizes = (shape[0] // 2,) * 2
+    y, dx, dgamma, dbeta, mean, var, count = synchronized(backend, sizes, x, x, gamma, gamma, weights)
+    assert y.shape == dx.shape == shape
+    for each in (dgamma, dbeta, mean, var):
+        np.testing.assert_array_equal(each, np.zeros(shape[1]))
+    np.testing.assert_array_equal(count, np.full(shape[1], shape[0] * shape[2]))
+
+
+@THREADS
 @pytest.mark.parametrize("value", [0.1, 1e6 / 3, 1e30, 1e-36])
 def test_equal_numbers_on_all_replicas_give_beta(backend, value):
     _, dy, gamma, beta = batch(7)

@@ -53,6 +53,116 @@ def test_chunks_make_no_difference(backend, chunks):
         backend.check(norm(chunked, **options), norm(x, **options))
 
 
+def divided(n, kind):
+    """The sizes of chunks along an axis of n numbers."""
+    half = n // 2
+    return {
+        "one": (n,),
+        "single numbers": (1,) * n or (0,),
+        "irregular": (n - half, half) if half else (n,),
+        "empty first": (0, n - half, half),
+        "empty between": (half, 0, 0, n - half),
+        "empty last": (n, 0),
+    }[kind]
+
+
+KINDS = ["one", "single numbers", "irregular", "empty first", "empty between", "empty last"]
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_empty_chunks_and_single_numbers_make_no_difference(case, seed):
+    import dask.array
+
+    index = CASES.index(case)
+    rng = np.random.default_rng([index, seed])
+    drop = seed - 1  # an axis of length 1, or of none; or neither
+    shape = tuple((seed + index) % 2 if axis == drop else n for axis, n in enumerate(case.shape))
+    if len(shape) > 4 or shape[case.options.get("channel_axis", 1) % len(shape)] % case.options.get("groups", 1):
+        shape = case.shape
+
+    def lazy(numbers):
+        kinds = [KINDS[int(rng.integers(len(KINDS)))] for _ in numbers.shape]
+        return dask.array.from_array(numbers, chunks=tuple(map(divided, numbers.shape, kinds)))
+
+    x, dy = rng.standard_normal((2, *shape))
+    options, weights = dict(case.options), {}
+    if case.norm is anynorm.weight_norm:
+        axis = options.get("axis", 0)
+        kept = () if axis is None else sorted(each % len(shape) for each in np.atleast_1d(axis))
+        parameters = [rng.random([shape[each] for each in kept])]
+    else:
+        parameters = [rng.standard_normal([n if rng.random() < 0.6 else 1 for n in shape]) for _ in range(2)]
+        if seed % 2:
+            mask = rng.random([n if rng.random() < 0.6 else 1 for n in shape])
+            weights = {"weights": mask > 0.4 if seed == 1 else mask * (mask > 0.3)}
+    y, pullback = anynorm.vjp(case.norm, x, *parameters, **options, **weights)
+    chunked = lazy(x)
+    arguments = [chunked, *map(lazy, parameters)]
+    given = {name: lazy(each) for name, each in weights.items()}
+    found, back = anynorm.vjp(case.norm, *arguments, **options, **given)
+    gradients = back(lazy(dy))
+    for one, other in zip((found, *gradients), (y, *pullback(dy)), strict=True):
+        assert one.shape == one.compute().shape == other.shape
+        np.testing.assert_allclose(one.compute(), other, rtol=1e-10, atol=1e-11)
+    if case.norm not in (anynorm.weight_norm, anynorm.rms_norm):
+        _, moments = case.norm(x, return_moments=True, **options, **weights)
+        _, merged = case.norm(chunked, return_moments=True, **options, **given)
+        for name in ("mean", "var", "count"):
+            one, other = getattr(merged, name), getattr(moments, name)
+            one = one.compute() if hasattr(one, "compute") else one
+            np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-11)
+
+
+def test_a_result_has_the_empty_chunks_of_x():
+    import dask.array
+
+    x = dask.array.from_array(np.random.default_rng(0).standard_normal((5, 4)), chunks=((2, 0, 3), (4, 0)))
+    for norm, options in ((anynorm.layer_norm, {}), (anynorm.batch_norm, {}), (anynorm.group_norm, {"groups": 2})):
+        y, pullback = anynorm.vjp(norm, x, **options)
+        assert x.chunks == y.chunks == pullback(y)[0].chunks
+        expected = x.compute() + norm(x.compute(), **options)
+        np.testing.assert_allclose((x + y).compute(), expected, atol=1e-12)  # Dask adds no others to x
+
+
+@pytest.mark.parametrize("chunks", [(1, 1, 3), (2, 1, 1), ((0, 2), (0, 0), (1, 0, 2))])
+def test_an_axis_without_numbers_may_be_divided(chunks):
+    import dask.array
+
+    x = dask.array.ones((2, 0, 3), chunks=chunks)
+    for norm, options, shape in (
+        (anynorm.group_norm, {"groups": 2}, (2, 2)),
+        (anynorm.group_norm, {"groups": 3, "channel_axis": -1}, (2, 3)),
+        (anynorm.batch_norm, {"channel_axis": -1}, (3,)),
+        (anynorm.instance_norm, {}, (2, 0)),
+    ):
+        (y, moments), pullback = anynorm.vjp(norm, x, return_moments=True, **options)
+        assert y.compute().shape == pullback(x)[0].compute().shape == (2, 0, 3)
+        np.testing.assert_array_equal(moments.mean.compute(), np.zeros(shape))
+
+
+@pytest.mark.parametrize("keep", [(), (4,), (0, 1, 2, 3, 4)], ids=str)
+def test_nothing_may_be_left_of_chunks_whose_sizes_are_not_known(keep):
+    import dask.array
+
+    x, dy, w = np.random.default_rng(7).standard_normal((3, 6, 4))
+    keep = np.isin(np.arange(6), keep)
+
+    def part(numbers, chunks):
+        return dask.array.from_array(numbers, chunks=chunks)[dask.array.from_array(keep, chunks=chunks[0])]
+
+    for chunks in ((1, 4), (2, 1), (3, 2), (6, 4)):
+        for norm, options in (
+            (anynorm.layer_norm, {}), (anynorm.layer_norm, {"axis": 0}), (anynorm.rms_norm, {"axis": None}),
+            (anynorm.batch_norm, {}), (anynorm.instance_norm, {"channel_axis": 0}),
+        ):  # fmt: skip
+            y, pullback = anynorm.vjp(norm, x[keep], weights=w[keep] > 0, **options)
+            lazy, back = anynorm.vjp(norm, part(x, chunks), weights=part(w > 0, chunks), **options)
+            np.testing.assert_allclose(lazy.compute(), y, atol=1e-12)
+            (found,), (expected,) = back(part(dy, chunks)), pullback(dy[keep])
+            np.testing.assert_allclose(found.compute(), expected, atol=1e-11)
+
+
 def test_a_sum_of_squares_is_not_taken_for_their_mean(backend):
     v, g = np.array([[3.0, 4.0, 0.0, 0.0]]), np.array([[10.0]])  # in chunks of two
     for _ in range(2):

@@ -1,6 +1,8 @@
 """The edges that the design defines, the same on every library."""
 
 import math
+from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -123,10 +125,7 @@ def test_nan_and_inf_stay_in_their_group(backend, bad):
         (anynorm.instance_norm, (0, 3, 4), {}, 3),
         (anynorm.instance_norm, (2, 3, 0), {}, 3),
         (anynorm.group_norm, (0, 4, 3), {"groups": 2}, 4),
-        pytest.param(
-            *(anynorm.group_norm, (2, 0, 3), {"groups": 2}, 0),
-            marks=pytest.mark.cells("numpy", "strict", "torch", "jax", "cupy"),  # Dask cannot reshape an empty axis
-        ),
+        (anynorm.group_norm, (2, 0, 3), {"groups": 2}, 0),
         (anynorm.normalize, (0, 3), {"axis": (0, 1)}, (0, 3)),
         (anynorm.rms_norm, (0, 3), {}, 3),
         (anynorm.rms_norm, (3, 0), {}, 0),
@@ -144,6 +143,130 @@ def test_an_empty_array_gives_an_empty_array(backend, norm, shape, options, para
     backend.check(dx, np.ones(shape))
     for found, each in zip(gradients, params, strict=True):
         backend.check(found, np.zeros(each.shape))
+
+
+EMPTY = [(2, 4, 0), (2, 0, 4), (0, 4, 2), (4, 0, 0), (0, 4), (4, 0), (2, 4, 0, 2), (300, 4, 0), (0,)]
+EVERY_NORM = [
+    *((norm, {"axis": axis}) for norm in (anynorm.layer_norm, anynorm.rms_norm, anynorm.normalize) for axis in (-1, 0)),
+    (anynorm.normalize, {"axis": None}),
+    *((norm, {"channel_axis": axis}) for norm in (anynorm.batch_norm, anynorm.instance_norm) for axis in (1, -1)),
+    *((anynorm.group_norm, {"groups": 2, "channel_axis": axis}) for axis in (1, -1, 0)),
+    *((anynorm.weight_norm, {"axis": axis}) for axis in (0, -1, None)),
+]
+SOME = {"jax": 47, "dask": 23}
+"""One in so many of the cases must do."""
+
+
+def of_groups(norm, shape, options):
+    """The axes that are kept, the shape of the statistics, that of a short parameter, and the numbers of a group."""
+    every = range(len(shape))
+    axis = options.get("channel_axis", options.get("axis"))
+    axes = [*every] if axis is None else [axis % len(shape)]
+    if norm is anynorm.weight_norm:
+        kept = [] if axis is None else axes
+        return tuple(shape[each] for each in kept), tuple(shape[each] for each in kept), None
+    if "channel_axis" not in options:
+        kept = [each for each in every if each not in axes]
+        count = math.prod(shape[each] for each in axes)
+        return tuple(shape[each] for each in kept), tuple(shape[each] for each in axes), count
+    sample = [0] if norm is not anynorm.batch_norm and axes != [0] else []
+    count = math.prod(shape[each] for each in every if each not in (*sample, *axes))
+    short = (shape[axes[0]],)
+    if norm is anynorm.group_norm:
+        groups = options["groups"]
+        return (*(shape[each] for each in sample), groups), short, count * short[0] // groups
+    return (*(shape[each] for each in sample), *short), short, count
+
+
+def fits(norm, shape, options):
+    """Whether an array of this shape has such a norm."""
+    axis = options.get("channel_axis", options.get("axis")) or 0
+    rank = 3 if norm is anynorm.instance_norm else 2 if norm is anynorm.batch_norm else 1
+    groups = options.get("groups", 1)
+    return len(shape) >= rank and axis < len(shape) and shape[axis] % groups == 0
+
+
+@pytest.mark.parametrize("shape", EMPTY, ids=str)
+@pytest.mark.parametrize(("norm", "options"), EVERY_NORM, ids=lambda each: getattr(each, "__name__", each))
+def test_an_empty_axis_goes_with_everything(backend, norm, options, shape):
+    if not fits(norm, shape, options):
+        return
+    number = EVERY_NORM.index((norm, options)) + EMPTY.index(shape)
+    only_if(number % 4 == 0, backend, "jax")
+    kept, short, count = of_groups(norm, shape, options)
+    rank, constant = len(shape), replace(backend, tracked=False)
+    if norm is anynorm.weight_norm:
+        cases = [((short,), None, False)]
+    else:
+        sizes = [(), shape, (*shape[:-1], 1), (1, *shape[1:]), (1,) * rank]
+        given = [None, *product(sizes, ("bool", backend.widest))]
+        parameters = [(), (short,), (None, (1,) * rank), (shape, short), ((*shape[:-1], 1), None)]
+        taken = [False] + [True] * (norm in (anynorm.normalize, anynorm.batch_norm))
+        cases = [*product(parameters, given, taken)]
+        step = SOME.get(backend.library, 7)  # which divides no number of cases: in other shapes they are others
+        cases = cases[number % step :: step]
+    for i, case in enumerate(cases):
+        with anynorm.options(block_bytes=16 if i % 2 else 2**18):
+            check_empty(backend, constant, norm, dict(options), shape, kept, count, *case)
+
+
+def check_empty(backend, constant, norm, options, shape, kept, count, sizes, given, taken):
+    """What a norm of an array without numbers is: nothing; the moments and the gradients of parameters, zeros."""
+    rng = np.random.default_rng(0)
+    nothing, x = np.ones(shape), backend.array(np.ones(shape))
+    parameters = [None if size is None else backend.array(rng.random(size)) for size in sizes]
+    if given is not None:
+        size, dtype = given
+        options["weights"] = constant.array(rng.random(size) > 0.4 if dtype == "bool" else rng.random(size), dtype)
+    if taken:
+        options["moments"] = anynorm.Moments(*(constant.array(np.ones(kept)) for _ in range(2)), 3)
+    if norm not in (anynorm.weight_norm, anynorm.rms_norm) and not taken:
+        _, moments = norm(x, *parameters, return_moments=True, **options)
+        found = [moments]
+        if "axis" in options:
+            found.append(anynorm.moments(x, axis=options["axis"], weights=options.get("weights")))
+        if count == 0:
+            found += [moments.merge(moments)]
+        for each in found:
+            constant.check(each.mean, np.zeros(kept))
+            constant.check(each.var, np.zeros(kept))
+            if given is None or count == 0:
+                assert np.all(
+                    backend.numpy(each.count) == count if hasattr(each.count, "shape") else each.count == count
+                )
+        if norm is anynorm.batch_norm:
+            for momentum, correction in product((0.9, None), (0, 1)):
+                running = anynorm.RunningStats.init(*kept, like=x, momentum=momentum, correction=correction)
+                constant.check(running.update(moments).mean, np.zeros(kept))
+                constant.check(running.update(moments).var, np.ones(kept))
+    backend.check(norm(x, *parameters, **options), nothing)
+    if backend.library in ("numpy", "strict", "torch") and not backend.tracked:
+        out = backend.array(nothing)
+        assert norm(x, *parameters, out=out, **options) is out if norm is not anynorm.weight_norm else True
+    y, pullback = anynorm.vjp(norm, x, *parameters, **options)
+    backend.check(y, nothing)
+    dx, *gradients = pullback(constant.array(nothing))
+    backend.check(dx, nothing)
+    for found, size in zip(gradients, sizes, strict=True):
+        assert (found is None) is (size is None)
+        if size is not None:
+            backend.check(found, np.zeros(size))
+    if backend.tracked:
+        (norm(x, *parameters, **options).sum() + 0).backward()
+        for each, size in zip((x, *parameters), (shape, *sizes), strict=True):
+            if each is not None:
+                constant.check(each.grad, np.zeros(size))
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (2, 3, 0), (0, 0)], ids=str)
+def test_batches_of_nothing_are_as_none(backend, shape):
+    backend = replace(backend, tracked=False)
+    empty = backend.array(np.ones(shape))
+    axis = tuple(each for each in range(len(shape)) if each != 1)
+    nothing = anynorm.Moments.over([empty, empty, empty], axis=axis)
+    assert nothing.count == 0
+    for each in (nothing.mean, nothing.var):
+        backend.check(each, np.zeros(shape[1]))
 
 
 def test_an_empty_batch_has_empty_moments_and_leaves_the_statistics_alone(backend):

@@ -87,6 +87,31 @@ def test_a_training_loop_under_scan_is_the_loop(backend, momentum, correction):
     assert len(traces) <= 2, "a count must not be static"
 
 
+@pytest.mark.parametrize("shape", [(2, 4, 0), (2, 0, 4), (0, 4, 2)], ids=str)
+@pytest.mark.parametrize(
+    ("norm", "options"),
+    [(anynorm.layer_norm, {}), (anynorm.batch_norm, {}), (anynorm.group_norm, {"groups": 2})],
+    ids=lambda each: getattr(each, "__name__", ""),
+)
+def test_an_empty_axis_goes_through_jit(backend, norm, options, shape):
+    import jax
+
+    x, gamma = backend.array(np.zeros(shape)), backend.array(np.ones((1,) * len(shape)))
+    weights = backend.array(np.ones((*shape[:-1], 1)), "bool")
+
+    def ours(x, gamma, weights):
+        (y, moments), pullback = anynorm.vjp(norm, x, gamma, weights=weights, return_moments=True, **options)
+        return y, moments.mean, pullback(x)
+
+    y, mean, (dx, dgamma) = jax.jit(ours)(x, gamma, weights)
+    assert y.shape == dx.shape == shape
+    assert not np.any(np.asarray(mean))
+    assert not np.any(np.asarray(dgamma))
+    _, pullback = jax.vjp(lambda x, gamma: norm(x, gamma, weights=weights, **options), x, gamma)
+    assert [each.shape for each in pullback(x)] == [shape, gamma.shape]
+    assert not np.any(np.asarray(pullback(x)[1]))
+
+
 def test_an_empty_batch_under_jit_changes_nothing(backend):
     import jax
 

@@ -390,6 +390,52 @@ def test_function_transforms_take_weights(backend, norm, options, kind):
     torch.testing.assert_close(tangent, (moved[0] - moved[1]) / (2 * step), atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize("shape", [(2, 4, 0), (2, 0, 4), (0, 4, 2)], ids=str)
+@pytest.mark.parametrize(
+    ("norm", "options"),
+    [
+        (anynorm.layer_norm, {}),
+        (anynorm.rms_norm, {"axis": None}),
+        (anynorm.batch_norm, {}),
+        (anynorm.instance_norm, {}),
+        (anynorm.group_norm, {"groups": 2}),
+    ],
+    ids=lambda each: getattr(each, "__name__", ""),
+)
+def test_function_transforms_take_an_empty_axis(backend, norm, options, shape):
+    import torch
+
+    if backend.tracked:
+        pytest.skip(reason="the transforms record by themselves")
+    for masked in (None, shape, (*shape[:-1], 1)):
+        weights = None if masked is None else torch.ones(masked, dtype=torch.bool)
+        values = [torch.zeros(shape, dtype=torch.float64), *torch.ones((2, *(1,) * len(shape)), dtype=torch.float64)]
+
+        def function(*values, weights=weights):
+            return norm(*values, weights=weights, **options)
+
+        gradients = torch.func.grad(lambda *values: function(*values).sum(), (0, 1, 2))(*values)
+        assert [each.shape for each in gradients] == [each.shape for each in values]
+        assert not any(torch.any(each != 0) for each in gradients)
+        assert torch.func.jvp(function, tuple(values), tuple(values))[1].shape == shape
+        mapped = torch.func.vmap(function, (0, None, None))(torch.zeros((3, *shape), dtype=torch.float64), *values[1:])
+        assert mapped.shape == (3, *shape)
+        leaves = [each.requires_grad_() for each in values]
+        first = torch.autograd.grad(function(*leaves).sum(), leaves, create_graph=True)
+        assert not any(torch.any(each != 0) for each in first)
+
+
+def test_an_empty_array_of_numpy_may_be_written_to(backend):
+    import torch
+
+    if backend.tracked:
+        pytest.skip(reason="autograd records")
+    x, out = (torch.from_numpy(np.zeros((2, 0, 3))) for _ in range(2))
+    assert anynorm.batch_norm(x, out=out) is out
+    with pytest.raises(ValueError, match="out must be writeable"):
+        anynorm.layer_norm(torch.zeros(2, 3), out=torch.zeros(1, 3).expand(2, 3))
+
+
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own compiler does
 def test_a_pullback_of_blocks_may_be_traced(backend):
     torch = backend.xp
