@@ -18,8 +18,8 @@ FLOORS += ["keywords", "settings", "layouts", "files", "counts", "statistics", "
 FLOORS += [
     "calls",
     "passes",
-    "cuda",
-    "fused",
+    *(f"executors.programs.{name}" for name in ("trace", "cuda", "cuda_run", "compiled", "cpu", "cpu_run", "run")),
+    "executors.programs",
     "schedules",
     "pullbacks",
     "graphs",
@@ -34,30 +34,39 @@ LIBRARIES = {"numpy", "array_api_compat", "torch", "jax", "cupy", "dask", "array
 
 def imports(room):
     """The modules that a room imports anywhere in its text."""
-    found = set()
-    for node in ast.walk(ast.parse((PACKAGE / f"{room}.py").read_text())):
+    found, path = set(), PACKAGE.joinpath(*room.split("."))
+    for node in ast.walk(ast.parse((path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute"
-            found |= (
-                {f"{node.module}.{alias.name}" for alias in node.names} if node.module == "anynorm" else {node.module}
-            )
+            inside = PACKAGE.parent.joinpath(*node.module.split(".")).is_dir()  # a package, whose modules are named
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} if inside else {node.module}
     return found
 
 
 @pytest.mark.parametrize("room", FLOORS)
 def test_nothing_imports_upward(room):
-    own = {name.split(".")[1] for name in imports(room) if name.startswith("anynorm.")}
-    assert own <= set(FLOORS[: FLOORS.index(room)])
+    below = set(FLOORS[: FLOORS.index(room)])
+    own = {name.removeprefix("anynorm.") for name in imports(room) if name.startswith("anynorm.")}
+    # what a package offers is named with it
+    assert {name if name in FLOORS else name.rpartition(".")[0] for name in own} <= below
 
 
+COMPILED = "executors.programs.compiled"
 DOOR = ["library", "of_numpy", "of_torch", "of_jax", "of_cupy", "arrays"]
 
 
-@pytest.mark.parametrize("room", [floor for floor in FLOORS if floor not in (*DOOR, "files")])
+@pytest.mark.parametrize("room", [floor for floor in FLOORS if floor not in (*DOOR, "files", COMPILED)])
 def test_only_the_door_imports_an_array_library(room):
     assert not {name.split(".")[0] for name in imports(room)} & LIBRARIES
+
+
+def test_numba_is_imported_in_one_place_and_not_before_it_is_wanted():
+    found = {room for room in FLOORS if {name.split(".")[0] for name in imports(room)} & {"numba", "llvmlite"}}
+    assert found == {COMPILED}
+    tree = ast.parse(PACKAGE.joinpath(*COMPILED.split(".")).with_suffix(".py").read_text())
+    assert not {each.names[0].name.split(".")[0] for each in tree.body if isinstance(each, ast.Import)} & {"numba"}
 
 
 @pytest.mark.parametrize("room", DOOR)
@@ -83,7 +92,7 @@ def test_the_kernels_name_no_library():
 @pytest.mark.parametrize("module", ["anynorm", "anynorm.cli"])
 def test_importing_loads_no_optional_library(module):
     optional = ["torch", "jax", "cupy", "dask", "array_api_strict", "array_api_extra", "safetensors", "rich"]
-    optional += ["matplotlib", "sklearn", "ml_dtypes", "hypothesis", "pytest"]
+    optional += ["matplotlib", "sklearn", "ml_dtypes", "hypothesis", "pytest", "numba", "llvmlite"]
     code = f"import sys, {module}; print([name for name in {optional} if name in sys.modules])"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert loaded.stdout.strip() == "[]"
@@ -104,7 +113,7 @@ def test_signatures_are_those_of_the_design():
         "vjp": "norm, x, /, *params, **options",
         "save": "states, path",
         "load": "path, like=None",
-        "options": "*, threads=None, block_bytes=None",
+        "options": "*, engine=None, threads=None, block_bytes=None",
         "RunningStats": "mean, var, count=0, *, momentum=0.9, correction=0",
         "WeightNorm": "v, g, *, axis=0",
         "Moments": "mean, var, count",

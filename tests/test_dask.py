@@ -145,7 +145,7 @@ def test_an_axis_without_numbers_may_be_divided(chunks):
 def test_nothing_may_be_left_of_chunks_whose_sizes_are_not_known(keep):
     import dask.array
 
-    x, dy, w = np.random.default_rng(7).standard_normal((3, 6, 4))
+    x, w = np.random.default_rng(7).standard_normal((2, 6, 4))
     keep = np.isin(np.arange(6), keep)
 
     def part(numbers, chunks):
@@ -156,11 +156,11 @@ def test_nothing_may_be_left_of_chunks_whose_sizes_are_not_known(keep):
             (anynorm.layer_norm, {}), (anynorm.layer_norm, {"axis": 0}), (anynorm.rms_norm, {"axis": None}),
             (anynorm.batch_norm, {}), (anynorm.instance_norm, {"channel_axis": 0}),
         ):  # fmt: skip
-            y, pullback = anynorm.vjp(norm, x[keep], weights=w[keep] > 0, **options)
-            lazy, back = anynorm.vjp(norm, part(x, chunks), weights=part(w > 0, chunks), **options)
+            y = norm(x[keep], weights=w[keep] > 0, **options)
+            lazy = norm(part(x, chunks), weights=part(w > 0, chunks), **options)
             np.testing.assert_allclose(lazy.compute(), y, atol=1e-12)
-            (found,), (expected,) = back(part(dy, chunks)), pullback(dy[keep])
-            np.testing.assert_allclose(found.compute(), expected, atol=1e-11)
+            with pytest.raises(ValueError, match=r"^x must have known sizes for a gradient, .*compute_chunk_sizes"):
+                anynorm.vjp(norm, part(x, chunks), **options)
 
 
 def test_a_sum_of_squares_is_not_taken_for_their_mean(backend):

@@ -301,9 +301,14 @@ def test_a_zero_row_has_weight_zero_and_a_finite_gradient(backend):
 
 @pytest.mark.parametrize("eps", [0, 1e-5])
 @pytest.mark.parametrize("rows", [4, 30000], ids=["whole", "in blocks"])
-def test_a_given_variance_below_0_has_no_root(backend, rows, eps):
-    x = backend.array(np.ones((rows, 2)), "float32")
-    given = anynorm.Moments(backend.array([0.0, 0.0], "float32"), backend.array([-1.0, 4.0], "float32"), 5)
+def test_a_given_variance_below_0_is_refused_and_has_no_root_where_it_cannot_be_read(backend, rows, eps):
+    x, (mean, var) = backend.array(np.ones((rows, 2)), "float32"), np.array([[0.0, 0.0], [-1.0, 4.0]])
+    mean, var = backend.array(mean, "float32"), backend.array(var, "float32")
+    if backend.library in ("numpy", "strict", "torch"):
+        with pytest.raises(ValueError, match=r"^var must be at least 0 everywhere, got an array with less$"):
+            anynorm.Moments(mean, var, 5)
+        return
+    given = anynorm.Moments(mean, var, 5)
     y, pullback = anynorm.vjp(anynorm.batch_norm, x, moments=given, eps=eps)
     for found in (y, anynorm.batch_norm(x, moments=given, eps=eps), *pullback(x)):
         bad, good = backend.numpy(found).T
