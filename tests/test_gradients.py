@@ -71,8 +71,9 @@ def test_return_moments_gives_them_beside_y(backend):
     x = backend.array(np.random.default_rng(2).standard_normal((4, 3)))
     (y, moments), pullback = anynorm.vjp(anynorm.batch_norm, x, return_moments=True)
     expected, batch = anynorm.batch_norm(x, return_moments=True)
-    backend.check(y, backend.numpy(expected), tolerance=0)
-    backend.check(moments.mean, backend.numpy(batch.mean), tolerance=0)
+    tolerance = 1e-15 if backend.tracked else 0  # autograd's node may take a way of its own
+    backend.check(y, backend.numpy(expected), tolerance=tolerance)
+    backend.check(moments.mean, backend.numpy(batch.mean), tolerance=tolerance)
     assert moments.count == 4
     backend.check(pullback(y)[0], backend.numpy(anynorm.vjp(anynorm.batch_norm, x)[1](y)[0]), tolerance=0)
     (_, used), _ = anynorm.vjp(anynorm.batch_norm, x, moments=batch, return_moments=True)

@@ -36,7 +36,7 @@ def takes(call: Call, arrays: list[Array]) -> bool:
 def normalize(call: Call, *, keep: bool) -> tuple[Array, Spread]:
     """The result of a call, in `out` where there is one; and its statistics, if they are to be kept."""
     plan, out, xp = call.plan, call.out, call.plan.library.xp
-    direct = out is not None and apart(call, out)
+    direct = out is not None and apart(call, out) and _alone(call, out)
     place = plan.enter(out) if direct else empty(plan.view.shape, call.x, call.x.dtype)
     inputs = [call.x, call.gamma, call.beta, *(call.spread or ())]
 
@@ -157,18 +157,22 @@ def _rows(plan: Plan) -> tuple[int, ...]:
 
 
 def apart(call: Call, out: Array) -> bool:
-    """Whether nothing that is still to be read lies where the result is written."""
+    """Whether `out` can be written to as it lies: it shares memory with nothing that is read, or it is x itself."""
     plan, library = call.plan, call.plan.library
     if out.shape != plan.view.shape and not library.contiguous(out) and not plan.view.order:
         return False
-    others = [call.gamma, call.beta, *(call.spread or ())]
+    weights = None if call.weights is None else call.weights.each
+    others = [call.gamma, call.beta, weights, *(call.spread or ())]
     if any(each is not None and library.overlap(each, out) for each in others):
         return False
-    if not library.overlap(call.x, out):
+    return not library.overlap(call.x, out) or library.same(call.x, plan.enter(out))
+
+
+def _alone(call: Call, out: Array) -> bool:
+    """Whether a block reads all of a group before it writes any of it, where it must: it shares the group with none."""
+    if not call.plan.library.overlap(call.x, out):
         return True
-    # a block reads all of a group before it writes any of it, unless it shares the group with others
-    own = Shape(plan.view.shape, plan.view.axes, (_operand(call.x),)).splits == 1
-    return own and library.same(call.x, plan.enter(out))
+    return Shape(call.plan.view.shape, call.plan.view.axes, (_operand(call.x),)).splits == 1
 
 
 class _Step(NamedTuple):
