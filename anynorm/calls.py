@@ -336,7 +336,8 @@ def _weigh(plan: Plan, each: Array) -> Weights:
     sums = _of_groups(plan, each, Groups.mean, None) * times
     if math.prod(each.shape) == 0:
         return Weights(each, sums)
-    if library.plain(each) and bool(xp.all((sums == 0) | ((sums >= plan.limits.small) & (sums <= plan.limits.large)))):
+    # so that the square of a number that is not scaled, times its weight, has room; and a small number, times that
+    if library.plain(each) and bool(xp.all((sums == 0) | ((sums >= 1) & (sums <= plan.limits.further / 8)))):
         return Weights(each, sums)
     unit = _of_groups(plan, each, _top, None)
     return Weights(each, _of_groups(plan, each, Groups.mean, unit) * times, unit)

@@ -426,7 +426,7 @@ def _leaning(
     xp, number = library.xp, _number(job, x)
     groups = Groups(job.axes, 1.0 if job.sums else float(max(number, 1)), library.block)
     with library.quiet():
-        g = dy if job.last else kernels.affine(dy, gamma, None)
+        g = dy if job.last else kernels.cotangent(xp, dy, gamma, kernels.power_of_two(xp, merged.rstd))
         found: Portion | Leaning
         if own is None:
             level = groups.mean(xp, xhat) if job.centred else None
@@ -474,13 +474,14 @@ def _upright(
     library, dy, xhat, own = _standardized(job, x, given, dy, merged)
     xp, of = library.xp, Standardized(xhat, merged.rstd, merged.scaled)
     with library.quiet():
-        g = dy if job.last else kernels.affine(dy, gamma, None)
+        last, gamma = (gamma, None) if job.last else (None, gamma)
+        power = None if gamma is None else kernels.power_of_two(xp, merged.rstd)
+        g = kernels.cotangent(xp, dy, gamma, power)
         if isinstance(leaning, Leaning):
             assert own is not None
-            dx = weights.upright_in_part(xp, _present(xp, g, own), leaning, of, own.each)
+            dx = weights.upright_in_part(xp, _present(xp, g, own), leaning, of, own.each, last, power)
         else:
-            dx = kernels.upright(kernels.less(g, leaning.spread), leaning.spread, of)
-        dx = kernels.affine(dx, gamma if job.last else None, None)
+            dx = kernels.upright(xp, kernels.less(g, leaning.spread), leaning.spread, of, last, power)
         return xp.astype(dx, dtype, copy=False)
 
 

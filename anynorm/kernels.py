@@ -344,6 +344,58 @@ def affine(xhat: Array, gamma: Array | None, beta: Array | None, *, ops: Arithme
     return ops.multiply(xhat, gamma) if beta is None else ops.multiply_add(xhat, gamma, beta)
 
 
+def factors(xp: Namespace, one: Array, other: Array) -> tuple[Array, Array]:
+    """Two factors to multiply with in turn, so that x * one * other has all its digits if it has them in the end.
+
+    Their product, and 1, where that has all its digits; else both, as they make x larger, or smaller, both.
+    """
+    both = one * other
+    size = xp.abs(both)
+    whole = (size >= smallest_normal(xp, both.dtype)) & (size <= float(xp.finfo(both.dtype).max))
+    return xp.where(whole, both, one), xp.where(whole, xp.ones_like(both), other)
+
+
+def scaled(
+    xp: Namespace, x: Array, gamma: Array | None, rstd: Array, *, places: Places = NEW, exact: bool = False
+) -> Array:
+    """x * gamma * rstd, for numbers of any size; `exact` says that gamma * rstd has all its digits everywhere."""
+    multiply = places.result.multiply
+    if gamma is None:
+        return multiply(x, rstd)
+    if not exact:
+        one, other = factors(xp, gamma, rstd)
+        return multiply(multiply(x, one), other)
+    within = [n == max(sizes) for n, *sizes in zip(x.shape, gamma.shape, rstd.shape, strict=True)]
+    return multiply(x, places.product.multiply(gamma, rstd) if all(within) else gamma * rstd)
+
+
+def power_of_two(xp: Namespace, x: Array) -> Array:
+    """The largest power of two in a normal number above 0, by operations that are rounded as IEEE 754 has it.
+
+    Rump, Ogita & Oishi, "Accurate floating-point summation", 2008, algorithm 3.5.
+    """
+    half, large = float(xp.finfo(x.dtype).eps) / 2, x > 1
+    step = limits(xp, x.dtype).further  # so that what comes has room
+    q = xp.where(large, x * (1 / step), x) * (1 / (2 * half) + 1)
+    unit = q - q * (1 - half)
+    return xp.where(large, unit * step, unit)
+
+
+def cotangent(
+    xp: Namespace,
+    dy: Array,
+    gamma: Array | None,
+    power: Array | None,
+    *,
+    places: Places = NEW,
+    exact: bool = False,
+) -> Array:
+    """The gradient of xhat, for a gamma that varies within the groups; times a power of two, if there is one."""
+    if power is None or gamma is None:
+        return affine(dy, gamma, None, ops=places.result)
+    return scaled(xp, dy, gamma, power, places=places, exact=exact)
+
+
 def input_gradient(
     xp: Namespace,
     dy: Array,
@@ -353,19 +405,20 @@ def input_gradient(
     groups: Groups | None,
     centred: bool,
     places: Places = NEW,
+    power: Array | None = None,
+    exact: bool = False,
 ) -> Array:
     """The gradient of `affine(standardize(x))` with respect to x; without `groups`, of `standardize_with`.
 
     rstd * (g - mean(g) - xhat * mean(g * xhat)), where g = dy * gamma; the mean of g stays where x was not centred.
+    A `power` of two near rstd goes to g first, where gamma varies: so g has all its digits if the gradient has.
     """
-    if groups is not None and alone(gamma, groups.axes):
-        dx = input_gradient(xp, dy, None, of, groups=groups, centred=centred, places=places)
-        return places.result.multiply(dx, gamma)
-    g = affine(dy, gamma, None, ops=places.result)
     if groups is None:
-        return places.result.multiply(g, of.rstd)
+        return scaled(xp, dy, gamma, of.rstd, places=places, exact=exact)
+    last = gamma if alone(gamma, groups.axes) else None
+    g = dy if last is not None else cotangent(xp, dy, gamma, power, places=places, exact=exact)
     g, leaning = lean(xp, g, of.xhat, groups=groups, centred=centred, places=places)
-    return upright(g, leaning, of, places=places)
+    return upright(xp, g, leaning, of, last, power, places=places, exact=exact)
 
 
 def input_gradient_wide(
@@ -395,7 +448,7 @@ def wide_input_gradient(
         return wide_input_gradient(xp, dy, None, of, groups=groups, centred=centred, twice=twice) * gamma
     g = affine(dy, gamma, None)
     if not centred:
-        return upright(g, Spread(None, None, groups.mean_product(xp, g, of.xhat)), of)
+        return upright(xp, g, Spread(None, None, groups.mean_product(xp, g, of.xhat)), of, None, None)
     pivot = groups.first(g)
     d = g - pivot
     mean, slope = pivot + groups.mean(xp, d), groups.mean_product(xp, d, of.xhat)
@@ -403,7 +456,7 @@ def wide_input_gradient(
     if twice:
         rest, slope = groups.mean(xp, d), groups.mean_product(xp, d, of.xhat)
         d = d - rest
-    return upright(d, Spread(mean, None, slope), of)
+    return upright(xp, d, Spread(mean, None, slope), of, None, None)
 
 
 def alone(gamma: Array | None, axes: tuple[int, ...]) -> bool:
@@ -421,10 +474,24 @@ def lean(
     return g, Spread(mean, rest, groups.mean_product(xp, g, xhat, ops=places.product))
 
 
-def upright(g: Array, leaning: Spread, of: Standardized, *, places: Places = NEW) -> Array:
-    """rstd * (g - xhat * mean(g * xhat)), for a g whose mean was taken away."""
-    ops = places.result
-    return ops.multiply(ops.subtract(g, places.xhat.multiply(of.xhat, leaning.var)), of.rstd)
+def upright(
+    xp: Namespace,
+    g: Array,
+    leaning: Spread,
+    of: Standardized,
+    gamma: Array | None,
+    power: Array | None,
+    *,
+    places: Places = NEW,
+    exact: bool = False,
+) -> Array:
+    """rstd * (g - xhat * mean(g * xhat)), for a g whose mean was taken away, and which has the `power`.
+
+    A gamma that is one number for each group comes last.
+    """
+    g = places.result.subtract(g, places.xhat.multiply(of.xhat, leaning.var))
+    rstd = of.rstd if power is None else of.rstd / power
+    return scaled(xp, g, gamma, rstd, places=places._replace(product=PURE), exact=exact)
 
 
 def parameter_gradient(

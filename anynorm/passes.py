@@ -137,9 +137,20 @@ class _Tail(NamedTuple):
 
 
 def _tail(
-    means: list[Array], rstd: Array, slight: list[Array], gamma: Array | None, beta: Array | None, *, folds: bool
+    run: "_Run",
+    means: list[Array],
+    rstd: Array,
+    slight: list[Array],
+    gamma: Array | None,
+    beta: Array | None,
+    *,
+    folds: bool,
 ) -> _Tail:
     """Of these means, and of slight ones: beside the spread they are so small that beta loses nothing by them."""
+    plan = run.call.plan
+    if not folds and gamma is not None and (run.call.spread is not None or plan.eps > 1):
+        # what lies between may be out of range
+        return _Tail(means + slight, [*kernels.factors(plan.library.xp, gamma, rstd)], beta)
     if not folds:
         return _Tail(means + slight, [rstd] if gamma is None else [rstd, gamma], beta)
     scale = rstd if gamma is None else rstd * gamma
@@ -328,7 +339,7 @@ def _groups(run: _Run, parts: list[Block], scale: Scale | None, *, shield: bool 
             done = scale is not None or ordinary(plan, spread.var)
             if done:
                 rstd, slight = root(plan, spread, scale), [] if left is None else [left]
-                part.finish(d, _tail([], rstd, slight, part.gamma, part.beta, folds=folds(plan, rstd, run.extent)))
+                part.finish(d, _tail(run, [], rstd, slight, part.gamma, part.beta, folds=folds(plan, rstd, run.extent)))
     else:
         survey = partial(run.each, lambda part: part.portion(scale), survey=True, shield=shield)
         spread = pooled(plan, survey, parts)
@@ -402,7 +413,7 @@ def _apply(run: _Run, parts: list[Block], spread: Spread, scale: Scale | None) -
     fold = folds(plan, rstd, run.extent)
 
     def apply(part: _Part) -> None:
-        part.finish(part.enter(scale), _tail(means, rstd, slight, part.gamma, part.beta, folds=fold))
+        part.finish(part.enter(scale), _tail(run, means, rstd, slight, part.gamma, part.beta, folds=fold))
 
     run.each(apply, parts)
 
@@ -411,7 +422,7 @@ def _tail_of(run: _Run, spread: Spread, gamma: Array | None, beta: Array | None)
     """The tail of statistics that were given."""
     plan = run.call.plan
     rstd, (means, slight) = root(plan, spread), _means(plan, spread)
-    return _tail(means, rstd, slight, gamma, beta, folds=folds(plan, rstd, run.extent))
+    return _tail(run, means, rstd, slight, gamma, beta, folds=folds(plan, rstd, run.extent))
 
 
 def _means(plan: Plan, spread: Spread, scale: Scale | None = None) -> tuple[list[Array], list[Array]]:
@@ -508,8 +519,13 @@ def extent_of(plan: Plan, gamma: Array | None) -> tuple[float, float] | None:
 
 def folds(plan: Plan, rstd: Array, extent: tuple[float, float] | None) -> bool:
     """Whether rstd * gamma is small, and loses nothing: there is no overflow, no subnormal number."""
-    if extent is None or extent[1] == 0:
-        return plan.folds
+    return plan.folds if extent is None else plan.folds and exact_product(plan, rstd, extent)
+
+
+def exact_product(plan: Plan, rstd: Array, extent: tuple[float, float]) -> bool:
+    """Whether numbers of this extent, times rstd, have all their digits; and 0 is 0."""
     library, xp, (low, high) = plan.library, plan.library.xp, extent
+    if high == 0:
+        return True
     most, least = float(library.most(rstd)) * high, float(library.least(rstd)) * low
     return most <= float(xp.finfo(plan.dtype).max) and least >= kernels.smallest_normal(xp, plan.dtype)

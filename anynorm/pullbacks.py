@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 from anynorm import kernels, weights
-from anynorm.arrays import adds, assign, cast, empty, in_rows, zeros
+from anynorm.arrays import adds, assign, cast, empty, extent, in_rows, zeros
 from anynorm.blocks import Block, blocks, both, share, within
 from anynorm.calls import Call, Plan, Wanted, weighed
 from anynorm.executors import programs
@@ -16,9 +16,8 @@ from anynorm.kernels import PURE, Arithmetic, Array, Groups, Places, Spread, Sta
 from anynorm.passes import (
     Portion,
     cut,
-    extent_of,
+    exact_product,
     folded,
-    folds,
     numbers,
     only,
     ordinary,
@@ -57,12 +56,25 @@ def pull(call: Call, dy: Array, wanted: Wanted, of: Standardized | Spread | None
     if anything records.
     """
     dx, *parameters = _pull(call, dy, wanted, of)
+    if dx is not None and call.join is None and _overflowed(call, dy, dx):
+        xp, step = call.plan.library.xp, call.plan.limits.further
+        smaller = Wanted(call.plan.dtype, tuple(None for _ in parameters))
+        again: Any = _pull(call, cast(call.plan.library, dy, call.plan.dtype) * (1 / step), smaller, of)[0]
+        dx = xp.where(xp.isfinite(dx), dx, xp.astype(again * step, dx.dtype, copy=False))
     if call.join is not None:
         shared = [i for i, each in enumerate(parameters) if each is not None and call.plan.short[i]]
         sums = call.join(*(parameters[i] for i in shared)) if shared else []
         for i, each in zip(shared, sums, strict=True):
             parameters[i] = each
     return dx, *parameters
+
+
+def _overflowed(call: Call, dy: Array, dx: Array) -> bool:
+    """Whether a sum over a group may have had no room, which the first number of each group tells."""
+    plan, arrays = call.plan, [each for each in (call.x, call.gamma) if each is not None]
+    if call.spread is not None or math.prod(plan.view.shape) == 0 or not plan.library.plain(dy, dx, *arrays):
+        return False
+    return not bool(plan.library.xp.all(plan.library.xp.isfinite(plan.groups.first(dx))))
 
 
 def _pull(call: Call, dy: Array, wanted: Wanted, of: Standardized | Spread | None) -> Gradients:
@@ -88,12 +100,13 @@ def _pull(call: Call, dy: Array, wanted: Wanted, of: Standardized | Spread | Non
     parameters = _parameter_gradients(plan, dy, of.xhat, wanted.parameters, block=block, ones=ones)
     if wanted.dtype is None:
         return None, *parameters
+    power = _power(plan, call.gamma, plan.library.constant(of.rstd)) if plan.library.readable(dy) else None
     if (weighted := call.weighted) is not None:
         dy = xp.where(weighted.weights.sums > 0, dy, xp.zeros_like(dy))
-        dx = weights.input_gradient(xp, dy, call.gamma, of, groups=weighted, centred=plan.centred)
+        dx = weights.input_gradient(xp, dy, call.gamma, of, groups=weighted, centred=plan.centred, power=power)
     else:
         groups = None if call.spread is not None else plan.groups
-        dx = kernels.input_gradient(xp, dy, call.gamma, of, groups=groups, centred=plan.centred)
+        dx = kernels.input_gradient(xp, dy, call.gamma, of, groups=groups, centred=plan.centred, power=power)
     return xp.astype(dx, wanted.dtype, copy=False), *parameters
 
 
@@ -102,13 +115,13 @@ def _in_blocks(call: Call, dy: Array, wanted: Wanted, spread: Spread) -> Gradien
     library = plan.library
     with library.quiet():
         rstd, gamma = root(plan, spread), call.gamma
-        alone = kernels.alone(gamma, plan.view.axes) and folds(plan, rstd, extent_of(plan, gamma))
-        scale, gamma = (rstd * gamma, None) if alone else (rstd, gamma)
+        power = None if call.spread is not None else _power(plan, gamma, rstd)
+        exact = gamma is not None and exact_product(plan, rstd if power is None else power, extent(library, gamma))
         spread = spread._replace(rest=seen(plan, spread.rest, spread.var))
     dx = None if wanted.dtype is None else empty(plan.view.shape, dy, wanted.dtype)
     totals = [None if shape is None else _Total(shape, dy, plan.dtype) for shape in wanted.parameters]
     averaged = () if call.spread is not None else plan.view.axes
-    run = _Run(call, dy, wanted, spread, rstd, scale, gamma, _ones(plan, dy), dx, [], 1)
+    run = _Run(call, dy, wanted, spread, rstd, power, exact, _ones(plan, dy), dx, [], 1)
     copied = run.copies_dy + (call.x is not None and not adds(library, call.x, plan.dtype))
     made = 1 + run.products_apart + copied + (dx is not None and dx.dtype != plan.dtype)
     arrays, made = (1, made) if call.weights is None else (WEIGHTED, WEIGHTED)
@@ -170,10 +183,10 @@ class _Run(NamedTuple):
     wanted: Wanted
     spread: Spread
     rstd: Array
-    scale: Array
-    """What the gradient of xhat is multiplied by: rstd, or rstd * gamma where gamma is one number for each group."""
-    gamma: Array | None
-    """None where it is in the scale, too."""
+    power: Array | None
+    """For `kernels.input_gradient`."""
+    exact: bool
+    """For `kernels.scaled`."""
     ones: Array | None
     dx: Array | None
     rooms: list[list[Array]]
@@ -222,7 +235,7 @@ class _Run(NamedTuple):
         call, plan = self.call, self.call.plan
         xhat = None if call.x is None else cast(plan.library, call.x[block], plan.dtype)
         given, kept = call.weights, None
-        rstd, scale = (spelt(plan, cut(each, block), dy) for each in (self.rstd, self.scale))
+        rstd, power = (spelt(plan, cut(each, block), dy) for each in (self.rstd, self.power))
         number = math.prod([dy.shape[axis] for axis in plan.view.axes])
         groups = plain_groups(plan, divisor=min(plan.groups.divisor, float(number)))
         groups = groups._replace(strewn=strewn(plan), spelt=given is None)
@@ -234,8 +247,9 @@ class _Run(NamedTuple):
             kept, given = present(plan, given, block), weights_within(plan, given, block, tuple(dy.shape))
             if xhat is not None:
                 dy, xhat = _without_strays(plan, dy, xhat, given, kept, groups=groups, ops=places.xhat)
-        of, alone = Standardized(xhat, scale, self.spread), kernels.alone(self.gamma, plan.view.axes)
-        return _Piece(plan, block, target, places, groups, dy, cut(self.gamma, block), alone, of, given, kept)
+        of, alone = Standardized(xhat, rstd, self.spread), kernels.alone(call.gamma, plan.view.axes)
+        gamma, how = cut(call.gamma, block), {"places": places, "exact": self.exact}
+        return _Piece(plan, block, target, places, groups, dy, gamma, alone, of, power, how, given, kept)
 
 
 class _Piece(NamedTuple):
@@ -252,6 +266,9 @@ class _Piece(NamedTuple):
     alone: bool
     """Whether gamma is one number for each group, and not only for what the block has of it."""
     of: Standardized
+    power: Array | None
+    how: dict[str, Any]
+    """The places, and whether products with gamma are exact."""
     weights: Weights | None
     kept: Array | None
     """The groups that have a weight; None for all."""
@@ -263,7 +280,9 @@ class _Piece(NamedTuple):
 
     def gradient(self) -> Array:
         """That of xhat, but for a gamma that is one number for each group; 0 in a group without weight."""
-        g = kernels.affine(self.dy, None if self.alone else self.gamma, None, ops=self.places.result)
+        g = self.dy
+        if not self.alone:
+            g = kernels.cotangent(self.plan.library.xp, g, self.gamma, self.power, **self.how)
         return only(self.plan, g, self.kept)
 
     @property
@@ -280,12 +299,12 @@ class _Piece(NamedTuple):
 
     def input_gradient(self, *, given: bool) -> Array:
         """That of x: of whole groups, or by statistics that are `given`."""
-        plan, places, dy, of = self.plan, self.places, only(self.plan, self.dy, self.kept), self.of
-        xp, centred, weighted = plan.library.xp, plan.centred, self.weighted
+        plan, dy, weighted = self.plan, only(self.plan, self.dy, self.kept), self.weighted
+        how = {"centred": plan.centred, "power": self.power, **self.how}
         if weighted is not None:
-            return weights.input_gradient(xp, dy, self.gamma, of, groups=weighted, centred=centred, places=places)
+            return weights.input_gradient(plan.library.xp, dy, self.gamma, self.of, groups=weighted, **how)
         groups = None if given else self.groups
-        return kernels.input_gradient(xp, dy, self.gamma, of, groups=groups, centred=centred, places=places)
+        return kernels.input_gradient(plan.library.xp, dy, self.gamma, self.of, groups=groups, **how)
 
     def lean(self) -> Portion | Leaning:
         """What a part has to say of the gradients of its groups."""
@@ -302,14 +321,20 @@ class _Piece(NamedTuple):
 
     def upright(self, leaning: Portion | Leaning) -> Array:
         """The gradient of x in a part, of what all parts had to say."""
-        xp, places, g = self.plan.library.xp, self.places, self.gradient()
+        xp, g, factors = self.plan.library.xp, self.gradient(), (self.gamma if self.alone else None, self.power)
         if isinstance(leaning, Leaning):
             assert self.weights is not None
-            dx = weights.upright_in_part(xp, g, leaning, self.of, self.weights.each, places=places)
-        else:
-            own = Spread(*(spelt(self.plan, each, g) for each in leaning.spread))
-            dx = kernels.upright(kernels.less(g, own, ops=places.result), own, self.of, places=places)
-        return kernels.affine(dx, self.gamma if self.alone else None, None, ops=places.result)
+            return weights.upright_in_part(xp, g, leaning, self.of, self.weights.each, *factors, **self.how)
+        own = Spread(*(spelt(self.plan, each, g) for each in leaning.spread))
+        g = kernels.less(g, own, ops=self.places.result)
+        return kernels.upright(xp, g, own, self.of, *factors, **self.how)
+
+
+def _power(plan: Plan, gamma: Array | None, rstd: Array) -> Array | None:
+    """For `kernels.input_gradient`."""
+    if gamma is None or kernels.alone(gamma, plan.view.axes):
+        return None
+    return kernels.power_of_two(plan.library.xp, rstd)
 
 
 def _groups(run: _Run, parts: list[Block], threads: int) -> list[Parameters]:

@@ -85,7 +85,9 @@ def standardize(call: Call) -> Standardized:
 
 def affine(call: Call, standardized: Standardized) -> Array:
     """The normalized array in the dtype and the shape of the caller's x."""
-    y = kernels.affine(standardized.xhat, call.gamma, call.beta, ops=call.plan.library.arithmetic)
+    y = _without_xhat(call, standardized)
+    if y is None:
+        y = kernels.affine(standardized.xhat, call.gamma, call.beta, ops=call.plan.library.arithmetic)
     if standardized.stray is not None:
         constant = call.plan.library.constant
         stray, *parameters = (
@@ -93,6 +95,17 @@ def affine(call: Call, standardized: Standardized) -> Array:
         )
         y = call.plan.library.xp.where(stray != 0, kernels.affine(stray, *parameters), y)
     return restore(call.plan, y, call.x.dtype)
+
+
+def _without_xhat(call: Call, of: Standardized) -> Array | None:
+    """The normalized array where it may have digits that xhat has no room for: beside a large eps, or given moments."""
+    plan, xp = call.plan, call.plan.library.xp
+    if call.gamma is None or not plan.library.readable(call.x) or (call.spread is None and plan.eps <= 1):
+        return None
+    d = kernels.less(cast(plan.library, call.x, plan.dtype), of.spread)
+    if call.weights is not None and of.stray is not None:
+        d = xp.where((call.weights.sums > 0) & (of.stray == 0), d, xp.zeros_like(d))
+    return kernels.affine(kernels.scaled(xp, d, call.gamma, of.rstd), None, call.beta)
 
 
 def length(call: Call) -> Array:

@@ -137,19 +137,19 @@ def input_gradient(
     groups: Weighted,
     centred: bool,
     places: Places = NEW,
+    power: Array | None = None,
+    exact: bool = False,
 ) -> Array:
     """The gradient of `affine(standardize(x))` with respect to x, for a dy that is 0 in a group without weight.
 
     rstd * (g - p * sum(g) - p * xhat * sum(g * xhat)), where p is the share of a number in the weight of its group, and
     the sums are over all numbers, also without weight.
     """
-    if kernels.alone(gamma, groups.plain.axes):
-        dx = input_gradient(xp, dy, None, of, groups=groups, centred=centred, places=places)
-        return places.result.multiply(dx, gamma)
-    g, weights = kernels.affine(dy, gamma, None, ops=places.result), groups.weights
+    weights, last = groups.weights, gamma if kernels.alone(gamma, groups.plain.axes) else None
+    g = dy if last is not None else kernels.cotangent(xp, dy, gamma, power, places=places, exact=exact)
     share = weights.each / positive(xp, weights.sums)
     g, leaning = lean(xp, g, of.xhat, share, groups=groups, centred=centred, places=places)
-    return upright(g, leaning, of, share, places=places)
+    return upright(xp, g, leaning, of, share, last, power, places=places, exact=exact)
 
 
 def wide_statistics(xp: Namespace, x: Array, each: Array, *, groups: Means, centred: bool, twice: bool) -> Spread:
@@ -180,11 +180,11 @@ def wide_input_gradient(
         return xp.sum(values, axis=groups.axes, keepdims=True)
 
     if not centred:
-        return upright(g, Leaning(None, None, total(g * of.xhat), weight), of, share)
+        return upright(xp, g, Leaning(None, None, total(g * of.xhat), weight), of, share, None, None)
     if twice:
         g = g - each * (total(g) / positive(xp, weight))
     rest, product = total(g), total(g * of.xhat)
-    return upright(g - share * rest, Leaning(None, None, product, weight), of, share)
+    return upright(xp, g - share * rest, Leaning(None, None, product, weight), of, share, None, None)
 
 
 def lean(
@@ -231,19 +231,40 @@ def pool(xp: Namespace, found: list[Leaning]) -> Leaning:
 
 
 def upright_in_part(
-    xp: Namespace, g: Array, leaning: Leaning, of: Standardized, each: Array, *, places: Places = NEW
+    xp: Namespace,
+    g: Array,
+    leaning: Leaning,
+    of: Standardized,
+    each: Array,
+    gamma: Array | None,
+    power: Array | None,
+    *,
+    places: Places = NEW,
+    exact: bool = False,
 ) -> Array:
     """`rstd * (g - p * sum(g) - p * xhat * sum(g * xhat))`, by what all parts of the groups lean together."""
     ops, share = places.result, each / positive(xp, leaning.weight)
     if leaning.mean is not None:
         g = ops.subtract(ops.subtract(g, each * leaning.mean), share * leaning.rest)
-    return upright(g, leaning, of, share, places=places)
+    return upright(xp, g, leaning, of, share, gamma, power, places=places, exact=exact)
 
 
-def upright(g: Array, leaning: Leaning, of: Standardized, share: Array, *, places: Places = NEW) -> Array:
-    """`rstd * (g - p * xhat * sum(g * xhat))`, for a g whose sum was taken away."""
+def upright(
+    xp: Namespace,
+    g: Array,
+    leaning: Leaning,
+    of: Standardized,
+    share: Array,
+    gamma: Array | None,
+    power: Array | None,
+    *,
+    places: Places = NEW,
+    exact: bool = False,
+) -> Array:
+    """`rstd * (g - p * xhat * sum(g * xhat))`, for a g whose sum was taken away, and which has the `power`."""
     of = of._replace(xhat=places.xhat.multiply(of.xhat, share))
-    return kernels.upright(g, Spread(None, None, leaning.product), of, places=places)
+    leaning_of_all = Spread(None, None, leaning.product)
+    return kernels.upright(xp, g, leaning_of_all, of, gamma, power, places=places, exact=exact)
 
 
 def shielded(xp: Namespace, x: Array, weights: Weights) -> Array:

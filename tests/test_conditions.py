@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from oracles import only_if
 
 import anynorm
 
@@ -24,15 +25,20 @@ def error(found, exact):
     return np.max(np.abs(found - exact)) / np.sqrt(np.mean(exact**2))
 
 
-def formula(x, dy, gamma, *, axes, eps=1e-5, centred=True, sums=False):
-    """y and dx in NumPy's widest float."""
-    x, dy, gamma = (np.asarray(each).astype(np.longdouble) for each in (x, dy, gamma))
-    mean = np.sum if sums else np.mean
-    d = x - x.mean(axis=axes, keepdims=True) if centred else x
-    root = np.sqrt(mean(d * d, axis=axes, keepdims=True) + np.longdouble(eps))
+def formula(x, dy, gamma, *, axes, eps=1e-5, centred=True, sums=False, weights=1.0, given=None):
+    """y, dx and the root of the variance and eps, in NumPy's widest float."""
+    x, dy, gamma, weights = (np.asarray(each).astype(np.longdouble) for each in (x, dy, gamma, weights))
+
+    def add(values):
+        return values.sum(axis=axes, keepdims=True)
+
+    share = np.broadcast_to(weights, x.shape) / (1 if sums else add(np.broadcast_to(weights, x.shape)))
+    mean, var = (each.astype(np.longdouble) for each in given) if given else (add(share * x) if centred else 0, None)
+    d = x - mean
+    root = np.sqrt((add(share * d * d) if given is None else var) + np.longdouble(eps))
     xhat, g = d / root, dy * gamma
-    lost = g.mean(axis=axes, keepdims=True) if centred else 0
-    return xhat * gamma, (g - lost - xhat * mean(g * xhat, axis=axes, keepdims=True)) / root
+    lost = (share * add(g) if centred else 0) + share * xhat * add(g * xhat) if given is None else 0
+    return xhat * gamma, (g - lost) / root, root
 
 
 @pytest.mark.cells("numpy", "torch")
@@ -226,3 +232,80 @@ def test_a_gradient_that_is_nearly_all_mean_in_chunks(backend, norm, shape):
     exact = anynorm.vjp(norm, x.astype(np.float64), gamma.astype(np.float64))[1](dy.astype(np.float64))[0]
     pullback = anynorm.vjp(norm, *(backend.array(each, "float32") for each in (x, gamma)))[1]
     assert error(backend.numpy(pullback(backend.array(dy, "float32"))[0]), exact) < 4e-6
+
+
+def drawn(seed):
+    """A call on arrays of random magnitudes: what it is given, and the formula's arguments."""
+    rng = np.random.default_rng(seed)
+    dtype = np.float32 if rng.random() < 0.75 else np.float64
+    info = np.finfo(dtype)
+    low, high = np.log10(float(info.smallest_normal)), np.log10(float(info.max))
+
+    def magnitude():
+        return 10.0 ** rng.uniform(low + 1, high - 1) if rng.random() < 0.8 else 1.0
+
+    shape = ((6, 64), (3, 4, 40), (40, 5))[rng.integers(3)]
+    kind = rng.choice(["normalize", "rms_norm", "weight_norm", "weights", "moments"])
+    axes = (len(shape) - 1,) if rng.random() < 0.5 else (0, *range(2, len(shape)))
+    kept = tuple(1 if axis in axes else n for axis, n in enumerate(shape))
+    size, eps = magnitude(), rng.choice([0.0, 1e-5, magnitude()])
+    x = rng.standard_normal(shape) * size * 10.0 ** rng.integers(-2, 3, kept)
+    dy = (rng.standard_normal(shape) + rng.choice([0, 1, 100])) * magnitude()
+    varies = kind != "weight_norm" and rng.random() < 0.5
+    gamma = rng.standard_normal([n if (axis in axes) == varies else 1 for axis, n in enumerate(shape)]) * magnitude()
+    how, options = {"axes": axes, "eps": eps, "centred": kind not in ("rms_norm", "weight_norm")}, {}
+    if kind == "weights":
+        options["weights"] = how["weights"] = (rng.random(shape) + 0.01) * 10.0 ** rng.uniform(low + 3, high - 3)
+    elif kind == "moments":
+        root = size if rng.random() < 0.6 and low < 2 * np.log10(size) < high else magnitude() ** 0.5
+        how["given"] = [rng.standard_normal(kept) * size * rng.choice([0, 1, 10]), rng.uniform(0.5, 2, kept) * root**2]
+    elif kind == "weight_norm":
+        how["eps"], how["sums"] = 0.0, True
+    cast = [each.astype(dtype) for each in (x, dy, gamma, *how.get("given", []))]
+    if "weights" in how:
+        options["weights"] = how["weights"] = how["weights"].astype(dtype)
+    if "given" in how:
+        how["given"] = cast[3:]
+    return kind, dtype, cast[:3], how, options
+
+
+@pytest.mark.cells("numpy", "torch", "strict", "dask")
+@pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")  # of drawing, and of Dask's merging
+@pytest.mark.parametrize("block_bytes", [256, 2**22])
+def test_numbers_of_any_magnitude_give_what_the_formula_gives(backend, block_bytes):
+    only_if(block_bytes == 256, backend, "dask", "strict")
+    compared, many = 0, backend.library in ("numpy", "torch")
+    for seed in range(150 if many else 30):
+        kind, dtype, (x, dy, gamma), how, options = drawn(seed)
+        if not all(np.isfinite(each).all() for each in (x, dy, gamma)):
+            continue
+        name, axes = np.dtype(dtype).name, how["axes"]
+        if not backend.float64 and name == "float64":
+            continue
+        other = {key: backend.array(each, name) for key, each in options.items()}
+        kept = tuple(n for axis, n in enumerate(x.shape) if axis not in axes)
+        if "given" in how:
+            if not all(np.isfinite(each).all() for each in how["given"]):
+                continue
+            other["moments"] = anynorm.Moments(*(backend.array(each.reshape(kept), name) for each in how["given"]), 1)
+        if kind == "weight_norm":
+            other["axis"] = tuple(axis for axis in range(x.ndim) if axis not in axes)
+        else:
+            other |= {"axis": axes, "eps": float(how["eps"])}
+        norm = {"rms_norm": anynorm.rms_norm, "weight_norm": anynorm.weight_norm}.get(kind, anynorm.normalize)
+        with anynorm.options(block_bytes=block_bytes, threads=1):
+            y, pullback = anynorm.vjp(norm, *(backend.array(each, name) for each in (x, gamma)), **other)
+            found = [backend.numpy(y), backend.numpy(pullback(backend.array(dy, name))[0])]
+        *exact, root = formula(x, dy, gamma, **how)
+        info, n = np.finfo(dtype), np.prod([x.shape[axis] for axis in axes])
+        largest = [
+            abs(each).max(axis=axes, keepdims=True) for each in (*exact, x, dy * gamma.astype(np.longdouble) / root)
+        ]
+        normal = [each >= float(info.smallest_normal) for each in (largest[2] / 10, root, *largest[:2])]
+        for ours, each, top, size in zip(found, exact, largest, (largest[0], largest[3]), strict=False):
+            told = normal[0] & (normal[1] | (how["eps"] != 0)) & (top >= float(info.smallest_normal))
+            told &= (size <= float(info.max) / n) & (top > size / 1000)
+            error = abs(ours - each).max(axis=axes, keepdims=True)[told] / size[told]
+            compared += error.size
+            assert np.all(error <= (4e-6 if dtype == np.float32 else 1e-14)), (seed, kind, dtype)
+    assert compared > (400 if many else 50)

@@ -88,7 +88,7 @@ def gradients(call: Call, dy: Array, wanted: Wanted, spread: Spread) -> tuple[Ar
         dy = words.astype(dy, name_of(plan.dtype))
         of, centred = standardized(words, x, parts), plan.centred
         if given:
-            return [kernels.input_gradient(words, dy, gamma, of, groups=None, centred=centred)], []
+            return [kernels.affine(dy, gamma, None) * of.rstd], []
         own = kernels.narrow(words, of.spread, of.rstd, x.dtype)
         return [kernels.input_gradient_wide(words, dy, x, gamma, of, own, groups=sums, centred=centred)], []
 

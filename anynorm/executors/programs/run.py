@@ -209,7 +209,7 @@ def backward(call: Call, dy: Array, wanted: Wanted, spread: Spread) -> Gradients
             dy, xhat = _without_strays(words, dy, xhat, each, weight)
         of, dx = Standardized(xhat, rstd, known), None
         if of_x and given:
-            dx = kernels.input_gradient(words, dy, gamma, of, groups=None, centred=plan.centred)
+            dx = kernels.affine(dy, gamma, None) * rstd
         elif of_x and each is not None:
             present = words.where(weight > 0, dy, words.zeros_like(dy))
             dx = weighting.wide_input_gradient(words, present, gamma, of, each, weight, **how)
@@ -275,7 +275,7 @@ def _joined_input_gradient(call: Call, dx: Array, dy: Array, spread: Spread, wei
 
     def apply(words: Any, numbers: list[Any], sums: TracedSums) -> Written:
         (g, of, share), gamma, (away, product) = gradient(words, numbers, sums), numbers[2], numbers[-2:]
-        dx = kernels.upright(g - share * away, Spread(None, None, product * share), of)
+        dx = kernels.upright(words, g - share * away, Spread(None, None, product * share), of, None, None)
         return Written([kernels.affine(dx, gamma if kernels.alone(gamma, sums.axes) else None, None)])
 
     inputs = (dy, call.x, call.gamma, *spread, weights.unit, _weights(call), weight)
