@@ -199,8 +199,8 @@ def backward(call: Call, dy: Array, wanted: Wanted, spread: Spread) -> Gradients
     wide = spread.mean is not None and not twice and spread.mean.dtype != plan.dtype
     rest = None if wide else spread.rest  # a wide mean has all digits
 
-    def gradients(words: Any, numbers: list[Any], sums: TracedSums) -> tuple[Any, list[Any]]:
-        """The gradient of x, and what those of gamma and beta are the sums of."""
+    def gradients(words: Any, numbers: list[Any], sums: TracedSums, *, of_x: bool = False) -> tuple[Any, list[Any]]:
+        """The gradient of x if it is asked for, and what those of gamma and beta are the sums of."""
         dy, x, gamma, mean, rest, var, each, weight = numbers
         rstd = None if var is None else kernels.inverse_root(words, var + sums.tracer.eps, flat=1.0)
         known, how = Spread(mean, rest, var), {"groups": sums, "centred": plan.centred, "twice": twice}
@@ -234,7 +234,7 @@ def backward(call: Call, dy: Array, wanted: Wanted, spread: Spread) -> Gradients
     brief = [i for i, shape in enumerate(shapes) if shape is not None and math.prod(shape) <= BRIEF]
 
     def body(words: Any, numbers: list[Any], sums: TracedSums) -> Written:
-        dx, products = gradients(words, numbers, sums)
+        dx, products = gradients(words, numbers, sums, of_x=of_x)
         return Written([] if dx is None else [dx], (), [products[i] for i in brief])
 
     found: list[Array | None] = [None for _ in shapes]
