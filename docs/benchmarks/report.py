@@ -118,7 +118,9 @@ def reached(report: Report) -> list[str]:
     heads = list(dict.fromkeys(f"{name} / {to}" for name in names for _, by, to, _, _ in found if by == name))
     lines = ["", "## Speed to reach", ""]
     missed = sum(ratio > most for *_, ratio, most in found)
-    lines += [f"The ratio of two times, and the most that it should be. In bold what is missed: {missed} of {len(found)}."]
+    lines += [
+        f"The ratio of two times, and the most that it should be. In bold what is missed: {missed} of {len(found)}."
+    ]
     lines += ["", f"| work | {' | '.join(heads)} |", "|---|" + "---:|" * len(heads)]
     for row in report.rows:
         cells = dict.fromkeys(heads, "")
