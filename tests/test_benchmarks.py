@@ -100,7 +100,7 @@ def test_the_formula_that_results_are_held_to_is_that_of_the_papers(work):
 @pytest.mark.parametrize("work", each_small_work(), ids=lambda work: work.title)
 def test_every_candidate_of_a_library_gives_the_formulas_result(work, device, libraries):
     found = candidates(device.name, libraries)
-    found = [each for each in found if each.engine != "numba" or find_spec("numba")]
+    found = [each for each in found if each.engine != "numba" or len(libraries) > 1]
     for dtype in device.dtypes:
         row = measure.measure(work, dtype, found, device, 0.0)
         outcomes = {name: outcome.failed for name, outcome in row.outcomes.items()}
@@ -150,7 +150,7 @@ def test_what_misses_the_speed_to_reach_is_bold():
         "layer norm (8, 64)", (8, 64), {numba: {"to_formula": 0.9}, "anynorm, PyTorch, numba": {"to_peer": 1.5}}
     )
     found = report.Report("cpu", {"processor": "P"}, False, [row, masked, large, small])
-    assert report.reached(found)[4:] == [
+    assert report.reached(found)[5:] == [
         f"| work | {numba} / {PEER} | {numba} / copy | {numba} / no weights | {numba} / formula "
         f"| anynorm, PyTorch, numba / {PEER} |",
         "|---|---:|---:|---:|---:|---:|",
@@ -336,7 +336,7 @@ def test_a_bad_argument_is_answered_with_a_sentence(arguments, sentence):
 @pytest.fixture
 def libraries(request):
     library = request.config.getoption("--cell").split("-")[0]
-    return ("numpy", "torch") if library == "fast" else (library,)
+    return ("numpy", "torch") if library == "fast" else (library,)  # the cell that has numba
 
 
 @pytest.fixture
