@@ -22,12 +22,12 @@ from candidates import PEER, Candidate, candidates
 from devices import DEVICES, TITLES, Device, MissingError, machine
 from measure import Row, measure
 from report import Report, digits, percent, write
-from works import GIGABYTE, WORKS, Work
+from works import GIGABYTE, OF_EVERY_DTYPE, WORKS, Work
 
 HERE = Path(__file__).resolve().parent
 SHORT = 2**16
 """How many numbers an array has in a short run."""
-SECONDS = {"cpu": 150.0, "cuda": 90.0}
+SECONDS = {"cpu": 240.0, "cuda": 90.0}
 """Of taking turns; to compile and to check comes on top."""
 BUSY = 0.7
 """The load of a machine, in the last minute, above which it is said to do other work."""
@@ -62,7 +62,7 @@ def bench(
 ) -> Report:
     """Measure what was chosen; `begin` and `end` are told of each row. After Ctrl-C there are those measured so far."""
     found = _candidates(chosen)
-    tasks = [(work, dtype) for dtype in _dtypes(chosen) for work in _works(chosen)]
+    tasks = _tasks(chosen)
     seconds = (chosen.seconds or SECONDS[chosen.device]) / len(tasks)
     report = Report(chosen.device, machine(device), chosen.quick, [])
     try:
@@ -79,7 +79,7 @@ def bench(
 
 
 def _run(chosen: argparse.Namespace) -> None:
-    tasks = len(_works(chosen)) * len(_dtypes(chosen)) if _candidates(chosen) else 0
+    tasks = len(_tasks(chosen)) if _candidates(chosen) else 0
     device = DEVICES[chosen.device]()
     old = _old(chosen, device)
     if hasattr(os, "getloadavg") and os.getloadavg()[0] > BUSY:
@@ -143,17 +143,19 @@ def _seconds(text: str) -> float:
     return number
 
 
-def _works(chosen: argparse.Namespace) -> list[Work]:
-    works = [*(GIGABYTE if chosen.device == "cuda" else ()), *WORKS]
-    if chosen.quick:
-        works = list(dict.fromkeys(work.shortened(SHORT) for work in works))
+def _tasks(chosen: argparse.Namespace) -> list[tuple[Work, str]]:
+    tasks: list[tuple[Work, str]] = []
+    for dtype in _dtypes(chosen):
+        works = (*GIGABYTE, *WORKS) if chosen.device == "cuda" else WORKS if dtype == "float32" else OF_EVERY_DTYPE
+        tasks += [(work.shortened(SHORT) if chosen.quick else work, dtype) for work in works]
     if chosen.only is not None:
-        works = [work for work in works if any(text.lower() in work.title.lower() for text in chosen.only)]
-    if not works:
+        only = [text.lower() for text in chosen.only]
+        tasks = [(work, dtype) for work, dtype in tasks if any(text in work.title.lower() for text in only)]
+    if not tasks:
         raise BadArgumentError(
             f"--only must be part of a title, as 'layer norm' or 'gradient', got {' '.join(chosen.only)}"
         )
-    return works
+    return list(dict.fromkeys(tasks))
 
 
 def _dtypes(chosen: argparse.Namespace) -> list[str]:

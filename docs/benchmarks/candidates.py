@@ -20,10 +20,14 @@ class Candidate(NamedTuple):
     """Whose arrays it is given."""
     prepare: Callable[[Work, Arrays, Device], Run | None]
     """All that is to be done but once; None if such a work is not for it."""
+    engine: str = "auto"
+    """Of `anynorm.options`."""
 
 
 COPY = "copy"
 PEER = "torch.nn.functional"
+ENGINES = {("cpu", "numpy"): ("numba", "arrays"), ("cpu", "torch"): ("numba",)}
+"""Those that are measured, at every size; elsewhere there is one."""
 
 
 def candidates(device: str, libraries: tuple[str, ...]) -> list[Candidate]:
@@ -31,16 +35,16 @@ def candidates(device: str, libraries: tuple[str, ...]) -> list[Candidate]:
     home = "numpy" if device == "cpu" else "torch"
     found = [Candidate(COPY, home, _copy)]
     for library in libraries:
-        found.append(Candidate(formula_of(library), library, _FORMULA[library]))
+        if (device, library) != ("cpu", "torch"):
+            found.append(Candidate(formula_of(library), library, _FORMULA[library]))
     if "torch" in libraries:
         found.append(Candidate(PEER, "torch", _native))
     for library in libraries:
-        name = f"anynorm, {_title(library)}"
-        found.append(Candidate(name, library, _jit(_anynorm) if library == "jax" else _eager))
-        if library == "numpy":
-            found.append(Candidate(f"{name}, out=", library, _into_out))
-        if library == "torch":
-            found.append(Candidate(f"{name}, autograd", library, _recorded))
+        for engine in ENGINES.get((device, library), ("auto",)):
+            name = f"anynorm, {_title(library)}" + ("" if engine == "auto" else f", {engine}")
+            found.append(Candidate(name, library, _jit(_anynorm) if library == "jax" else _eager, engine))
+            if library == "torch":
+                found.append(Candidate(f"{name}, autograd", library, _recorded, engine))
     return found
 
 
@@ -75,7 +79,7 @@ def _anynorm(work: Work, arrays: Arrays, xp: Any = None) -> Function:
 
 def _options(work: Work, arrays: Arrays) -> dict[str, Any]:
     given = {"moments": anynorm.RunningStats(arrays.mean, arrays.var)} if work.inference else {}
-    return work.options | given
+    return work.options | given | ({"weights": arrays.weights} if work.masked else {})
 
 
 def _by_hand(library: str) -> Callable[[Work, Arrays, Device], Run]:
@@ -97,8 +101,10 @@ def _formula_in_torch(work: Work, arrays: Arrays, device: Device) -> Run:
     return _torch_run(_formula(work, arrays, import_module("torch")), work, arrays)
 
 
-def _native(work: Work, arrays: Arrays, device: Device) -> Run:
+def _native(work: Work, arrays: Arrays, device: Device) -> Run | None:
     del device
+    if work.masked:
+        return None
     torch = import_module("torch")
     return _torch_run(_NATIVE[work.norm](torch, work, arrays), work, arrays)
 
@@ -122,16 +128,6 @@ def _eager(work: Work, arrays: Arrays, device: Device) -> Run:
         return (y, *pullback(arrays.dy))
 
     return both
-
-
-def _into_out(work: Work, arrays: Arrays, device: Device) -> Run | None:
-    """Into an array that is there already, as in a loop."""
-    del device
-    if work.gradient:
-        return None
-    differentiated, out = arrays.differentiated(work), arrays.x.copy()
-    norm, options = getattr(anynorm, work.norm), _options(work, arrays)
-    return lambda: (norm(*differentiated, out=out, **options),)
 
 
 def _jit(function_of: Callable[..., Function]) -> Callable[[Work, Arrays, Device], Run]:

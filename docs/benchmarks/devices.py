@@ -28,7 +28,7 @@ class Cpu:
 
     name = "cpu"
     libraries = ("numpy", "torch", "jax")
-    dtypes = ("float32",)
+    dtypes = ("float32", "float64", "bfloat16")
     reference = np
     """The namespace of the float64 arrays that results are compared with."""
 
@@ -37,20 +37,28 @@ class Cpu:
         os.environ["JAX_PLATFORMS"] = "cpu"
 
     def numbers(self, work: Work, dtype: str) -> Arrays:
-        """What the work is given, in float32 of NumPy."""
-        del dtype
-        return random_arrays(work)
+        """What the work is given, in NumPy and this dtype."""
+        kind = import_module("ml_dtypes").bfloat16 if dtype == "bfloat16" else dtype
+        return random_arrays(work, kind)
 
-    def arrays(self, library: str, numbers: Arrays) -> Arrays:
-        """The same numbers as arrays of a library."""
+    def arrays(self, library: str, numbers: Arrays) -> Arrays | None:
+        """The same numbers as arrays of a library; None where it has no such dtype."""
+        if library == "jax":  # where it is told to have float64, the other dtypes are not computed as by default
+            return None if numbers.x.dtype == np.float64 else _each(import_module("jax.numpy").asarray, numbers)
         if library == "numpy":
             return numbers
-        convert = import_module("torch").from_numpy if library == "torch" else import_module("jax.numpy").asarray
-        return Arrays(*map(convert, numbers))
+        torch = import_module("torch")
+
+        def convert(each: Array) -> Array:
+            if each.dtype.name != "bfloat16":
+                return torch.from_numpy(each)
+            return torch.from_numpy(each.view(np.int16)).view(torch.bfloat16)
+
+        return _each(convert, numbers)
 
     def widen(self, library: str, array: Array) -> Array:
         """An array of a library in float64 of the reference."""
-        return np.asarray(array.detach() if library == "torch" else array).astype(np.float64)
+        return array.detach().double().numpy() if library == "torch" else np.asarray(array).astype(np.float64)
 
     def wait(self, library: str, results: tuple[Array, ...]) -> None:
         """Until the results are computed."""
@@ -98,7 +106,8 @@ class Cuda:
         generator = torch.Generator("cuda").manual_seed(0)
         return _fill(
             work,
-            lambda shape: torch.randn(shape, generator=generator, device="cuda").to(getattr(torch, dtype)),
+            lambda shape: torch.randn(shape, generator=generator, device="cuda"),
+            lambda array: array.to(getattr(torch, dtype)),
         )
 
     def arrays(self, library: str, numbers: Arrays) -> Arrays:
@@ -110,7 +119,8 @@ class Cuda:
             dtype = getattr(import_module("ml_dtypes"), dtype) if dtype == "bfloat16" else dtype
         xp = import_module("jax.numpy" if library == "jax" else "cupy")
         # through float32, which every library exchanges
-        return Arrays(*(xp.from_dlpack(each.float()).astype(dtype) for each in numbers))
+        converted = _each(lambda each: xp.from_dlpack(each.float()).astype(dtype), numbers._replace(weights=None))
+        return converted if numbers.weights is None else converted._replace(weights=xp.from_dlpack(numbers.weights))
 
     def widen(self, library: str, array: Array) -> Array:
         """An array of a library in float64 of the reference."""
@@ -149,9 +159,9 @@ Device = Cpu | Cuda
 def machine(device: Device) -> dict[str, str]:
     """The processor, and the version of each library that is installed."""
     found = {"processor": device.describe(), "Python": platform.python_version()}
-    for library in ("numpy", "torch", "jax"):
+    for library in ("numpy", "torch", "jax", *(["numba"] if device.name == "cpu" else [])):
         if library_version := _version(library):
-            found[TITLES[library]] = library_version
+            found[TITLES.get(library, library)] = library_version
     if device.name == "cuda":
         for distribution in ("cupy-cuda13x", "cupy-cuda12x", "cupy"):
             if library_version := _version(distribution):
@@ -159,22 +169,31 @@ def machine(device: Device) -> dict[str, str]:
     return found
 
 
-def random_arrays(work: Work) -> Arrays:
-    """Normal numbers in float32 of NumPy, the same in every run."""
+def random_arrays(work: Work, dtype: Any = "float32") -> Arrays:
+    """Normal numbers of NumPy, the same in every run."""
     rng = np.random.default_rng(0)
-    return _fill(work, lambda shape: rng.standard_normal(shape, dtype=np.float32))
+    return _fill(
+        work,
+        lambda shape: rng.standard_normal(shape, dtype=np.float32),
+        lambda array: array.astype(dtype, copy=False),
+    )
 
 
-def _fill(work: Work, normal: Callable[[tuple[int, ...]], Array]) -> Arrays:
+def _fill(work: Work, normal: Callable[[tuple[int, ...]], Array], to_dtype: Callable[[Array], Array]) -> Arrays:
     shape = work.parameter_shape
-    return Arrays(
+    numbers = Arrays(
         x=normal(work.shape),
         gamma=normal(shape),
         beta=normal(shape),
         mean=normal(shape),
         var=abs(normal(shape)) + 0.5,
-        dy=normal(work.shape if work.gradient else (1,)),
+        dy=normal(work.shape if work.gradient else (1,)) + work.dy_mean,
     )
+    return _each(to_dtype, numbers)._replace(weights=normal(work.shape) > 0 if work.masked else None)
+
+
+def _each(convert: Callable[[Array], Array], arrays: Arrays) -> Arrays:
+    return Arrays(*(None if array is None else convert(array) for array in arrays))
 
 
 def _reset_peak() -> bool:

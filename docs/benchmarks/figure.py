@@ -70,7 +70,7 @@ def _panel(axes: Any, dtype: str, works: list[str], points: dict[str, list[tuple
 def _marker(name: str) -> dict[str, Any]:
     """The formula is hollow, anynorm is full, and each way to run it has its own shape."""
     colour = next(colour for library, colour in COLOURS.items() if library in name)
-    marks = {"autograd": "v", "out=": "s", "compiler": "D"}  # the last in earlier reports
+    marks = {"autograd": "v", "arrays": "s", "compiler": "D"}  # the last in earlier reports
     marker = next((mark for word, mark in marks.items() if word in name), "o")
     face = "none" if name.startswith("formula") else colour
     return {"marker": marker, "markeredgecolor": colour, "markerfacecolor": face, "markersize": 6, "alpha": 0.85}

@@ -20,6 +20,7 @@ class Arrays(NamedTuple):
     mean: Array
     var: Array
     dy: Array
+    weights: Array | None = None
 
     def differentiated(self, work: Work) -> tuple[Array, ...]:
         """X and the parameters of the norm: what there is a gradient of."""
@@ -85,6 +86,12 @@ def normalization(work: Work, xp: Namespace, arrays: Arrays) -> Callable[[Array]
         root = xp.sqrt(x.var(**over, **biased) + EPS)
         return (x - x.mean(**over)) / root, root
 
+    def to_weighted_variance_1(x: Array) -> tuple[Array, Array]:
+        count = weights.sum(**over)
+        deviation = x - (weights * x).sum(**over) / count
+        root = xp.sqrt((weights * deviation * deviation).sum(**over) / count + EPS)
+        return deviation / root, root
+
     def given(x: Array) -> tuple[Array, Array]:
         root = xp.sqrt(var + EPS)
         return (x - mean) / root, root
@@ -92,6 +99,9 @@ def normalization(work: Work, xp: Namespace, arrays: Arrays) -> Callable[[Array]
     if work.inference:
         mean, var = arrays.mean.reshape(work.beside), arrays.var.reshape(work.beside)
         return given
+    if work.masked:
+        weights = arrays.weights
+        return to_weighted_variance_1
     return {"weight_norm": to_length_1, "rms_norm": to_square_1}.get(work.norm, to_variance_1)
 
 

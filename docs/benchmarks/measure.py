@@ -15,14 +15,17 @@ from devices import Device, Run
 from formula import Arrays
 from works import Work
 
-TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
+import anynorm
+
+TOLERANCE = {"float64": 1e-12, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
 """Of the largest number of a result: what the formula may lose that is typed in the dtype itself."""
-ROUNDS = (3, 200)
-"""At least, and at most."""
+ROUNDS = (9, 200)
+"""At least, and at most; 3 where no time is given."""
 LEAST_SAMPLE = 1e-3
 """Seconds: what takes less is done several times in a row."""
-SETTLE = 8e-3
-"""Seconds: so long the threads of a candidate may wait busily for more to do."""
+PAUSE = 1e-2
+"""Seconds before a turn: the threads of the candidate before may wait busily for more to do, but not for so long."""
+ITEMSIZE = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 LEAST_MEMORY = 2**20
 """Bytes of x below which the system's pages are too coarse to tell."""
 
@@ -112,7 +115,7 @@ def _start(
     """Call each candidate for the first times; what fails is named, and goes no further."""
     numbers = device.numbers(work, dtype)
     expected = _expected(work, numbers, device)
-    arrays: dict[str, Arrays] = {}
+    arrays: dict[str, Arrays | None] = {}
     outcomes: dict[str, Outcome] = {}
     runners: list[_Runner] = []
     for candidate in candidates:
@@ -120,7 +123,11 @@ def _start(
         try:
             if candidate.library not in arrays:
                 arrays[candidate.library] = device.arrays(candidate.library, numbers)
-            runner = _first_calls(work, dtype, candidate, arrays[candidate.library], expected, device, outcome)
+            given = arrays[candidate.library]
+            if given is None:
+                continue
+            with anynorm.options(engine=candidate.engine):
+                runner = _first_calls(work, dtype, candidate, given, expected, device, outcome)
         except Exception as error:  # whatever a library raises, the others are measured
             outcomes[candidate.name] = Outcome(failed=sentence(error))
             continue
@@ -155,7 +162,7 @@ def _first_calls(
             )
     del results
     seconds = min(_sample(run, candidate, device, 1) for _ in range(2))
-    outcome.extra_memory = _extra_memory(run, device, work.size * (4 if dtype == "float32" else 2))
+    outcome.extra_memory = _extra_memory(run, device, work.size * ITEMSIZE[dtype])
     return _Runner(candidate, run, seconds)
 
 
@@ -174,25 +181,22 @@ def _take_turns(runners: list[_Runner], device: Device, seconds: float) -> tuple
     if not runners:
         return 0, samples
     numbers = {runner.candidate.name: math.ceil(LEAST_SAMPLE / max(runner.seconds, 1e-7)) for runner in runners}
-    one_round = sum(max(SETTLE, runner.seconds) + runner.seconds * numbers[runner.candidate.name] for runner in runners)
+    one_round = sum(PAUSE + runner.seconds * (1 + numbers[runner.candidate.name]) for runner in runners)
     least, most = ROUNDS
-    rounds = max(least, min(most, int(seconds / one_round)))
+    rounds = max(least, min(most, int(seconds / one_round))) if seconds else 3
     order = random.Random(0)
     for _ in range(rounds):
         for runner in order.sample(runners, len(runners)):
             name = runner.candidate.name
-            samples[name].append(_sample(runner.run, runner.candidate, device, numbers[name]))
+            with anynorm.options(engine=runner.candidate.engine):
+                samples[name].append(_sample(runner.run, runner.candidate, device, numbers[name]))
     return rounds, samples
 
 
 def _sample(run: Run, candidate: Candidate, device: Device, number: int) -> float:
     """The seconds of a call, as the mean of so many in a row; a result is dropped before the next is computed."""
-    start = time.perf_counter()
-    while True:  # without counting: the threads of the candidate before still run, and its arrays are in the cache
-        device.wait(candidate.library, run())
-        if time.perf_counter() - start >= SETTLE:
-            break
-    device.wait(candidate.library, ())
+    time.sleep(PAUSE)
+    device.wait(candidate.library, run())  # without counting: other arrays are in the cache
     start = time.perf_counter()
     for _ in range(number - 1):
         run()
@@ -203,7 +207,7 @@ def _sample(run: Run, candidate: Candidate, device: Device, number: int) -> floa
 def _expected(work: Work, numbers: Arrays, device: Device) -> tuple[Any, ...]:
     """The float64 formula's results, of the very numbers that the candidates are given."""
     home = device.reference.__name__
-    wide = Arrays(*(device.widen(home, each) for each in numbers))
+    wide = Arrays(*(None if each is None else device.widen(home, each) for each in numbers))
     if work.gradient:
         return formula.gradient(work, device.reference, wide)
     return (formula.forward(work, device.reference, wide)(*wide.differentiated(work)),)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from candidates import PEER, candidates
 from devices import DEVICES
 from measure import LEAST_MEMORY, Outcome, Row
+from targets import NUMPY, TORCH, ratios
 
 TITLES = {"cpu": "On a CPU", "cuda": "On a GPU"}
 
@@ -86,7 +87,7 @@ def markdown(report: Report, *, figure: bool) -> str:
     for question in QUESTIONS:
         if found := table(report, question):
             lines += ["", f"## {question.title}", "", question.text, "", *found]
-    return "\n".join([*lines, "", *failures(report), ""])
+    return "\n".join([*lines, *reached(report), "", *failures(report), ""])
 
 
 def table(report: Report, question: Question) -> list[str]:
@@ -105,6 +106,30 @@ def table(report: Report, question: Question) -> list[str]:
         shown = list(compress(texts, answered))
         if any(shown):
             lines.append(f"| {' | '.join([row.work, row.dtype][: len(heads)] + shown)} |")
+    return lines
+
+
+def reached(report: Report) -> list[str]:
+    """Each ratio for which there is a speed to reach; none where there are no such candidates."""
+    names = [name for name in report.columns() if name.startswith((NUMPY, TORCH))]
+    found = [(row, name, *each) for row in report.rows for name in names for each in ratios(report.rows, row, name)]
+    if not found:
+        return []
+    heads = list(dict.fromkeys(f"{name} / {to}" for name in names for _, by, to, _, _ in found if by == name))
+    lines = ["", "## Speed to reach", ""]
+    missed = sum(ratio > most for *_, ratio, most in found)
+    lines += [
+        f"The ratio of two times, and the most that it should be. In bold what is missed: {missed} of {len(found)}."
+    ]
+    lines += ["", f"| work | {' | '.join(heads)} |", "|---|" + "---:|" * len(heads)]
+    for row in report.rows:
+        cells = dict.fromkeys(heads, "")
+        for of, name, to, ratio, most in found:
+            if of is row:
+                bold = "**" if ratio > most else ""
+                cells[f"{name} / {to}"] = f"{bold}{digits(ratio)}{bold} ({most})"
+        if any(cells.values()):
+            lines.append(f"| {' | '.join([row.work, *cells.values()])} |")
     return lines
 
 
@@ -181,6 +206,6 @@ QUESTIONS: Sequence[Question] = (
         "In seconds, of what is compiled then. The works were done in this order, and what is compiled for one may "
         "serve the next.",
         lambda outcome: digits(outcome.first_call_s),
-        lambda name: "jit" in name or "compiler" in name,
+        lambda name: any(word in name for word in ("jit", "numba", "compiler")),
     ),
 )

@@ -24,6 +24,10 @@ class Work(NamedTuple):
     """With the gradient of x and of each parameter."""
     inference: bool = False
     """With a mean and a variance that are given."""
+    masked: bool = False
+    """With weights, a mask of a random half."""
+    dy_mean: int = 0
+    """The mean of dy, of which the standard deviation is 1."""
     channel_axis: int = 1
     """Of batch, group and instance norm."""
     groups: int = 1
@@ -36,6 +40,8 @@ class Work(NamedTuple):
         notes = [f"{self.groups} groups"] if self.norm == "group_norm" else []
         notes += ["inference"] if self.inference else []
         notes += ["channels last"] if self.channel_axis == -1 else []
+        notes += ["random half masked"] if self.masked else []
+        notes += [f"dy of mean {self.dy_mean}"] if self.dy_mean else []
         return ", ".join([f"{words} {self.shape}", *notes])
 
     @property
@@ -102,12 +108,15 @@ class Work(NamedTuple):
 
 WORKS = (
     Work("layer_norm", (8, 64)),
+    Work("layer_norm", (64, 512)),
     Work("layer_norm", (4096, 1024)),
+    Work("layer_norm", (4096, 1024), masked=True),
     Work("layer_norm", (8192, 4096)),
     Work("layer_norm", (262144, 64)),
     Work("rms_norm", (4096, 1024)),
     Work("rms_norm", (8192, 4096)),
     Work("batch_norm", (32, 64, 56, 56)),
+    Work("batch_norm", (32, 64, 56, 56), masked=True),
     Work("batch_norm", (32, 56, 56, 64), channel_axis=-1),
     Work("batch_norm", (40, 64, 112, 112)),
     Work("batch_norm", (32, 64, 56, 56), inference=True),
@@ -115,9 +124,13 @@ WORKS = (
     Work("group_norm", (32, 56, 56, 64), groups=32, channel_axis=-1),
     Work("instance_norm", (32, 64, 56, 56)),
     Work("weight_norm", (4096, 4096)),
+    Work("layer_norm", (32, 64), gradient=True),
     Work("layer_norm", (4096, 1024), gradient=True),
+    Work("layer_norm", (4096, 1024), gradient=True, dy_mean=5),
+    Work("layer_norm", (8192, 4096), gradient=True),
     Work("rms_norm", (4096, 1024), gradient=True),
     Work("batch_norm", (32, 64, 56, 56), gradient=True),
+    Work("batch_norm", (32, 64, 56, 56), gradient=True, dy_mean=5),
     Work("batch_norm", (32, 56, 56, 64), channel_axis=-1, gradient=True),
     Work("batch_norm", (32, 64, 56, 56), inference=True, gradient=True),
     Work("group_norm", (32, 64, 56, 56), groups=32, gradient=True),
@@ -133,3 +146,10 @@ GIGABYTE = (
     Work("layer_norm", (65536, 4096), gradient=True),
 )
 """About 1 GB in float32: for a GPU."""
+OF_EVERY_DTYPE = (
+    Work("layer_norm", (4096, 1024)),
+    Work("batch_norm", (32, 64, 56, 56)),
+    Work("layer_norm", (4096, 1024), gradient=True),
+    Work("batch_norm", (32, 64, 56, 56), gradient=True),
+)
+"""On a CPU the others are measured in float32 alone."""
