@@ -354,7 +354,7 @@ def _of_groups(
     xp, groups, shape = plan.library.xp, plan.groups.by(1.0), tuple(weights.shape)
     if dtype is None:
         dtype = plan.dtype
-    elif dtype != plan.dtype:
+    else:
         groups = Groups(groups.axes, 1.0, plan.library.block)
 
     def taken(weights: Array, unit: Array | None) -> Array:
