@@ -127,7 +127,9 @@ class Call(NamedTuple):
         """The elements that share a mean, where they have weights or are spread over replicas."""
         if self.weights is None:
             return None
-        weights = ready(self.plan.library, weighed(self).weights, self.plan.dtype)
+        given = weighed(self).weights
+        assert given is not None
+        weights = ready(self.plan.library, given, self.plan.dtype)
         return Weighted(self.plan.groups.by(1.0), weights, self.join)
 
 

@@ -320,6 +320,7 @@ def _extremes(job: Job, x: Array, given: Array | None, call: Call) -> Part:
         bottom, top = (xp.astype(end, dtype, copy=False) for end in kernels.extremes(xp, x, groups=groups))
         return Part(bottom, top, Spread(None, None, top), _number(job, x))
     found, shape = calls.weighed(call).weights, call.plan.spread.shape
+    assert found is not None
     # a unit of 1 would drown those of the chunks that have weights
     unit = xp.astype(found.sums > 0, dtype) if found.unit is None else found.unit
     sums, unit = (xp.reshape(xp.broadcast_to(each, shape), _kept(job, x)) for each in (found.sums, unit))

@@ -237,8 +237,8 @@ def _arguments(
     """Every argument of the norm by its name."""
     signature = _SIGNATURES.get(norm) if inspect.isfunction(norm) else None
     if signature is None:
-        names = ", ".join(each.__name__ for each in _CALLS)
-        raise TypeError(f"norm must be one of anynorm's {names}, got {getattr(norm, '__name__', norm)!r}")
+        norms = ", ".join(each.__name__ for each in _CALLS)
+        raise TypeError(f"norm must be one of anynorm's {norms}, got {getattr(norm, '__name__', norm)!r}")
     names = _BY_POSITION[norm][: 1 + len(params)]
     arguments = _DEFAULTS[norm] | dict(zip(names, (x, *params), strict=False)) | options
     if unknown := [name for name in options if name not in _BY_NAME[norm]]:

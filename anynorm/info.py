@@ -1,4 +1,4 @@
-"""`anynorm info`: the array libraries found, their devices, the float dtypes that work, and what computes large arrays."""
+"""`anynorm info`: the array libraries found, their devices, the float dtypes that work, and the engine."""
 
 import importlib
 import importlib.metadata
@@ -48,7 +48,7 @@ def run() -> None:
 
 
 def _engine() -> list[str]:
-    """What computes calls of NumPy arrays and PyTorch tensors of 1 MiB and more, with which version, and what it keeps."""
+    """What computes large arrays of NumPy and of PyTorch on a processor, and where it keeps what it compiled."""
     version, why = compiled.state()
     asked = current().engine
     if asked == "arrays":
@@ -59,7 +59,9 @@ def _engine() -> list[str]:
     calls = "calls of every size" if asked == "numba" else "calls of 1 MiB and more"
     return [
         f"engine: numba {version} for {calls}, on up to {current().threads} threads",
-        f"compiled loops are kept in {folder}" if folder else "compiled loops are kept in memory: no folder is writeable",
+        f"compiled loops are kept in {folder}"
+        if folder
+        else "compiled loops are kept in memory: no folder is writeable",
     ]
 
 

@@ -50,16 +50,22 @@ NEW = Places()
 class Means(Protocol):
     """How the mean of each group is taken."""
 
-    axes: tuple[int, ...]
-
-    def first(self, x: Array) -> Array:
-        """One number of each group, beside x."""
-
     def mean(self, xp: Namespace, x: Array) -> Array:
         """Of x, beside x."""
 
     def mean_product(self, xp: Namespace, x: Array, other: Array, *, ops: Arithmetic = PURE) -> Array:
         """Of x * other."""
+
+
+class WideMeans(Means, Protocol):
+    """The same, of numbers in a wide dtype, which are added up about one of them."""
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """The axes of a group."""
+
+    def first(self, x: Array) -> Array:
+        """One number of each group, beside x."""
 
 
 class Groups(NamedTuple):
@@ -230,7 +236,7 @@ class Narrow(NamedTuple):
 
 
 def standardize_wide(
-    xp: Namespace, x: Array, *, groups: Means, eps: float, centred: bool, dtype: Any
+    xp: Namespace, x: Array, *, groups: WideMeans, eps: float, centred: bool, dtype: Any
 ) -> Standardized:
     """`standardize` for numbers of any size, by sums in a wide dtype, which the statistics are of."""
     spread = wide_statistics(xp, xp.astype(x, dtype), groups=groups, centred=centred)
@@ -240,7 +246,7 @@ def standardize_wide(
     return Standardized(by(x, narrow(xp, spread, rstd, x.dtype)), rstd, spread)
 
 
-def wide_statistics(xp: Namespace, x: Array, *, groups: Means, centred: bool, twice: bool = False) -> Spread:
+def wide_statistics(xp: Namespace, x: Array, *, groups: WideMeans, centred: bool, twice: bool = False) -> Spread:
     """The statistics of numbers in a wide dtype, in which the square of each exists; one pass, or two if `twice`.
 
     The pivot is one of the numbers of the group: the square of what it leaves of the mean is at most as many times the
@@ -422,7 +428,15 @@ def input_gradient(
 
 
 def input_gradient_wide(
-    xp: Namespace, dy: Array, x: Array, gamma: Array | None, of: Standardized, own: Narrow, *, groups: Means, centred: bool
+    xp: Namespace,
+    dy: Array,
+    x: Array,
+    gamma: Array | None,
+    of: Standardized,
+    own: Narrow,
+    *,
+    groups: WideMeans,
+    centred: bool,
 ) -> Array:
     """`input_gradient` by sums in the wide dtype of the statistics, of numbers of any size."""
     if alone(gamma, groups.axes):
@@ -441,9 +455,16 @@ def input_gradient_wide(
 
 
 def wide_input_gradient(
-    xp: Namespace, dy: Array, gamma: Array | None, of: Standardized, *, groups: Means, centred: bool, twice: bool = False
+    xp: Namespace,
+    dy: Array,
+    gamma: Array | None,
+    of: Standardized,
+    *,
+    groups: WideMeans,
+    centred: bool,
+    twice: bool = False,
 ) -> Array:
-    """`input_gradient` of numbers in a wide dtype, for statistics as `wide_statistics` takes them: in as many passes."""
+    """`input_gradient` of numbers in a wide dtype, for statistics of `wide_statistics`, in as many passes."""
     if alone(gamma, groups.axes):
         return wide_input_gradient(xp, dy, None, of, groups=groups, centred=centred, twice=twice) * gamma
     g = affine(dy, gamma, None)

@@ -52,8 +52,8 @@ def options(
     Parameters
     ----------
     engine : {"auto", "numba", "arrays"}, optional
-        What computes. "numba": loops that numba compiles, where arrays are NumPy's, PyTorch's on a processor, or such in
-        the chunks of Dask; what they cannot read where it lies, as numbers in another byte order or of more than 8
+        What computes. "numba": loops that numba compiles, where arrays are NumPy's, PyTorch's on a processor, or such
+        in the chunks of Dask; what they cannot read where it lies, as numbers in another byte order or of more than 8
         bytes, is computed by array operations all the same. "arrays": array operations alone, also on a GPU. "auto",
         the default, and that of the environment's ``ANYNORM_ENGINE``: loops for calls of 1 MiB and more, if numba is
         installed, and CuPy's programs on a GPU.
@@ -116,7 +116,9 @@ _defaults: list[Options] = []
 
 def _default() -> Options:
     if not _defaults:
-        _defaults.append(Options(_engine("ANYNORM_ENGINE", os.environ.get("ANYNORM_ENGINE") or "auto"), _threads(), 2**22))
+        _defaults.append(
+            Options(_engine("ANYNORM_ENGINE", os.environ.get("ANYNORM_ENGINE") or "auto"), _threads(), 2**22)
+        )
     return _defaults[0]
 
 

@@ -9,7 +9,19 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from anynorm import kernels
-from anynorm.kernels import NEW, PURE, Arithmetic, Array, Groups, Means, Namespace, Places, Scale, Spread, Standardized
+from anynorm.kernels import (
+    NEW,
+    PURE,
+    Arithmetic,
+    Array,
+    Groups,
+    Namespace,
+    Places,
+    Scale,
+    Spread,
+    Standardized,
+    WideMeans,
+)
 
 
 class Common(NamedTuple):
@@ -152,7 +164,7 @@ def input_gradient(
     return upright(xp, g, leaning, of, share, last, power, places=places, exact=exact)
 
 
-def wide_statistics(xp: Namespace, x: Array, each: Array, *, groups: Means, centred: bool, twice: bool) -> Spread:
+def wide_statistics(xp: Namespace, x: Array, each: Array, *, groups: WideMeans, centred: bool, twice: bool) -> Spread:
     """`kernels.wide_statistics` of numbers with weights, which `groups` have as well; 0 and 0 in a group without."""
     kept = xp.where(each > 0, x, xp.zeros_like(x))
     return kernels.wide_statistics(xp, kept, groups=groups, centred=centred, twice=twice)
@@ -166,11 +178,11 @@ def wide_input_gradient(
     each: Array,
     weight: Array,
     *,
-    groups: Means,
+    groups: WideMeans,
     centred: bool,
     twice: bool,
 ) -> Array:
-    """`input_gradient` of numbers in a wide dtype, in a pass, or two if `twice`; the `groups` add up without weights."""
+    """`input_gradient` of numbers in a wide dtype, in one pass, or in two if `twice`; `groups` add up without weights."""
     if kernels.alone(gamma, groups.axes):
         how: dict[str, Any] = {"groups": groups, "centred": centred, "twice": twice}
         return wide_input_gradient(xp, dy, None, of, each, weight, **how) * gamma

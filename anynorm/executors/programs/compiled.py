@@ -89,7 +89,7 @@ def function_of(name: str, text: str, sizes: int, arrays: int) -> Callable[..., 
         exec(compile(text, path, "exec"), scope)  # it was printed by `cpu`, not read from the file
         whole, real = numba.int64, numba.float64
         signature = numba.void(*([whole] * (5 + sizes)), real, real, *([whole] * arrays))
-        how = {"nogil": True, "error_model": "numpy", "cache": keep}
+        how: dict[str, Any] = {"nogil": True, "error_model": "numpy", "cache": keep}
         function: Callable[..., None] = numba.njit(signature, **how)(scope[name])
         return function
 
@@ -181,7 +181,7 @@ def _words() -> dict[str, Any]:
 
     def load(name: str) -> Any:
         @intrinsic(prefer_literal=True)
-        def function(_: Any, address: Any, index: Any, place: Any) -> Any:
+        def function(_: Any, address: Any, index: Any, place: Any) -> Any:  # noqa: ARG001
             def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
                 value = builder.load(at(builder, arguments[0], arguments[1], kinds[READ[name][0]]))
                 placed(builder, value, place.literal_value)
@@ -193,7 +193,7 @@ def _words() -> dict[str, Any]:
 
     def store(name: str) -> Any:
         @intrinsic(prefer_literal=True)
-        def function(_: Any, address: Any, index: Any, value: Any, place: Any) -> Any:
+        def function(_: Any, address: Any, index: Any, value: Any, place: Any) -> Any:  # noqa: ARG001
             def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
                 target = at(builder, arguments[0], arguments[1], kinds[READ[name][0]])
                 placed(builder, builder.store(narrowed(builder, arguments[2], name), target), place.literal_value)
@@ -204,7 +204,7 @@ def _words() -> dict[str, Any]:
         return function
 
     @intrinsic
-    def plus(_: Any, total: Any, value: Any) -> Any:
+    def plus(_: Any, total: Any, value: Any) -> Any:  # noqa: ARG001
         """A term of a sum, whose terms may be added in any order; nothing else of a program may be reordered."""
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
@@ -212,7 +212,9 @@ def _words() -> dict[str, Any]:
 
         return types.float64(types.float64, types.float64), generate
 
-    words: dict[str, Any] = {f"load_{name}": load(name) for name in READ} | {f"store_{name}": store(name) for name in WRITTEN}
+    words: dict[str, Any] = {f"load_{name}": load(name) for name in READ} | {
+        f"store_{name}": store(name) for name in WRITTEN
+    }
     return words | {"plus": plus, "sqrt": sqrt, "empty": np.empty}
 
 

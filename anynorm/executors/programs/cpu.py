@@ -8,7 +8,7 @@ group has some numbers in each row (`interleaved`), its sums are added up in the
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from anynorm.executors.programs.trace import Statement, Tracer, TracedScalar
+from anynorm.executors.programs.trace import Statement, TracedScalar, Tracer
 
 Lines = list[str]
 
@@ -143,7 +143,7 @@ class _Printer:
     def _needed(self, names: Iterable[str], *, varies: bool | None = None) -> list[Statement]:
         """The statements that these rest upon, in their order; those alone that vary within a group, or do not."""
         found: set[str] = set()
-        waiting = [name for name in names]
+        waiting = list(names)
         while waiting:
             name = waiting.pop()
             statement = self.tracer.statements.get(name)
@@ -280,7 +280,9 @@ class _Printer:
             arguments = {one.name for one in each.arguments if isinstance(one, TracedScalar)}
             if each.name in moved or arguments & moved or (self._reads(each) and each.arguments[0] in moving):
                 moved.add(each.name)
-        return [each for each in statements if each.name not in moved], [each for each in statements if each.name in moved]
+        return [each for each in statements if each.name not in moved], [
+            each for each in statements if each.name in moved
+        ]
 
     def _of_group(self, statements: list[Statement], column: str = "") -> None:
         """What there is for a group: the one that begins at the base, or some columns further."""
@@ -317,7 +319,9 @@ class _Printer:
 
     def _operands(self, loop: int) -> list[int]:
         """Those that a loop reads and writes."""
-        found = {each.arguments[0] for each in self._needed(self._outcome(loop), varies=True) if each.operation == "read"}
+        found = {
+            each.arguments[0] for each in self._needed(self._outcome(loop), varies=True) if each.operation == "read"
+        }
         found |= {i for i, each in self.sums if self._loop_of(each) == loop}
         if loop == self.last:
             found |= {self.kind.inputs + r for r in range(self.kind.results)}
@@ -483,7 +487,9 @@ class _Columns(_Printer):
         for m, each in enumerate(self.written.of_groups if of_groups else ()):
             self._line(f"store_{self.kind.of_groups}(g{m}, {OWN}, {self._name(each)}, {PLACES_AFTER + m})")
         # the totals of this program are in their place
-        names = [name for name in names if not (name[0] == "t" and self.tracer.totals[int(name[1:])].level in self.loops)]
+        names = [
+            name for name in names if not (name[0] == "t" and self.tracer.totals[int(name[1:])].level in self.loops)
+        ]
         if self.kind.interleaved and names:
             self._line(f"for r in range({self.run}):")
             self.depth += 1
@@ -512,7 +518,10 @@ class _Columns(_Printer):
     def _loop(self, loop: int) -> None:
         if not self._outcome(loop):
             return
-        totals, operands = self._totals(loop), [i for i in self._operands(loop) if self._moves(i) or i >= self.kind.inputs]
+        totals, operands = (
+            self._totals(loop),
+            [i for i in self._operands(loop) if self._moves(i) or i >= self.kind.inputs],
+        )
         before = self.depth
         if totals:
             self._line("for j in range(count):")

@@ -50,7 +50,7 @@ class Loops(NamedTuple):
     programs: list[Program]
     pieces: list[Piece]
     told: tuple[tuple[Any, ...], tuple[Any, ...]]
-    """The sizes, eps and the divisor: where what there is for each group goes to its place, and where all goes to one."""
+    """The sizes, eps and the divisor: with a place for what there is for each group, and with one place for all."""
     groups: int
     kept: tuple[int, ...]
     sums: tuple[tuple[int, ...], ...]
@@ -103,6 +103,8 @@ def run(
     """
     library, strides, address = plan.library, plan.library.strides, plan.library.address
     assert address is not None
+    assert library.new is not None
+    assert library.nothing is not None
     arrays = [each for each in (*inputs, *results) if each is not None]
     key = (id(plan), what, axes, in_place, *[None if each is None else strides(each) for each in (*inputs, *results)])
     loops = _known.get(key, key)
@@ -126,7 +128,8 @@ def run(
         last = [address(each) for each in made]
     else:
         made, last = [], [address(loops.nowhere)] * of_groups
-    before, totals, told = [], [], loops.told[not keep]
+    before: list[int] = []
+    totals, told = [], loops.told[not keep]
     for function, program in zip(loops.functions, loops.programs, strict=True):
         after = last
         if program.totals:
@@ -175,7 +178,10 @@ def _loops(
     outer = [axis for axis in axes if not columns or axis < across]
     # the sums for parameters, in their own memory
     shapes = [
-        tuple(whole[axis] if interleaved and axis >= across and max(shape[across:]) > 1 else n for axis, n in enumerate(shape))
+        tuple(
+            whole[axis] if interleaved and axis >= across and max(shape[across:]) > 1 else n
+            for axis, n in enumerate(shape)
+        )
         for shape in parameters
     ]
     operands += [Operand("float64", shape, _contiguous(shape)) for shape in shapes]
@@ -209,7 +215,10 @@ def _loops(
             tracer = Tracer(axes, operands[: len(inputs)], wide=True)
             written = body(TracedNamespace, tracer.numbers, TracedSums(tracer))
             made = programs(kind, tracer, written, name)
-            found = _programs[key] = made, [compiled.function_of(name, each.text, each.sizes, each.arrays) for each in made]
+            found = _programs[key] = (
+                made,
+                [compiled.function_of(name, each.text, each.sizes, each.arrays) for each in made],
+            )
     made, functions = found
     if split is None:
         ranges = [Piece(items * i // pieces, items * (i + 1) // pieces, i, 0, 0) for i in range(pieces)]
@@ -226,6 +235,7 @@ def _loops(
     numbers = plan.eps, plan.groups.divisor
     told = (*sizes, 1, 0, *numbers), (*sizes, 0, 8, *numbers)
     shared = sum(each is not None for each in inputs) if in_place else -1
+    assert library.new is not None
     nowhere = library.new((8 * len(ranges),), library.xp.float64)
     aligned = tuple(each.dtype.itemsize - 1 for each in arrays if each is not None)
     return Loops(plan, functions, made, ranges, told, groups, kept, tuple(shapes), shared, nowhere, aligned)

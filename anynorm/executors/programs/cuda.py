@@ -183,7 +183,9 @@ def _text(
     lines += [f"const auto p{i} = a{i} + ({_offset('k', kept, operand)});" for i, operand in operands]
     for loop in before:
         totals = [(k, total) for k, total in enumerate(tracer.totals) if total.level == loop]
-        lines += [f"const {TYPES[total.dtype]} t{k} = c{loop}[{i} * groups + group];" for i, (k, total) in enumerate(totals)]
+        lines += [
+            f"const {TYPES[total.dtype]} t{k} = c{loop}[{i} * groups + group];" for i, (k, total) in enumerate(totals)
+        ]
     statements = [(each.level, each.varies, _printed(shape, tracer, each)) for each in tracer.statements.values()]
     lines += [text for level, varies, text in statements if not varies and level <= loops.start]
     totals = []

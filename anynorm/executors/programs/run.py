@@ -1,7 +1,7 @@
 """The programs of a call: which calls they take, and what of the kernels they run.
 
 On a processor everything is computed in float64 and rounded once. Numbers of up to four bytes, and their squares, have
-digits to spare in it; of numbers of eight the sums are taken twice, and where these leave the range there is no program.
+digits to spare in it; of numbers of eight the sums are taken twice, and out of the range of these there is no program.
 """
 
 import math
@@ -43,7 +43,9 @@ def supports(call: Call, *beside: Array) -> bool:
         return False
     if library.address is None or getattr(library.device(call.x), "type", "cpu") == "cuda":
         if engine == "numba":
-            raise ValueError(f"engine='numba' takes arrays of NumPy, PyTorch on a processor and Dask, got {library.name}")
+            raise ValueError(
+                f"engine='numba' takes arrays of NumPy, PyTorch on a processor and Dask, got {library.name}"
+            )
         return False
     state = compiled.state()
     if state.version is None and engine == "numba":
@@ -129,7 +131,8 @@ def statistics(call: Call) -> Spread | None:
 
 def _statistics(call: Call) -> Found | None:
     def body(words: Any, numbers: list[Any], sums: TracedSums) -> Written:
-        return Written(of_groups=_kept(call.plan, _statistics_of(call, words, *numbers, sums)))
+        x, weights = numbers
+        return Written(of_groups=_kept(call.plan, _statistics_of(call, words, x, weights, sums)))
 
     inputs, what = (call.x, _weights(call)), ("statistics", _careful(call))
     ran = cpu_run.run(call.plan, what, inputs, (), (), body, of_groups=_number(call))
@@ -146,7 +149,8 @@ def _joined(call: Call, own: Found) -> Found:
     unit = _wide(call, call.weights.common.scale.unit)[0]
     scaled = Spread(own.mean * unit, None if own.rest is None else own.rest * unit, own.var * unit * unit)
     joined = replicas.joined_statistics(call.plan.library.xp, scaled, _share(call, own.weight), *_replicas(call))
-    return Found(*_wide(call, *joined), call.weights.sums)
+    mean, rest, var = _wide(call, *joined)
+    return Found(mean, rest, var, call.weights.sums)
 
 
 def _replicas(call: Call) -> tuple[Weights, Callable[..., list[Array]]]:
@@ -203,7 +207,7 @@ def backward(call: Call, dy: Array, wanted: Wanted, spread: Spread) -> Gradients
         """The gradient of x if it is asked for, and what those of gamma and beta are the sums of."""
         dy, x, gamma, mean, rest, var, each, weight = numbers
         rstd = None if var is None else kernels.inverse_root(words, var + sums.tracer.eps, flat=1.0)
-        known, how = Spread(mean, rest, var), {"groups": sums, "centred": plan.centred, "twice": twice}
+        known, how = Spread(mean, rest, var), dict[str, Any](groups=sums, centred=plan.centred, twice=twice)
         xhat = None if x is None else kernels.less(x, known) * rstd
         if each is not None and xhat is not None:
             dy, xhat = _without_strays(words, dy, xhat, each, weight)
@@ -282,7 +286,9 @@ def _joined_input_gradient(call: Call, dx: Array, dy: Array, spread: Spread, wei
     key = (name_of(dy.dtype), name_of(spread.var.dtype))
     ran = cpu_run.run(plan, ("sums of a replica", *key), inputs, (), (), here, of_groups=3)
     assert ran is not None, "what supports took can be read"
-    both = replicas.joined_gradient_sums(plan.library.xp, *ran[0], _share(call, weight), weights, join)
+    of_g, of_product, of_xhat = ran[0]
+    share = _share(call, weight)
+    both = replicas.joined_gradient_sums(plan.library.xp, of_g, of_product, of_xhat, share, weights, join)
     cpu_run.run(plan, ("input gradient of a replica", *key), (*inputs, *both), (dx,), (), apply)
 
 
@@ -359,9 +365,8 @@ def _of(call: Call, made: list[Array]) -> Found:
         return Found()
     *parts, weight = made if _weights(call) is not None else (*made, None)
     if not call.plan.centred:
-        return Found(None, None, *parts, weight)
-    mean, *rest, var = parts
-    return Found(mean, *(rest or [None]), var, weight)
+        return Found(var=parts[0], weight=weight)
+    return Found(parts[0], parts[1] if len(parts) > 2 else None, parts[-1], weight)
 
 
 def _spread(plan: Plan, found: Found) -> Spread:

@@ -227,7 +227,8 @@ class TracedWeightedSums(TracedSums):
         """The mean of each group; 0 where nothing weighs anything."""
         whole = self.sum_of_weights
         total: TracedScalar = xp.sum(x * self.weights, axis=self.axes, keepdims=True)
-        return total / positive(xp, whole)
+        mean: TracedScalar = total / positive(xp, whole)
+        return mean
 
 
 class Statement(NamedTuple):
@@ -241,7 +242,7 @@ class Statement(NamedTuple):
     dtype: str
     operation: str
     arguments: tuple[Any, ...]
-    """Traced scalars and Python numbers; the number of the operand for "read" and "first", and for "first_where" of two."""
+    """Traced scalars and Python numbers; for "read" and "first" the number of the operand, for "first_where" of two."""
 
 
 class Total(NamedTuple):
@@ -285,9 +286,9 @@ class Tracer:
         if not x.varies:
             return x
         of = self.statements[x.name]
-        if of.operation == "read" and weights is None:
-            return self._stated("first", of.arguments, of.dtype, 0, varies=False)
         if of.operation == "read":
+            if weights is None:
+                return self._stated("first", of.arguments, of.dtype, 0, varies=False)
             arguments = (*of.arguments, *self.statements[weights.name].arguments)
             return self._stated("first_where", arguments, of.dtype, 0, varies=False)
         first = [self.first(each, weights) if isinstance(each, TracedScalar) else each for each in of.arguments]
