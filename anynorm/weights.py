@@ -182,7 +182,7 @@ def wide_input_gradient(
     centred: bool,
     twice: bool,
 ) -> Array:
-    """`input_gradient` of numbers in a wide dtype, in one pass, or in two if `twice`; `groups` add up without weights."""
+    """`input_gradient` of numbers in a wide dtype, in one pass or two; the `groups` add up without weights."""
     if kernels.alone(gamma, groups.axes):
         how: dict[str, Any] = {"groups": groups, "centred": centred, "twice": twice}
         return wide_input_gradient(xp, dy, None, of, each, weight, **how) * gamma

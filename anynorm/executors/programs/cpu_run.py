@@ -98,7 +98,7 @@ def run(
 
     Returns what there is for each group, so many arrays beside the view of this dtype or of float64, if they are to be
     kept; and the sums for parameters of these shapes beside the view, in float64. None where an array cannot be read
-    where it lies. `in_place` says that the first result lies where the first input does. What else `body` depends upon,
+    where it lies, or one part of a group would write what another still reads. `in_place` says that the first result lies where the first input does. What else `body` depends upon,
     also the dtypes of arrays that the plan does not tell, is in `what`.
     """
     library, strides, address = plan.library, plan.library.strides, plan.library.address
@@ -111,7 +111,7 @@ def run(
     if loops is key:
         if len(_known) >= MOST:
             _known.clear()
-        loops = _known[key] = _loops(plan, what, inputs, results, parameters, body, axes, in_place, dtype)
+        loops = _known[key] = _loops(plan, what, inputs, results, parameters, body, axes, in_place, dtype, of_groups)
     if loops is None:
         return None
     given = [address(each) for each in arrays]
@@ -164,6 +164,7 @@ def _loops(
     axes: tuple[int, ...] | None,
     in_place: bool,
     dtype: Any,
+    of_groups: int,
 ) -> Loops | None:
     whole, axes, library = plan.view.shape, axes or plan.view.axes, plan.library
     arrays = [*inputs, *results]
@@ -196,6 +197,8 @@ def _loops(
     split = axis if items < FEW and pieces > 1 else None
     if split is None:
         pieces = min(most, items) if plan.nbytes >= SHARED else 1
+    if split is not None and in_place and of_groups:  # the last loop reads the first number of a group again
+        return None
     kind = Kind(
         rank,
         axes,

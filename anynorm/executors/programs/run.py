@@ -104,6 +104,10 @@ def forward(call: Call, *, keep: bool) -> Forward | None:
     inputs = (call.x, call.gamma, call.beta, None if known else _weights(call), *(known or ()))
     what, number = ("forward", careful, known is None), 0 if known else _number(call)
     ran = cpu_run.run(plan, what, inputs, (y,), (), body, of_groups=number, keep=keep or careful, in_place=in_place)
+    if ran is None and in_place and known is None:  # parts share a group, and one may write before another has read
+        known = _statistics(call)
+        inputs, what = (call.x, call.gamma, call.beta, None, *(known or ())), ("forward", careful, False)
+        ran = None if known is None else cpu_run.run(plan, what, inputs, (y,), (), body, in_place=True)
     if ran is None:
         return None
     spread = call.spread

@@ -1,0 +1,272 @@
+"""Loops that numba compiles: which calls are run so, what they are compiled for, and that they can be relied upon."""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+
+import ml_dtypes
+import numpy as np
+import pytest
+from oracles import standardized, standardized_gradient
+
+import anynorm
+from anynorm.executors.programs import compiled, cpu_run
+
+pytestmark = pytest.mark.cells("fast-cpu")
+
+
+def normal(shape, dtype="float32", seed=0, mean=0.0, std=1.0):
+    return (np.random.default_rng(seed).standard_normal(shape) * std + mean).astype(dtype)
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """What programs were run for."""
+    found, run = [], cpu_run.run
+
+    def noted(plan, what, *arguments, **options):
+        done = run(plan, what, *arguments, **options)
+        found.extend([] if done is None else [what[0]])
+        return done
+
+    monkeypatch.setattr(cpu_run, "run", noted)
+    return found
+
+
+def test_size_alone_decides_what_computes(ran):
+    small, large = normal((16, 1024)), normal((256, 1024))
+    with anynorm.options(engine="auto"):
+        anynorm.layer_norm(small)
+        assert not ran
+        anynorm.layer_norm(large)
+        assert ran == ["forward"]
+    with anynorm.options(engine="arrays"):
+        anynorm.layer_norm(large)
+        assert ran == ["forward"]
+    with anynorm.options(engine="numba"):
+        anynorm.layer_norm(small[:1, :3])
+        assert ran == ["forward", "forward"]
+
+
+def test_an_engine_has_one_of_three_names():
+    for name in ("torch", "", 3):
+        with pytest.raises(ValueError, match=r"^engine must be one of 'auto', 'numba', 'arrays', got "):
+            anynorm.options(engine=name)
+
+
+def in_a_process(code, **env):
+    environment = {name: value for name, value in os.environ.items() if name != "ANYNORM_ENGINE"} | env
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+
+
+LARGE = "import numpy as np, anynorm; x = np.ones((512, 1024), np.float32); y = anynorm.layer_norm(x); "
+
+
+def test_numba_that_cannot_be_imported_is_as_none(tmp_path):
+    (tmp_path / "numba.py").write_text("raise ImportError('Numba needs NumPy 2.3 or less')")
+    run = in_a_process(LARGE + "print(abs(y).max())", PYTHONPATH=f"{tmp_path}:{os.getcwd()}")
+    assert run.stdout == "0.0\n", run.stderr
+    run = in_a_process(LARGE, PYTHONPATH=f"{tmp_path}:{os.getcwd()}", ANYNORM_ENGINE="numba")
+    last = run.stderr.strip().splitlines()[-1]
+    assert last == (
+        "ImportError: engine='numba' needs numba, which is cannot be imported: Numba needs NumPy 2.3 or less: "
+        "pip install 'anynorm[fast]'"
+    )
+
+
+def test_what_was_compiled_is_kept_from_one_process_to_the_next(tmp_path):
+    for folder in ({"NUMBA_CACHE_DIR": str(tmp_path / "numba")}, {"XDG_CACHE_HOME": str(tmp_path / "home")}):
+        for _ in range(2):
+            run = in_a_process(LARGE + "print(abs(y).max())", **folder)
+            assert run.stdout == "0.0\n", run.stderr
+        (made,) = (tmp_path / next(iter(folder.values())).rpartition("/")[2]).glob("**/forward_*.py")
+        kept = [each for each in made.parent.rglob("*.nbc")] or list(made.parent.parent.rglob("*.nbc"))
+        assert len(kept) == 1
+
+
+def test_a_folder_that_cannot_be_written_to_is_done_without(tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    run = in_a_process(LARGE + "print(abs(y).max())", NUMBA_CACHE_DIR=str(blocked))
+    assert run.stdout == "0.0\n", run.stderr
+
+
+def test_a_kind_is_compiled_once_and_never_for_a_size(monkeypatch):
+    monkeypatch.setattr(cpu_run, "_known", {})
+    monkeypatch.setattr(cpu_run, "_programs", {})
+    gamma, started = np.ones(48, np.float32), threading.Barrier(4)
+
+    def run(n):
+        started.wait()
+        for norm, shape, options in (
+            (anynorm.layer_norm, (n, 48), {}),
+            (anynorm.batch_norm, (n, 48, 5), {}),
+            (anynorm.batch_norm, (n, 5, 48), {"channel_axis": -1}),
+            (anynorm.group_norm, (n, 48, 5), {"groups": 6}),
+        ):
+            y, pullback = anynorm.vjp(norm, normal(shape), gamma, gamma, **options)
+            assert all(np.isfinite(each).all() for each in (y, *pullback(y)))
+
+    for sizes in ((7, 8, 9, 11), (21, 33, 40, 63)):
+        threads = [threading.Thread(target=run, args=(n,)) for n in sizes]
+        for each in threads:
+            each.start()
+        for each in threads:
+            each.join()
+        assert len(cpu_run._programs) == 8
+
+
+def test_the_text_is_that_of_the_kernels(monkeypatch):
+    texts, made = [], compiled.function_of
+    monkeypatch.setattr(cpu_run, "_known", {})
+    monkeypatch.setattr(cpu_run, "_programs", {})
+    monkeypatch.setattr(compiled, "function_of", lambda name, text, *of: texts.append(text) or made(name, text, *of))
+    anynorm.layer_norm(normal((3, 40)), np.ones(40, np.float32), np.ones(40, np.float32))
+    (text,) = texts
+    lines = [line.strip() for line in text.splitlines()]
+    assert lines.count("for j in range(n1):") == 2, "one loop for the sums, one for the result"
+    assert sum("= plus(" in line for line in lines) == 2, "terms of sums alone may be added in any order"
+    assert sum(line.startswith("store_float32(") for line in lines) == 1, "rounded once"
+    assert not [line for line in lines if "load_float64" in line]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize(
+    ("norm", "shape", "axes", "options"),
+    [
+        (anynorm.layer_norm, (600, 700), (1,), {}),
+        (anynorm.layer_norm, (4, 9000), (1,), {}),
+        (anynorm.batch_norm, (30, 5, 4000), (0, 2), {}),
+        (anynorm.batch_norm, (3000, 5, 31), (0, 1), {"channel_axis": -1}),
+        (anynorm.group_norm, (3, 4, 2, 7000), (2, 3), {"groups": 4}),
+        (anynorm.group_norm, (3, 7000, 4, 5), (1, 3), {"groups": 4, "channel_axis": -1}),
+    ],
+    ids=["rows", "long rows", "channels", "channels last", "groups", "interleaved groups"],
+)
+def test_large_arrays_are_exact_at_an_offset_and_the_same_for_any_number_of_threads(norm, shape, axes, options, dtype):
+    kind = getattr(ml_dtypes, dtype, dtype)
+    x = normal(shape, "float64", mean={"float16": 3, "bfloat16": 3, "float32": 1e5}.get(dtype, 1e4)).astype(kind)
+    dy, last = normal(shape, kind, 1), shape[-1] if options.get("channel_axis", -1) == -1 else None
+    whole = (shape[0], shape[1] * shape[2], shape[3]) if len(shape) == 4 and last is None else shape
+    whole = (*shape[:2], shape[2] * shape[3]) if len(shape) == 4 and last is not None else whole
+    results = []
+    for threads in (1, 3):
+        with anynorm.options(threads=threads):
+            y, pullback = anynorm.vjp(norm, x.reshape(whole), **options)
+            results.append([y, *pullback(dy.reshape(whole))])
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_array_equal(one, other)
+    wide = x.astype(np.longdouble)
+    step = {"float16": 2e-3, "bfloat16": 2e-2, "float32": 4e-7, "float64": 1e-13}[dtype]
+    expected = standardized(wide, axes), standardized_gradient(wide, dy.astype(np.longdouble), axes)
+    for ours, each in zip(results[0], expected, strict=True):
+        largest = float(abs(each).max())
+        np.testing.assert_allclose(ours.astype(float).reshape(shape), each.astype(float), rtol=0, atol=step * largest)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_numbers_of_any_size_are_exact(dtype):
+    sizes = {
+        "float32": [(0, 1e37, 0), (-2e38, 1e37, 0), (0, 1e-36, 0), (0, 1e-42, 0), (0, 1e-20, 1e-5), (0, 1e30, 1e-5)],
+        "float64": [(0, 1e307, 0), (0, 1e-300, 0), (0, 1e-310, 0), (0, 1e200, 1e-5), (1e12, 1, 1e-5)],
+    }[dtype]
+    for offset, scale, eps in sizes:
+        x, dy = normal((24, 1000), dtype, mean=offset, std=scale), normal((24, 1000), dtype, 1)
+        y, pullback = anynorm.vjp(anynorm.layer_norm, x, eps=eps)
+        np.testing.assert_allclose(y, standardized(x, 1, eps).astype(float), atol=6e-7)
+        expected = standardized_gradient(x, dy, 1, eps)
+        if abs(expected).max() < np.finfo(dtype).max:
+            found = pullback(dy)[0].astype(np.longdouble) / abs(expected).max()
+            np.testing.assert_allclose(found.astype(float), (expected / abs(expected).max()).astype(float), atol=3e-7)
+
+
+def test_gradients_are_exact_beside_any_gamma_and_a_dy_that_is_nearly_all_mean():
+    x, dy = normal((64, 512), std=1e5), normal((64, 512), seed=1, mean=1e4)
+    for size in (1e-30, 1e-14, 1.0, 1e30):
+        gamma = (normal((512,), "float64", 2) * size).astype(np.float32)
+        _, pullback = anynorm.vjp(anynorm.layer_norm, x, gamma, np.zeros_like(gamma))
+        dx, dgamma, dbeta = (each.astype(np.longdouble) for each in pullback(dy))
+        wide = [each.astype(np.longdouble) for each in (x, dy, gamma)]
+        expected = standardized_gradient(wide[0], wide[1] * wide[2], 1)
+        assert abs(dx - expected).max() <= 2e-7 * abs(expected).max()
+        assert abs(dgamma - (wide[1] * standardized(wide[0], 1)).sum(0)).max() <= 2e-7 * abs(dgamma).max()
+        assert abs(dbeta - wide[1].sum(0)).max() <= 2e-7 * abs(dbeta).max()
+
+
+def test_what_cannot_be_read_where_it_lies_is_right_all_the_same():
+    x = normal((40, 64))
+    expected = standardized(x, 1).astype(float)
+    unaligned = np.frombuffer(b"\0" + x.tobytes(), np.uint8)[1:].view(np.float32).reshape(x.shape)
+    readonly = x.copy()
+    readonly.flags.writeable = False
+    for each in (x.astype(">f4"), unaligned, readonly, x[::-1].copy()[::-1], np.asfortranarray(x), x.astype("g")):
+        np.testing.assert_allclose(anynorm.layer_norm(each).astype(float), expected, atol=1e-6)
+        y, pullback = anynorm.vjp(anynorm.layer_norm, each, np.ones(64, each.dtype))
+        np.testing.assert_allclose(
+            pullback(each)[0].astype(float), standardized_gradient(x, x, 1).astype(float), atol=2e-6
+        )
+
+
+def test_other_libraries_are_told_apart():
+    xp = pytest.importorskip("array_api_strict", reason="a library that programs cannot read")
+    with pytest.raises(ValueError, match=r"^engine='numba' takes arrays of NumPy, PyTorch on a processor and Dask, got "):
+        anynorm.layer_norm(xp.ones((2, 3)))
+
+
+def test_a_result_may_lie_where_x_does_and_beside_what_is_read():
+    for norm, shape, options in (
+        (anynorm.layer_norm, (32, 48), {}),
+        (anynorm.batch_norm, (8, 64, 64), {}),
+        (anynorm.batch_norm, (900, 300), {"channel_axis": -1}),
+    ):
+        x = normal(shape, mean=3)
+        channels = shape[-1] if norm is anynorm.layer_norm or options else shape[1]
+        for gamma in (np.ones(channels, np.float32), None):
+            expected = norm(x, gamma, **options)
+            place = x.copy()
+            assert norm(place, gamma, out=place, **options) is place
+            np.testing.assert_array_equal(place, expected)
+    square = normal((64, 64))
+    expected = anynorm.layer_norm(square, square[3].copy())
+    np.testing.assert_array_equal(anynorm.layer_norm(square.copy(), square[3], out=square), expected)
+
+
+def test_a_fork_after_a_call_with_threads_can_call_again():
+    x = normal((4096, 256))
+    with anynorm.options(threads=2):
+        expected = anynorm.layer_norm(x)
+        context = multiprocessing.get_context("fork")
+        queue = context.SimpleQueue()
+        child = context.Process(target=lambda: queue.put(float(abs(anynorm.layer_norm(x) - expected).max())))
+        child.start()
+        child.join(60)
+    assert child.exitcode == 0
+    assert queue.get() == 0
+
+
+def test_many_threads_at_once_get_the_same_bits():
+    x, dy = normal((2048, 256)), normal((2048, 256), seed=1)
+    gamma = normal((256,), seed=2)
+
+    def run():
+        y, pullback = anynorm.vjp(anynorm.layer_norm, x, gamma, gamma)
+        return [y, *pullback(dy)]
+
+    expected, found = run(), []
+    threads = [threading.Thread(target=lambda: found.append(run())) for _ in range(6)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert len(found) == 6
+    for results in found:
+        for ours, each in zip(results, expected, strict=True):
+            np.testing.assert_array_equal(ours, each)
+
+
+def test_the_address_is_where_numpy_says_that_it_is():
+    library = anynorm.arrays.library_of("x", np.zeros(1))
+    for x in (np.zeros(3), np.zeros((4, 5), np.float32)[1:, 2], np.arange(6.0).reshape(2, 3).T[::-1]):
+        assert library.address(x) == x.ctypes.data
