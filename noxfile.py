@@ -24,6 +24,9 @@ nox.options.sessions = [
     "demo",
 ]
 
+COMPILED = [f"tests/test_{name}.py" for name in ("programs", "formulas", "numerics", "edges", "gradients", "out", "laws")]
+"""What the cell fast-cpu runs where no paths are given: most other tests take longer to compile for than to run."""
+
 PROJECT = tomllib.loads(Path(__file__).with_name("pyproject.toml").read_text())
 
 
@@ -32,7 +35,8 @@ PROJECT = tomllib.loads(Path(__file__).with_name("pyproject.toml").read_text())
 def tests(session, cell):
     """One cell of the table in tests/cells.py, with its own library and no other."""
     install(session, *cell.groups)
-    paths = session.posargs or (["tests", "anynorm", "README.md"] if cell.id == "numpy-cpu" else ["tests"])
+    whole = {"numpy-cpu": ["tests", "anynorm", "README.md"], "fast-cpu": COMPILED}
+    paths = session.posargs or whole.get(cell.id, ["tests"])
     pytest(session, f"--cell={cell.id}", *paths, processes=2 if "cuda" not in cell.tags else os.cpu_count() // 2)
 
 
@@ -46,6 +50,9 @@ def minimums(session):
     ignored = [f"--ignore=tests/{name}.py" for name in ("test_onnx", "test_fused", "test_benchmarks", "test_threads")]
     without = "not megabytes and not little_more and not larger and not kill_9"
     pytest(session, "--cell=numpy-cpu", "tests", *ignored, "-k", without)
+    pip(session, *(each.replace(">=", "==") for each in PROJECT["project"]["optional-dependencies"]["fast"]))
+    session.env["ANYNORM_ENGINE"] = "numba"
+    pytest(session, "--cell=numpy-cpu", "tests/test_formulas.py", "-k", "layer_norm")
 
 
 @nox.session
