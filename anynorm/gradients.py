@@ -97,6 +97,7 @@ def vjp(norm: Callable[..., Any], x: Array, /, *params: Array | None, **options:
             y, of = schedules.normalize(call)
             spread = of
         else:
+            call = calls.weighed(call)
             of = schedules.standardize(call)
             y, spread = schedules.affine(call, of), of.spread
             if call.gamma is None and call.beta is None:

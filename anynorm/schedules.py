@@ -29,6 +29,7 @@ def normalize(call: Call, *, keep: bool = True) -> Normalized:
         return Normalized(*found)
     if in_blocks(call):
         return _in_blocks(call, keep)
+    call = weighed(call)
     with plan.library.quiet():
         standardized = standardize(call)
         y = affine(call, standardized)
