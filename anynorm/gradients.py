@@ -244,8 +244,9 @@ def _arguments(
     arguments = _DEFAULTS[norm] | dict(zip(names, (x, *params), strict=False)) | options
     if unknown := [name for name in options if name not in _BY_NAME[norm]]:
         refuse(unknown, norm)
+    # in lists, as Dynamo takes no generator
     missing = any([each is inspect.Parameter.empty for each in arguments.values()])  # noqa: C419
-    if missing or len(names) <= len(params) or not options.keys().isdisjoint(names):
+    if missing or len(names) <= len(params) or any([name in options for name in names]):  # noqa: C419
         try:
             signature.bind(x, *params, **options)
         except TypeError as error:

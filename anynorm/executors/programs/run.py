@@ -33,13 +33,13 @@ Gradients = tuple[Array | None, ...]
 
 def supports(call: Call, *beside: Array) -> bool:
     """Whether a call, and what stands beside it, may be run by programs."""
-    plan, engine = call.plan, current().engine
-    library = plan.library
+    plan, library = call.plan, call.plan.library
+    if library.traced() or library.chunked:  # a compiler cannot follow into the settings
+        return False
+    engine = current().engine
     if library.programs is not None:
         return engine != "arrays" and cuda_run.takes(call, [*_arrays(call), *beside])
     if engine == "arrays" or (engine == "auto" and not plan.nbytes >= SMALL) or not plan.nbytes > 0:
-        return False
-    if library.traced() or library.chunked:
         return False
     if library.address is None or getattr(library.device(call.x), "type", "cpu") == "cuda":
         if engine == "numba":
