@@ -24,7 +24,7 @@ nox.options.sessions = [
     "demo",
 ]
 
-COMPILED = [f"tests/test_{name}.py" for name in ("programs", "formulas", "numerics", "edges", "gradients", "out", "laws")]
+COMPILED = [f"tests/test_{name}.py" for name in ("programs", "formulas", "numerics", "gradients")]
 """What the cell fast-cpu runs where no paths are given: most other tests take longer to compile for than to run."""
 
 PROJECT = tomllib.loads(Path(__file__).with_name("pyproject.toml").read_text())

@@ -380,7 +380,11 @@ def power_of_two(xp: Namespace, x: Array) -> Array:
 
     Rump, Ogita & Oishi, "Accurate floating-point summation", 2008, algorithm 3.5.
     """
-    half, large, one = float(xp.finfo(x.dtype).eps) / 2, x > 1, xp.ones_like(x)  # a long double has more digits than 1.0
+    half, large, one = (
+        float(xp.finfo(x.dtype).eps) / 2,
+        x > 1,
+        xp.ones_like(x),
+    )  # a long double has more digits than 1.0
     step = limits(xp, x.dtype).further  # so that what comes has room
     q = xp.where(large, x * (1 / step), x) * (one * (1 / (2 * half)) + one)
     unit = q - q * (one - half)

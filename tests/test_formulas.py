@@ -78,8 +78,9 @@ def test_moments_function_gives_the_moments_of_normalize(backend):
     x = backend.array(np.random.default_rng(4).standard_normal((4, 3, 5)))
     _, expected = anynorm.normalize(x, axis=(0, 2), return_moments=True)
     found = anynorm.moments(x, axis=(0, 2))
-    backend.check(found.mean, backend.numpy(expected.mean), tolerance=0)
-    backend.check(found.var, backend.numpy(expected.var), tolerance=0)
+    tolerance = 1e-15 if backend.tracked else 0  # autograd's node may take a way of its own
+    backend.check(found.mean, backend.numpy(expected.mean), tolerance=tolerance)
+    backend.check(found.var, backend.numpy(expected.var), tolerance=tolerance)
     assert found.count == expected.count == 20
 
 

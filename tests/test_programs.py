@@ -82,7 +82,7 @@ def test_what_was_compiled_is_kept_from_one_process_to_the_next(tmp_path):
             run = in_a_process(LARGE + "print(abs(y).max())", **folder)
             assert run.stdout == "0.0\n", run.stderr
         (made,) = (tmp_path / next(iter(folder.values())).rpartition("/")[2]).glob("**/forward_*.py")
-        kept = [each for each in made.parent.rglob("*.nbc")] or list(made.parent.parent.rglob("*.nbc"))
+        kept = list(made.parent.rglob("*.nbc")) or list(made.parent.parent.rglob("*.nbc"))
         assert len(kept) == 1
 
 
@@ -211,7 +211,9 @@ def test_what_cannot_be_read_where_it_lies_is_right_all_the_same():
 
 def test_other_libraries_are_told_apart():
     xp = pytest.importorskip("array_api_strict", reason="a library that programs cannot read")
-    with pytest.raises(ValueError, match=r"^engine='numba' takes arrays of NumPy, PyTorch on a processor and Dask, got "):
+    with pytest.raises(
+        ValueError, match=r"^engine='numba' takes arrays of NumPy, PyTorch on a processor and Dask, got "
+    ):
         anynorm.layer_norm(xp.ones((2, 3)))
 
 

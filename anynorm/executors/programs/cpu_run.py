@@ -98,8 +98,9 @@ def run(
 
     Returns what there is for each group, so many arrays beside the view of this dtype or of float64, if they are to be
     kept; and the sums for parameters of these shapes beside the view, in float64. None where an array cannot be read
-    where it lies, or one part of a group would write what another still reads. `in_place` says that the first result lies where the first input does. What else `body` depends upon,
-    also the dtypes of arrays that the plan does not tell, is in `what`.
+    where it lies, or one part of a group would write what another still reads. `in_place` says that the first result
+    lies where the first input does. What else `body` depends upon, also the dtypes of arrays that the plan does not
+    tell, is in `what`.
     """
     library, strides, address = plan.library, plan.library.strides, plan.library.address
     assert address is not None
