@@ -54,7 +54,7 @@ def _engine() -> list[str]:
     if asked == "arrays":
         return ["engine: array operations, as ANYNORM_ENGINE says"]
     if version is None:
-        return [f"engine: array operations; numba is {why}"]
+        return [f"engine: array operations; numba {why}"]
     folder = compiled.cache_folder()
     calls = "calls of every size" if asked == "numba" else "calls of 1 MiB and more"
     return [

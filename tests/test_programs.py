@@ -71,7 +71,7 @@ def test_numba_that_cannot_be_imported_is_as_none(tmp_path):
     run = in_a_process(LARGE, PYTHONPATH=f"{tmp_path}:{os.getcwd()}", ANYNORM_ENGINE="numba")
     last = run.stderr.strip().splitlines()[-1]
     assert last == (
-        "ImportError: engine='numba' needs numba, which is cannot be imported: Numba needs NumPy 2.3 or less: "
+        "ImportError: engine='numba' needs numba, which cannot be imported: Numba needs NumPy 2.3 or less: "
         "pip install 'anynorm[fast]'"
     )
 

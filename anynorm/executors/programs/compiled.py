@@ -42,7 +42,7 @@ def state() -> State:
         import numba
     except ModuleNotFoundError as error:
         missing = error.name == "numba"
-        return State(None, "not installed" if missing else f"cannot be imported: {error}")
+        return State(None, "is not installed" if missing else f"cannot be imported: {error}")
     except Exception as error:
         return State(None, f"cannot be imported: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
     return State(numba.__version__, "")
