@@ -221,7 +221,7 @@ def test_replicas_count_exactly_beyond_the_digits_of_float32(backend, weight, dt
     own, n = untracked(backend), 2**23 + 5
 
     def work(_, all_reduce):
-        x = own.xp.ones((n, 1), dtype=own.dtype("float32"), device=own.device)
+        x = own.array(np.ones((n, 1)), "float32")
         weights = None if weight is None else own.array(np.full((1, 1), weight), dtype)
         return anynorm.batch_norm(x, weights=weights, all_reduce=all_reduce, return_moments=True)[1]
 
