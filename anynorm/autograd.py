@@ -17,9 +17,10 @@ from anynorm.schedules import Normalized
 
 def normalize(call: Call, *, keep: bool) -> Normalized:
     """`schedules.normalize`; as one node of the graph, where autograd records and nothing else traces or transforms."""
-    if chunks.takes(call):
+    library = call.plan.library
+    if library.chunked and chunks.takes(call):
         return chunks.normalize(call)
-    records = call.plan.library.records
+    records = library.records
     if records is None:
         return schedules.normalize(call, keep=keep)
     given = call.spread or ()

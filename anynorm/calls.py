@@ -3,6 +3,7 @@
 import math
 import operator
 from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Any, NamedTuple
 
 from anynorm import counts, kernels, layouts, replicas
@@ -331,8 +332,27 @@ def weighed(call: Call) -> Call:
         return call._replace(weights=_weigh(call.plan, call.weights.each)._replace(total=call.weights.total))
 
 
+def at_once(call: Call, what: Hashable, work: Callable[..., Any], *others: Any) -> Any:
+    """`work(call, *others)`, of which `what` says all that is not in the plan."""
+    plan = call.plan
+
+    def of_arrays(x: Array, gamma: Array, beta: Array, spread: Any, weights: Any, *others: Any) -> Any:
+        return work(Call(plan, x, gamma, beta, spread, None, weights), *others)
+
+    with plan.library.quiet():
+        if call.all_reduce is not None:  # it is the caller's
+            return work(call, *others)
+        arrays = (call.x, call.gamma, call.beta, call.spread, call.weights, *others)
+        return plan.library.at_once((id(plan), what), of_arrays, arrays)
+
+
 def _weigh(plan: Plan, each: Array) -> Weights:
     """The weights beside the view and their sums; without a unit, if it turns out that they need none."""
+    found: Weights = plan.library.at_once((id(plan), "weigh"), partial(_weighed, plan), (each,))
+    return found
+
+
+def _weighed(plan: Plan, each: Array) -> Weights:
     library, xp = plan.library, plan.library.xp
     times = math.prod([plan.view.shape[axis] for axis in plan.view.axes if each.shape[axis] == 1])
     sums = _of_groups(plan, each, Groups.mean, None) * times
@@ -389,6 +409,11 @@ def counted(call: Call) -> counts.Counted:
 
 
 def _total(plan: Plan, weights: Array) -> counts.Counted:
+    found: counts.Counted = plan.library.at_once((id(plan), "total"), partial(_totalled, plan), (weights,))
+    return found
+
+
+def _totalled(plan: Plan, weights: Array) -> counts.Counted:
     library, axes = plan.library, plan.view.axes
     times = math.prod([plan.view.shape[axis] for axis in axes if weights.shape[axis] == 1])
     if not library.float64(weights):

@@ -77,7 +77,8 @@ def vjp(norm: Callable[..., Any], x: Array, /, *params: Array | None, **options:
     call = _CALLS[norm](**arguments)
     plan = call.plan
     names = [name for name in arguments if name in ("x", "gamma", "beta", "v", "g")]
-    check_known_sizes(plan.library, **{name: arguments[name] for name in names})
+    if plan.library.chunked:
+        check_known_sizes(plan.library, **{name: arguments[name] for name in names})
     of: Standardized | Spread
     with plan.library.quiet():
         # what the pullback keeps is its own, but for x: the caller may do to gamma, y and the moments what they like
@@ -98,8 +99,8 @@ def vjp(norm: Callable[..., Any], x: Array, /, *params: Array | None, **options:
             spread = of
         else:
             call = calls.weighed(call)
-            of = schedules.standardize(call)
-            y, spread = schedules.affine(call, of), of.spread
+            y, of = schedules.whole(call)
+            spread = of.spread
             if call.gamma is None and call.beta is None:
                 of = of._replace(xhat=of.xhat * 1.0)
             if call.out is not None:
@@ -164,6 +165,16 @@ class Pullback:
 
     def __call__(self, dy: Array, /) -> tuple[Array | None, ...]:
         """The gradients of sum(y * dy)."""
+        library, kept = self.plan.library, self._kept
+        same = library.kind is None and type(dy) is type(kept) and dy.dtype == self.dtype
+        if not same or dy.shape != self.plan.layout.shape:
+            self._check(dy)
+        before, now = self.version, None if self.version is None else _version(library, self.x)
+        if before is not None and now is not None and now[0] == before[0] and now != before:
+            raise ValueError("x must be to the pullback what it was to vjp, got memory that was written to in between")
+        return self._pull(dy)
+
+    def _check(self, dy: Array) -> None:
         plan, library, kept = self.plan, self.plan.library, self._kept
         one_library(y=kept, dy=dy)
         compute_dtype(library, "dy", dy)
@@ -171,10 +182,6 @@ class Pullback:
         if tuple(dy.shape) != plan.layout.shape:
             raise ValueError(f"dy must have the shape of y, {plan.layout.shape}, got {tuple(dy.shape)}")
         check_device(library, "y", kept, "dy", dy)
-        before, now = self.version, None if self.version is None else _version(library, self.x)
-        if before is not None and now is not None and now[0] == before[0] and now != before:
-            raise ValueError("x must be to the pullback what it was to vjp, got memory that was written to in between")
-        return self._pull(dy)
 
     def _pull(self, dy: Array) -> tuple[Array | None, ...]:
         plan, library = self.plan, self.plan.library
@@ -189,8 +196,9 @@ class Pullback:
                 dx, *gradients = pull(call, dy, wanted, self.of)
                 found = [schedules.restore(plan, dx, self.dtype)]
             for primal, d in zip(self.parameters, gradients, strict=True):
-                if primal is not None:
-                    d = library.astype(library.xp.reshape(d, primal.shape), primal.dtype)
+                if primal is not None and d is not None:
+                    d = d if tuple(d.shape) == primal.shape else library.xp.reshape(d, primal.shape)
+                    d = d if d.dtype == primal.dtype else library.astype(d, primal.dtype)
                 found.append(d)
         return tuple(found)
 
@@ -256,7 +264,9 @@ def _arguments(
 
 def _arity(arrays: list[str], arguments: dict[str, Any], params: tuple[Array | None, ...]) -> int:
     """How many gradients: as many as arrays were passed, by position or, those before them included, by name."""
-    last = max(index for index, name in enumerate(arrays) if index == 0 or arguments[name] is not None)
+    last = len(arrays) - 1
+    while last > len(params) and arguments[arrays[last]] is None:
+        last -= 1
     return max(last, len(params)) + 1
 
 

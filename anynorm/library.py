@@ -1,6 +1,6 @@
 """What the rest of the house knows of an array library, whichever it is."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
@@ -100,7 +100,11 @@ class Library(NamedTuple):
     programs: Programs | None = None
     """How it runs programs, if it does."""
     address: Callable[[Array], int] | None = None
-    """Where the numbers of an array begin in the memory of the processor, if programs may read it there."""
+    """Where the numbers of an array begin in the memory of the processor, if programs may read it there; or, if there
+    is an `offset`, an address so many bytes before that one is written."""
+    offset: int = 0
+    aligned: Callable[[Array], bool] = lambda x: False
+    """Whether they begin at a multiple of their size."""
     in_place: Callable[[Array], bool] = lambda x: False
     """Whether such programs can read the numbers where they lie: aligned, and in the byte order of the processor."""
     host: Callable[[Array], Any] = np.asarray
@@ -114,6 +118,12 @@ class Library(NamedTuple):
     """Whether there may be arrays of float64 beside an array."""
     lazily: Callable[[Callable[..., tuple[Array, ...]], tuple[Array, ...]], tuple[Array, ...]] | None = None
     """How arrays that are not computed yet go through a function of a namespace and of arrays."""
+
+    at_once: Callable[[Hashable, Callable[..., Any], tuple[Any, ...]], Any] = lambda key, function, arrays: function(
+        *arrays
+    )
+    """The results of a function of arrays, which the key tells from others: compiled, where operations one by one would
+    each be."""
 
     def quietly(self, function: Callable[..., tuple[Array, ...]], *arrays: Array) -> tuple[Array, ...]:
         """`function(xp, *arrays)`, element by element, without warnings: also where it is computed later."""

@@ -1,7 +1,7 @@
 """What JAX does its own way: tracers, devices, and no subnormal numbers."""
 
 import sys
-from contextlib import nullcontext
+from collections.abc import Callable, Hashable
 from typing import Any
 
 from anynorm.kernels import Array
@@ -15,11 +15,28 @@ def jax_library(lazy: Library) -> Library:
         constant=sys.modules["jax"].lax.stop_gradient,
         device=_devices,
         kind=_devices,
-        quiet=nullcontext,
         float64=lambda x: bool(sys.modules["jax"].config.jax_enable_x64),
         subnormal=_subnormal,
         writeable=lambda out: False,
+        at_once=_at_once,
     )
+
+
+MOST = 1024
+"""So many functions are kept."""
+_compiled: dict[Hashable, Any] = {}
+
+
+def _at_once(key: Hashable, function: Callable[..., Any], arrays: tuple[Any, ...]) -> Any:
+    """As one operation, unless somebody traces already: alone each would be compiled by itself, for every shape."""
+    jax = sys.modules["jax"]
+    if any(isinstance(x, jax.core.Tracer) for x in jax.tree_util.tree_leaves(arrays)):
+        return function(*arrays)
+    if key not in _compiled:
+        if len(_compiled) >= MOST:
+            _compiled.clear()
+        _compiled[key] = jax.jit(function)
+    return _compiled[key](*arrays)
 
 
 def _devices(x: Array) -> frozenset[Any] | None:

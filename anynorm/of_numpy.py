@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ def numpy_library(eager: Library) -> Library:
         most=lambda x: x.max(),
         least=lambda x: x.min(),
         contiguous=lambda x: x.flags.c_contiguous,
-        strides=lambda x: x.strides,
+        strides=attrgetter("strides"),
         straight=_straight,
         writeable=lambda x: x.flags.writeable,
         products=True,
@@ -39,7 +40,9 @@ def numpy_library(eager: Library) -> Library:
         number=lambda value, dtype, like: np.asarray(value, dtype=dtype),
         into=_into,
         busy=_busy,
-        address=_near_address if _is_near() else _address,
+        address=id if _is_near() else lambda x: x.ctypes.data,
+        offset=object.__basicsize__ if _is_near() else 0,
+        aligned=lambda x: x.flags.aligned,
         in_place=_in_place,
         new=np.empty,
         nothing=np.zeros,
@@ -57,21 +60,16 @@ def _straight(x: Array) -> bool:
     return bool(x.shape[-1] < 2 or (step > 0 and step % x.itemsize == 0))
 
 
-def _address(x: Array) -> int:
-    address: int = x.ctypes.data
-    return address
-
-
-def _near_address(x: Array) -> int:
-    """The same, in a sixth of the time: the address follows the head of an object of Python."""
-    address: int = ctypes.c_size_t.from_address(id(x) + object.__basicsize__).value
-    return address
-
-
 def _is_near() -> bool:
-    """Whether it does here: tried on an array, in the one interpreter whose objects lie where their id says."""
+    """Whether the address of an array's numbers follows the head of an object of Python: to ask NumPy takes long.
+
+    It is tried in the one interpreter whose objects lie where their id says.
+    """
+    if sys.implementation.name != "cpython":
+        return False
     probe = np.empty(3)
-    return sys.implementation.name == "cpython" and _near_address(probe) == _address(probe)
+    found: int = ctypes.c_size_t.from_address(id(probe) + object.__basicsize__).value
+    return bool(found == probe.ctypes.data)
 
 
 def _in_place(x: Array) -> bool:

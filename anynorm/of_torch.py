@@ -46,7 +46,7 @@ def torch_library(xp: Namespace) -> Library:
         float64=lambda x: x.device.type != "mps",
         writeable=_writeable,
         present=_present,
-        plain=lambda *arrays: _present(*arrays) and all(x.is_cpu for x in arrays),
+        plain=lambda *arrays: _present(*arrays) and all([x.is_cpu for x in arrays]),  # noqa: C419 - a list is faster
         records=_records,
         overlap=_overlap,
         same=lambda x, out: x.data_ptr() == out.data_ptr() and x.stride() == out.stride(),
@@ -55,6 +55,7 @@ def torch_library(xp: Namespace) -> Library:
         into=_into,
         busy=_busy,
         address=lambda x: x.data_ptr(),
+        aligned=lambda x: x.data_ptr() % x.element_size() == 0,
         in_place=lambda x: not x.is_neg(),
         threaded=True,
         norm=partial(torch.linalg.vector_norm, dim=-1),
@@ -168,15 +169,15 @@ def _new(shape: tuple[int, ...], dtype: Any) -> Array:
 
 def _present(*arrays: Array) -> bool:
     torch = sys.modules["torch"]
-    recorded = torch.is_grad_enabled()
-    return not (torch.compiler.is_compiling() or _transforms(torch)) and all(
-        type(x) in (torch.Tensor, torch.nn.Parameter)
-        and x.device.type != "meta"
-        and not (recorded and x.requires_grad)
-        and not torch._C._functorch.is_legacy_batchedtensor(x)  # is_grads_batched
-        and not _dual(torch, x)
-        for x in arrays
-    )
+    if torch.compiler.is_compiling() or _transforms(torch):
+        return False
+    recorded, batched = torch.is_grad_enabled(), torch._C._functorch.is_legacy_batchedtensor  # by is_grads_batched
+    for x in arrays:
+        if type(x) not in (torch.Tensor, torch.nn.Parameter) or x.is_meta or batched(x):
+            return False
+        if (recorded and x.requires_grad) or _dual(torch, x):
+            return False
+    return True
 
 
 def _records(arrays: list[Array]) -> bool:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from anynorm import kernels, weights
 from anynorm.arrays import adds, assign, cast, empty, extent, in_rows, zeros
 from anynorm.blocks import Block, blocks, both, share, within
-from anynorm.calls import Call, Plan, Wanted, weighed
+from anynorm.calls import Call, Plan, Wanted, at_once, weighed
 from anynorm.executors import programs
 from anynorm.kernels import PURE, Arithmetic, Array, Groups, Places, Spread, Standardized
 from anynorm.passes import (
@@ -55,17 +55,30 @@ def pull(call: Call, dy: Array, wanted: Wanted, of: Standardized | Spread | None
     `of` is what x was standardized to, or the statistics that the call gave; without it all that is done is recorded,
     if anything records.
     """
+    found = None
+    if isinstance(of, Spread) and programs.supports(call, dy):
+        found = programs.backward(call, dy, wanted, of)
+    if found is None:
+        found = _by_arrays(call, dy, wanted, of)
+    if call.all_reduce is None:
+        return found
+    assert call.join is not None
+    dx, *parameters = found
+    shared = [i for i, each in enumerate(parameters) if each is not None and call.plan.short[i]]
+    sums = call.join(*(parameters[i] for i in shared)) if shared else []
+    for i, each in zip(shared, sums, strict=True):
+        parameters[i] = each
+    return dx, *parameters
+
+
+def _by_arrays(call: Call, dy: Array, wanted: Wanted, of: Standardized | Spread | None) -> Gradients:
+    """Again by a smaller dy, where a sum had no room."""
     dx, *parameters = _pull(call, dy, wanted, of)
-    if dx is not None and call.join is None and _overflowed(call, dy, dx):
+    if dx is not None and call.all_reduce is None and _overflowed(call, dy, dx):
         xp, step = call.plan.library.xp, call.plan.limits.further
         smaller = Wanted(call.plan.dtype, tuple(None for _ in parameters))
         again: Any = _pull(call, cast(call.plan.library, dy, call.plan.dtype) * (1 / step), smaller, of)[0]
         dx = xp.where(xp.isfinite(dx), dx, xp.astype(again * step, dx.dtype, copy=False))
-    if call.join is not None:
-        shared = [i for i, each in enumerate(parameters) if each is not None and call.plan.short[i]]
-        sums = call.join(*(parameters[i] for i in shared)) if shared else []
-        for i, each in zip(shared, sums, strict=True):
-            parameters[i] = each
     return dx, *parameters
 
 
@@ -80,13 +93,17 @@ def _overflowed(call: Call, dy: Array, dx: Array) -> bool:
 def _pull(call: Call, dy: Array, wanted: Wanted, of: Standardized | Spread | None) -> Gradients:
     plan = call.plan
     if isinstance(of, Spread):
-        if programs.supports(call, dy) and (found := programs.backward(call, dy, wanted, of)) is not None:
-            return found
         call = weighed(call)
         if in_blocks(call, dy) and ordinary(plan, of.var):
             return _in_blocks(call, dy, wanted, of.astype(plan.library.xp, plan.dtype))
         of = None
     call = weighed(call)
+    gradients: Gradients = at_once(call, ("gradients", wanted), partial(_whole, wanted), dy, of)
+    return gradients
+
+
+def _whole(wanted: Wanted, call: Call, dy: Array, of: Standardized | None) -> Gradients:
+    plan = call.plan
     if of is None and call.x is None:  # nothing that is wanted depends on it
         spread = call.spread or Spread(None, None, None)
         of = Standardized(None, None if call.spread is None else root(plan, spread), spread)

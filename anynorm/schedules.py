@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from anynorm import kernels, passes, replicas, weights
 from anynorm.arrays import adds, cast, empty
-from anynorm.calls import Call, Plan, weighed
+from anynorm.calls import Call, Plan, at_once, weighed
 from anynorm.executors import programs
 from anynorm.kernels import Array, Spread, Standardized
 from anynorm.passes import ordinary
@@ -24,18 +24,26 @@ class Normalized(NamedTuple):
 
 def normalize(call: Call, *, keep: bool = True) -> Normalized:
     """The result of a call: a program on a GPU; in blocks if it is large and may be written so; else whole."""
-    plan, out = call.plan, call.out
+    out = call.out
     if programs.supports(call) and (found := programs.forward(call, keep=keep)) is not None:
         return Normalized(*found)
     if in_blocks(call):
         return _in_blocks(call, keep)
-    call = weighed(call)
-    with plan.library.quiet():
-        standardized = standardize(call)
-        y = affine(call, standardized)
+    y, of = whole(weighed(call))
     if out is not None:
         out[...] = y
-    return Normalized(y if out is None else out, standardized.spread)
+    return Normalized(y if out is None else out, of.spread)
+
+
+def whole(call: Call) -> tuple[Array, Standardized]:
+    """The result of a call, and what x was standardized to."""
+
+    def work(call: Call) -> tuple[Array, Standardized]:
+        of = standardize(call)
+        return affine(call, of), of
+
+    found: tuple[Array, Standardized] = at_once(call, "whole", work)
+    return found
 
 
 def survey(call: Call) -> Spread:
@@ -44,8 +52,8 @@ def survey(call: Call) -> Spread:
         return spread
     if in_blocks(call):
         return passes.run(weighed(call), None, False, True)
-    with call.plan.library.quiet():
-        return standardize(call).spread
+    whole: Spread = at_once(call, "statistics", lambda call: standardize(call).spread)
+    return whole
 
 
 def in_blocks(call: Call, *beside: Array) -> bool:
@@ -111,8 +119,11 @@ def _without_xhat(call: Call, of: Standardized) -> Array | None:
 
 def length(call: Call) -> Array:
     """The norm of each group of `calls.direction`, beside the view: v along its own direction."""
-    with call.plan.library.quiet():
+
+    def work(call: Call) -> Array:
         return call.plan.groups.mean(call.plan.library.xp, standardize(call).xhat * call.x)
+
+    return at_once(call, "length", work)
 
 
 def enter(plan: Plan, value: Array, *, dtype: Any) -> Array:

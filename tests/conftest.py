@@ -45,11 +45,16 @@ def pytest_collection_modifyitems(config, items):
 
 def pytest_generate_tests(metafunc):
     if "backend" in metafunc.fixturenames:
-        metafunc.parametrize("backend", metafunc.config.stash[_BACKENDS], ids=repr)
+        found = metafunc.config.stash[_BACKENDS]
+        if found[0].library == "strict" and metafunc.module.__name__ not in ON_EVERY_DEVICE:
+            found = [each for each in found if each.device in map(each.xp.Device, ("device1", "no_x64"))]
+        metafunc.parametrize("backend", found, ids=repr)
 
 
 def pytest_report_header(config):
     return f"cell: {config.getoption('--cell')} on {config.stash[_BACKENDS]}"
 
 
+ON_EVERY_DEVICE = ("test_kernels", "test_formulas", "test_gradients", "test_numerics")
+"""The tests that run on all of the devices of array-api-strict; others on one of them and on one without 64 bits."""
 _BACKENDS = pytest.StashKey()

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from oracles import only_if
 
 import anynorm
 from anynorm.arrays import library_of
@@ -128,7 +129,7 @@ def test_a_wider_state_moves_by_all_digits_of_a_narrower_batch(backend):
 def test_counts_and_the_rest_of_a_mean_cross_jit_vmap_and_scan(backend):
     import jax
 
-    x = np.random.default_rng(0).standard_normal((2, 50, 8, 3)) + 1e6
+    x = np.random.default_rng(0).standard_normal((2, 6, 64, 3)) + 1e6
     parts = [[moments(backend, each) for each in row] for row in x]
     stacked = jax.tree.map(
         lambda *leaves: jax.numpy.stack(leaves), *[jax.tree.map(jax.numpy.asarray, part) for part in parts[0]]
@@ -153,7 +154,8 @@ def test_counts_and_the_rest_of_a_mean_cross_jit_vmap_and_scan(backend):
 
 @pytest.mark.cells("numpy", "torch")
 def test_a_float32_state_is_exact_over_very_many_batches(backend):
-    rng, n = np.random.default_rng(5), 10_000
+    only_if(not backend.tracked, backend, "torch")
+    rng, n = np.random.default_rng(5), 4000
     x = rng.standard_normal((n, 8, 2)) + 1e4
     x[n // 2 :] += 1  # half of it would not count, if rounding took it
     running = anynorm.RunningStats.init(2, like=backend.array(0.0, "float32"), momentum=None)

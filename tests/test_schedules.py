@@ -182,6 +182,7 @@ def test_which_groups_are_strewn_over_memory(norm, shape, options, expected):
 @pytest.mark.parametrize(("norm", "shape", "options"), SHORT_RUNS, ids=lambda each: getattr(each, "__name__", None))
 def test_groups_in_short_runs_are_as_exact(backend, norm, shape, options, parameters, offset, scale, block_bytes):
     only_if(parameters == 2 and offset == 0, backend, "strict")
+    only_if(not backend.tracked or (parameters == 2 and offset == 100), backend, "torch")
     only_if(block_bytes > 64 or math.prod(shape) < 2000, backend, "strict")
     rng = np.random.default_rng(10)
     x, dy = (rng.standard_normal(shape) + offset) * scale, rng.standard_normal(shape) + offset % 100
@@ -331,6 +332,7 @@ def test_a_cotangent_in_another_order_is_copied_once_at_most(norm, shape, option
 def test_x_may_lie_in_memory_in_any_order(backend, case, order, weighted):
     if backend.library == "torch" and (order == "reversed" or (weighted and backend.tracked)):
         pytest.skip(reason="unknown to PyTorch, or no integers")
+    only_if(not backend.tracked or order == "repeated" or case.norm is anynorm.batch_norm, backend, "torch")
     if weighted and case.norm is anynorm.weight_norm:
         pytest.skip(reason="has no weights")
     only_if(case.norm is anynorm.batch_norm and not weighted and order != "repeated", backend)

@@ -77,20 +77,22 @@ def cache_folder() -> Path | None:
         return None
 
 
-def function_of(name: str, text: str, sizes: int, arrays: int) -> Callable[..., None]:
+def function_of(name: str, text: str, sizes: int, arrays: int) -> Callable[..., int]:
     """The function of this name that the text defines.
 
-    Its arguments are start, stop, part, low, high, the sizes, eps, divisor and the addresses of the arrays.
+    Its arguments are start, stop, part, low, high, offset, the sizes, eps, divisor and the arrays: their addresses, or
+    objects that have these at the offset. It returns 1, and has done nothing, where one lies at an odd address.
     """
     import numba
 
-    def made(path: str, *, keep: bool) -> Callable[..., None]:
+    def made(path: str, *, keep: bool) -> Callable[..., int]:
         scope: dict[str, Any] = {**_words(), "__name__": __name__}  # numba looks the module up when it reads its cache
         exec(compile(text, path, "exec"), scope)  # it was printed by `cpu`, not read from the file
         whole, real = numba.int64, numba.float64
-        signature = numba.void(*([whole] * (5 + sizes)), real, real, *([whole] * arrays))
+        signature = whole(*([whole] * (6 + sizes)), real, real, *([whole] * arrays))
         how: dict[str, Any] = {"nogil": True, "error_model": "numpy", "cache": keep}
-        function: Callable[..., None] = numba.njit(signature, **how)(scope[name])
+        (made,) = numba.njit(signature, **how)(scope[name]).overloads.values()
+        function: Callable[..., int] = getattr(made, "entry_point")  # noqa: B009 - the dispatcher would look at the type of each argument
         return function
 
     path = _kept(name, text)
@@ -212,10 +214,17 @@ def _words() -> dict[str, Any]:
 
         return types.float64(types.float64, types.float64), generate
 
+    @intrinsic
+    def load_address(_: Any, address: Any) -> Any:  # noqa: ARG001
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
+            return builder.load(builder.inttoptr(arguments[0], kinds["i64"].as_pointer()))
+
+        return types.int64(types.int64), generate
+
     words: dict[str, Any] = {f"load_{name}": load(name) for name in READ} | {
         f"store_{name}": store(name) for name in WRITTEN
     }
-    return words | {"plus": plus, "sqrt": sqrt, "empty": np.empty}
+    return words | {"load_address": load_address, "plus": plus, "sqrt": sqrt, "empty": np.empty}
 
 
 lock = threading.RLock()

@@ -116,15 +116,32 @@ class _Printer:
         after = [f"g{m}" for m in range(len(self.written.of_groups))] if self.is_last else ["partial"]
         names = [*arrays, *before, *after]
         sizes = self._sizes(places)
-        head = f"def {name}(start, stop, part, low, high, {', '.join(sizes)}, eps, divisor, {', '.join(names)}):"
+        head = (
+            f"def {name}(start, stop, part, low, high, offset, {', '.join(sizes)}, eps, divisor, {', '.join(names)}):"
+        )
+        self._line("if offset:")
+        for each in names:
+            self._line(f"    {each} = load_address({each} + offset)")
+        odd = [f"p{i} & {size - 1}" for i in places if i != shared and (size := self._size(i)) > 1]
+        self._line(f"if {' | '.join(f'({each})' for each in odd)}:")
+        self._line("    return 1")
         if shared is not None:
             self._line(f"p{shared} = p{self.kind.in_place}")
         self._body()
+        self.depth = 1
+        self._line("return 0")
         totals = 0 if self.is_last else len(self._totals(self.loops.start))
         return Program("\n".join([head, *self.lines, ""]), totals, len(sizes), len(names))
 
     def _body(self) -> None:
         raise NotImplementedError
+
+    def _size(self, i: int) -> int:
+        """The bytes of a number."""
+        access = self.kind.accesses[i]
+        assert access is not None
+        digits = access.dtype.strip("abcdefghijklmnopqrstuvwxyz")
+        return int(digits) // 8 if digits else 1
 
     # what is read of the trace
 

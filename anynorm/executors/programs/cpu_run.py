@@ -32,25 +32,18 @@ SUMS = 2**16
 Body = Callable[[type[TracedNamespace], list[Any], TracedSums], Written]
 
 
-class Piece(NamedTuple):
-    """What one launch is told: groups or tiles from start to stop, which part it is, and what of the split axis."""
-
-    start: int
-    stop: int
-    part: int
-    low: int
-    high: int
-
-
 class Loops(NamedTuple):
     """The programs of a call and how they are run, found once for arrays that lie alike."""
 
     plan: Plan
-    functions: list[Callable[..., None]]
+    functions: list[Callable[..., int]]
     programs: list[Program]
-    pieces: list[Piece]
-    told: tuple[tuple[Any, ...], tuple[Any, ...]]
-    """The sizes, eps and the divisor: with a place for what there is for each group, and with one place for all."""
+    alone: bool
+    """Whether there is one, which runs in one piece."""
+    heads: tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]
+    """What each piece is told before the arrays: groups or tiles from start to stop, which part it is, what of the
+    split axis, the offset, the sizes, eps and the divisor; with one place for what there is for all groups, and with
+    one for each."""
     groups: int
     kept: tuple[int, ...]
     sums: tuple[tuple[int, ...], ...]
@@ -59,8 +52,6 @@ class Loops(NamedTuple):
     """The array that lies where the first input does; -1 for none."""
     nowhere: Any
     """Where what there is for each group goes that nobody wants."""
-    aligned: tuple[int, ...]
-    """What the address of each array has no bit of."""
 
 
 def operand(library: Library, x: Array) -> Operand:
@@ -72,8 +63,7 @@ def operand(library: Library, x: Array) -> Operand:
 
 def reads(library: Library, x: Array) -> bool:
     """Whether programs can read an array where it lies."""
-    assert library.address is not None
-    return _readable(library, x) and not library.address(x) & (x.dtype.itemsize - 1)
+    return _readable(library, x) and library.aligned(x)
 
 
 def _readable(library: Library, x: Array) -> bool:
@@ -106,8 +96,8 @@ def run(
     assert address is not None
     assert library.new is not None
     assert library.nothing is not None
-    arrays = [each for each in (*inputs, *results) if each is not None]
-    key = (id(plan), what, axes, in_place, *[None if each is None else strides(each) for each in (*inputs, *results)])
+    places = (*inputs, *results)
+    key = (id(plan), what, axes, in_place, *[None if each is None else strides(each) for each in places])
     loops = _known.get(key, key)
     if loops is key:
         if len(_known) >= MOST:
@@ -115,38 +105,46 @@ def run(
         loops = _known[key] = _loops(plan, what, inputs, results, parameters, body, axes, in_place, dtype, of_groups)
     if loops is None:
         return None
-    given = [address(each) for each in arrays]
-    if any([each & odd for each, odd in zip(given, loops.aligned, strict=True)]):  # noqa: C419
-        return None
+    given = [address(each) for each in places if each is not None]
     if in_place:
         del given[loops.shared]
-    float64, pieces = library.xp.float64, loops.pieces
-    sums = [library.nothing((len(pieces), *shape), float64) for shape in loops.sums]
+    float64, heads = library.xp.float64, loops.heads[keep]
+    sums = [library.nothing((len(heads), *shape), float64) for shape in loops.sums]
     if sums:
         given += [address(each) for each in sums]
-    if keep:
-        made = [library.new(loops.kept, dtype or float64) for _ in range(of_groups)]
-        last = [address(each) for each in made]
-    else:
-        made, last = [], [address(loops.nowhere)] * of_groups
+    made = [library.new(loops.kept, dtype or float64) for _ in range(of_groups)] if keep else []
+    last = [address(each) for each in made] if keep else [address(loops.nowhere)] * of_groups
+    if loops.alone:
+        if loops.functions[0](*heads[0], *given, *last):
+            return None
+    elif not _run_all(loops, heads, given, last):
+        return None
+    if not sums:
+        return made, sums
+    found = [each[0, ...] if len(heads) == 1 else library.xp.sum(each, axis=0) for each in sums]
+    return made, [_summed(library.xp, each, shape) for each, shape in zip(found, parameters, strict=True)]
+
+
+def _run_all(loops: Loops, heads: list[tuple[Any, ...]], given: list[int], last: list[int]) -> bool:
+    """Run one program after another, each in its pieces; False where an array lies at an odd place."""
+    plan, library = loops.plan, loops.plan.library
+    assert library.new is not None
+    assert library.address is not None
+    threads = current().threads if plan.nbytes >= SHARED else 1
     before: list[int] = []
-    totals, told = [], loops.told[not keep]
+    totals = []
     for function, program in zip(loops.functions, loops.programs, strict=True):
         after = last
         if program.totals:
-            partial = library.new((len(pieces), program.totals, loops.groups), float64)
-            after = [address(partial)]
-        rest = (*told, *given, *before, *after)
-        if len(pieces) == 1:
-            function(*pieces[0], *rest)
-        else:
-            threads = current().threads if plan.nbytes >= SHARED else 1
-            share(lambda piece: function(*piece, *rest), pieces, threads)  # noqa: B023
+            partial = library.new((len(heads), program.totals, loops.groups), library.xp.float64)
+            after = [library.address(partial)]
+        rest = (*given, *before, *after)
+        if max(share(lambda head: function(*head, *rest), heads, threads)):  # noqa: B023
+            return False
         if program.totals:
             totals.append(library.xp.sum(partial, axis=0))
-            before.append(address(totals[-1]))
-    found = [each[0, ...] if len(pieces) == 1 else library.xp.sum(each, axis=0) for each in sums]
-    return made, [_summed(library.xp, each, shape) for each, shape in zip(found, parameters, strict=True)]
+            before.append(library.address(totals[-1]))
+    return True
 
 
 def _summed(xp: Any, values: Array, shape: tuple[int, ...]) -> Array:
@@ -225,10 +223,10 @@ def _loops(
             )
     made, functions = found
     if split is None:
-        ranges = [Piece(items * i // pieces, items * (i + 1) // pieces, i, 0, 0) for i in range(pieces)]
+        ranges = [(items * i // pieces, items * (i + 1) // pieces, i, 0, 0) for i in range(pieces)]
     else:
         n = whole[split]
-        ranges = [Piece(0, items, i, n * i // pieces, n * (i + 1) // pieces) for i in range(pieces)]
+        ranges = [(0, items, i, n * i // pieces, n * (i + 1) // pieces) for i in range(pieces)]
     sizes = list(whole)
     for each, access in zip(operands, kind.accesses, strict=True):
         if each is not None and access is not None:
@@ -237,12 +235,13 @@ def _loops(
     sizes += [groups, width]
     kept = tuple(1 if axis in axes else n for axis, n in enumerate(whole))
     numbers = plan.eps, plan.groups.divisor
-    told = (*sizes, 1, 0, *numbers), (*sizes, 0, 8, *numbers)
+    told = (library.offset, *sizes, 0, 8, *numbers), (library.offset, *sizes, 1, 0, *numbers)
+    heads = [(*each, *told[0]) for each in ranges], [(*each, *told[1]) for each in ranges]
     shared = sum(each is not None for each in inputs) if in_place else -1
     assert library.new is not None
     nowhere = library.new((8 * len(ranges),), library.xp.float64)
-    aligned = tuple(each.dtype.itemsize - 1 for each in arrays if each is not None)
-    return Loops(plan, functions, made, ranges, told, groups, kept, tuple(shapes), shared, nowhere, aligned)
+    alone = len(made) == len(ranges) == 1
+    return Loops(plan, functions, made, alone, heads, groups, kept, tuple(shapes), shared, nowhere)
 
 
 def _name(what: Hashable) -> str:
@@ -286,4 +285,4 @@ def _access(each: Operand, inner: int) -> Access:
 MOST = 1024
 """So many calls are remembered."""
 _known: dict[Hashable, Any] = {}
-_programs: dict[Hashable, tuple[list[Program], list[Callable[..., None]]]] = {}
+_programs: dict[Hashable, tuple[list[Program], list[Callable[..., int]]]] = {}

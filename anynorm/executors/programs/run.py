@@ -64,6 +64,9 @@ def _arrays(call: Call) -> list[Array]:
     return [array for array in arrays if array is not None]
 
 
+NOTHING = Spread(None, None, None)
+
+
 class Found(NamedTuple):
     """The statistics of each group, as arrays or as numbers of a program."""
 
@@ -73,6 +76,9 @@ class Found(NamedTuple):
     var: Any = None
     weight: Any = None
     """The sum of the weights, where there are any."""
+
+
+FORWARD = {(careful, own): ("forward", careful, own) for careful in (False, True) for own in (False, True)}
 
 
 def forward(call: Call, *, keep: bool) -> Forward | None:
@@ -91,7 +97,8 @@ def forward(call: Call, *, keep: bool) -> Forward | None:
         known = _statistics(call)
         if known is None:
             return None
-    y = empty(plan.view.shape, call.x, call.x.dtype) if place is None else place
+    assert plan.library.new is not None
+    y = plan.library.new(plan.view.shape, call.x.dtype) if place is None else place
 
     def body(words: Any, numbers: list[Any], sums: TracedSums) -> Written:
         x, gamma, beta, weights, *known = numbers
@@ -102,7 +109,7 @@ def forward(call: Call, *, keep: bool) -> Forward | None:
         return Written([kernels.affine(xhat, gamma, beta)], [] if known else _kept(plan, found))
 
     inputs = (call.x, call.gamma, call.beta, None if known else _weights(call), *(known or ()))
-    what, number = ("forward", careful, known is None), 0 if known else _number(call)
+    what, number = FORWARD[careful, known is None], 0 if known else _number(call)
     ran = cpu_run.run(plan, what, inputs, (y,), (), body, of_groups=number, keep=keep or careful, in_place=in_place)
     if ran is None and in_place and known is None:  # parts share a group, and one may write before another has read
         known = _statistics(call)
@@ -111,9 +118,11 @@ def forward(call: Call, *, keep: bool) -> Forward | None:
     if ran is None:
         return None
     spread = call.spread
-    if spread is None:
+    if spread is None and not (keep or careful):
+        spread = NOTHING
+    elif spread is None:
         found = known or _of(call, ran[0])
-        if known is None and not _in_range(call, found):
+        if known is None and careful and not _in_range(call, found):
             return None
         spread = _spread(plan, found)
     if out is None:
@@ -250,6 +259,8 @@ def backward(call: Call, dy: Array, wanted: Wanted, spread: Spread) -> Gradients
         ran = run("backward", of_x, brief, results, [shapes[i] for i in brief], body)
         if ran is None:
             return None
+        if twice and dx is not None and not given and not _finite(plan, dx):  # the sums had no room
+            return None
         for i, total in zip(brief, ran[1], strict=True):
             found[i] = plan.library.xp.astype(total, plan.dtype, copy=False)
     for i, shape in enumerate(shapes):
@@ -258,6 +269,11 @@ def backward(call: Call, dy: Array, wanted: Wanted, spread: Spread) -> Gradients
             if found[i] is None:
                 return None
     return dx, *found
+
+
+def _finite(plan: Plan, dx: Array) -> bool:
+    """Whether all sums over groups had room, which the first number of each group tells."""
+    return bool(plan.library.xp.all(plan.library.xp.isfinite(plan.groups.first(dx))))
 
 
 def _joined_input_gradient(call: Call, dx: Array, dy: Array, spread: Spread, weight: Array | None) -> None:
@@ -377,9 +393,8 @@ def _spread(plan: Plan, found: Found) -> Spread:
     """With a rest of 0 where the mean has all digits."""
     if found.mean is None or found.rest is not None:
         return Spread(*found[:3])
-    xp, mean = plan.library.xp, found.mean
-    zero = xp.zeros((1,) * mean.ndim, dtype=mean.dtype, device=plan.library.device(mean))
-    return Spread(mean, xp.broadcast_to(zero, mean.shape), found.var)
+    assert plan.library.nothing is not None
+    return Spread(found.mean, plan.library.nothing(tuple(found.mean.shape), found.mean.dtype), found.var)
 
 
 def _in_range(call: Call, found: Found) -> bool:
