@@ -90,7 +90,7 @@ def function_of(name: str, text: str, sizes: int, arrays: int) -> Callable[..., 
         exec(compile(text, path, "exec"), scope)  # it was printed by `cpu`, not read from the file
         whole, real = numba.int64, numba.float64
         signature = whole(*([whole] * (6 + sizes)), real, real, *([whole] * arrays))
-        how: dict[str, Any] = {"nogil": True, "error_model": "numpy", "cache": keep}
+        how: dict[str, Any] = {"nogil": True, "error_model": "numpy", "cache": keep, "no_cfunc_wrapper": True}
         (made,) = numba.njit(signature, **how)(scope[name]).overloads.values()
         function: Callable[..., int] = getattr(made, "entry_point")  # noqa: B009 - the dispatcher would look at the type of each argument
         return function
@@ -215,16 +215,33 @@ def _words() -> dict[str, Any]:
         return types.float64(types.float64, types.float64), generate
 
     @intrinsic
-    def load_address(_: Any, address: Any) -> Any:  # noqa: ARG001
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
-            return builder.load(builder.inttoptr(arguments[0], kinds["i64"].as_pointer()))
+    def where(_: Any, condition: Any, value: Any, other: Any) -> Any:  # noqa: ARG001
+        """One of two numbers, without a branch."""
 
-        return types.int64(types.int64), generate
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
+            return builder.select(*arguments)
+
+        return types.float64(types.boolean, types.float64, types.float64), generate
+
+    @intrinsic
+    def located(_: Any, address: Any, offset: Any) -> Any:  # noqa: ARG001
+        """An address; if there is an offset, that which is written so many bytes behind it."""
+
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
+            address, offset = arguments
+            whole = kinds["i64"]
+            place = builder.alloca(whole)
+            builder.store(address, place)
+            written = builder.inttoptr(builder.add(address, offset), whole.as_pointer())
+            direct = builder.icmp_signed("==", offset, whole(0))
+            return builder.load(builder.select(direct, place, written))
+
+        return types.int64(types.int64, types.int64), generate
 
     words: dict[str, Any] = {f"load_{name}": load(name) for name in READ} | {
         f"store_{name}": store(name) for name in WRITTEN
     }
-    return words | {"load_address": load_address, "plus": plus, "sqrt": sqrt, "empty": np.empty}
+    return words | {"where": where, "located": located, "plus": plus, "sqrt": sqrt, "empty": np.empty}
 
 
 lock = threading.RLock()

@@ -75,10 +75,10 @@ PRINTED = {
     "greater_equal": "{} >= {}",
     "equal": "{} == {}",
     "not_equal": "{} != {}",
-    "logical_and": "{} and {}",
-    "logical_or": "{} or {}",
+    "logical_and": "{} & {}",
+    "logical_or": "{} | {}",
     "logical_not": "not {}",
-    "where": "{1} if {0} else {2}",
+    "where": "where({}, {}, {})",
     "sqrt": "sqrt({})",
 }
 CONSTANTS = {"one": "1.0", "zero": "0.0"}
@@ -119,9 +119,8 @@ class _Printer:
         head = (
             f"def {name}(start, stop, part, low, high, offset, {', '.join(sizes)}, eps, divisor, {', '.join(names)}):"
         )
-        self._line("if offset:")
         for each in names:
-            self._line(f"    {each} = load_address({each} + offset)")
+            self._line(f"{each} = located({each}, offset)")
         odd = [f"p{i} & {size - 1}" for i in places if i != shared and (size := self._size(i)) > 1]
         self._line(f"if {' | '.join(f'({each})' for each in odd)}:")
         self._line("    return 1")

@@ -175,7 +175,6 @@ def _loops(
     columns = (interleaved or last not in axes) and _in_columns(whole, axes, operands, interleaved=interleaved)
     interleaved = interleaved and columns
     across = last - interleaved
-    outer = [axis for axis in axes if not columns or axis < across]
     # the sums for parameters, in their own memory
     shapes = [
         tuple(
@@ -185,6 +184,11 @@ def _loops(
         for shape in parameters
     ]
     operands += [Operand("float64", shape, _contiguous(shape)) for shape in shapes]
+    kept = tuple(1 if axis in axes else n for axis, n in enumerate(whole))
+    whole, axes, operands = _arranged(whole, axes, operands, columns=columns, interleaved=interleaved)
+    last = len(whole) - 1
+    across = last - interleaved
+    outer = [axis for axis in axes if not columns or axis < across]
     groups = math.prod([n for axis, n in enumerate(whole) if axis not in axes])
     run = whole[last] if interleaved else 1
     width = max(1, min(whole[across], TILE // run)) if columns else 0
@@ -199,9 +203,9 @@ def _loops(
     if split is not None and in_place and of_groups:  # the last loop reads the first number of a group again
         return None
     kind = Kind(
-        rank,
+        len(whole),
         axes,
-        tuple(None if each is None else _access(each, last if columns else axes[-1]) for each in operands),
+        tuple(None if each is None else _access(each, axes, last) for each in operands),
         len(inputs),
         len(results),
         columns,
@@ -233,7 +237,6 @@ def _loops(
             sizes += [each.steps[axis] for axis, step in enumerate(access.steps) if step == 2]
     sizes += [math.prod(shape) for shape in shapes]
     sizes += [groups, width]
-    kept = tuple(1 if axis in axes else n for axis, n in enumerate(whole))
     numbers = plan.eps, plan.groups.divisor
     told = (library.offset, *sizes, 0, 8, *numbers), (library.offset, *sizes, 1, 0, *numbers)
     heads = [(*each, *told[0]) for each in ranges], [(*each, *told[1]) for each in ranges]
@@ -274,11 +277,43 @@ def _in_columns(
     return True
 
 
-def _access(each: Operand, inner: int) -> Access:
-    """0 for the axes along which an array stays, 1 for the innermost one if it is side by side there, else 2."""
-    steps = [0 if step == 0 else 2 for step in each.steps]
-    if each.steps[inner] == 1:
-        steps[inner] = 1
+def _arranged(
+    whole: tuple[int, ...],
+    axes: tuple[int, ...],
+    operands: list[Operand | None],
+    *,
+    columns: bool,
+    interleaved: bool,
+) -> tuple[tuple[int, ...], tuple[int, ...], list[Operand | None]]:
+    """The same with axes in the order of the loops, those of the groups inside, and as many as there mostly are.
+
+    So a program is the same for all norms that are gone through alike, whatever the axes of their arrays.
+    """
+    inside = list(range(len(whole) - 1 - interleaved, len(whole))) if columns else []
+    kept, reduced = ([axis for axis in range(len(whole)) if (axis in axes) is within] for within in (False, True))
+    kept, reduced = ([axis for axis in some if axis not in inside] for some in (kept, reduced))
+    order: list[int | None] = [*[None] * (2 - columns - len(kept)), *kept]
+    first = len(order)
+    order += [*[None] * (2 - columns - len(reduced)), *reduced]
+    found = [*range(first, len(order)), *([len(order) + 1] if interleaved else [])]
+    order += inside
+
+    def arranged(values: tuple[int, ...], missing: int) -> tuple[int, ...]:
+        return tuple(missing if axis is None else values[axis] for axis in order)
+
+    there = [
+        None if each is None else Operand(each.dtype, arranged(each.shape, 1), arranged(each.steps, 0))
+        for each in operands
+    ]
+    return arranged(whole, 1), tuple(found), there
+
+
+def _access(each: Operand, axes: tuple[int, ...], last: int) -> Access:
+    """0 for the axes of a group along which an array stays, 1 for the last axis if it is side by side there, else 2."""
+    inside = last in axes and each.steps[last] != 0
+    steps = [2 if step or inside or (axis not in axes and axis != last) else 0 for axis, step in enumerate(each.steps)]
+    if each.steps[last] == 1:
+        steps[last] = 1
     return Access(each.dtype, tuple(steps))
 
 
