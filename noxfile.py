@@ -46,10 +46,11 @@ def minimums(session):
     pip(session, *PROJECT["dependency-groups"]["test"])
     # the test tools ask for a newer array-api-compat than the library does
     pip(session, "--no-deps", ".", *(each.replace(">=", "==") for each in PROJECT["project"]["dependencies"]))
-    # neither what runs the text of programs nor what measures memory, starts threads or kills depends on them
-    ignored = [f"--ignore=tests/{name}.py" for name in ("test_onnx", "test_fused", "test_benchmarks", "test_threads")]
-    without = "not megabytes and not little_more and not larger and not kill_9"
-    pytest(session, "--cell=numpy-cpu", "tests", *ignored, "-k", without)
+    # what measures memory, starts threads, runs the command line or kills does not depend on them
+    names = ("formulas", "gradients", "numerics", "edges", "merging", "state", "files", "out", "bad_input", "laws")
+    names += ("kernels", "weights", "all_reduce")
+    without = "not megabytes and not kill_9 and not many_states"
+    pytest(session, "--cell=numpy-cpu", *(f"tests/test_{name}.py" for name in names), "-k", without)
     pip(session, *(each.replace(">=", "==") for each in PROJECT["project"]["optional-dependencies"]["fast"]))
     session.env["ANYNORM_ENGINE"] = "numba"
     pytest(session, "--cell=numpy-cpu", "tests/test_formulas.py", "-k", "layer_norm")

@@ -357,7 +357,7 @@ def factors(xp: Namespace, one: Array, other: Array) -> tuple[Array, Array]:
     """
     both = one * other
     size = xp.abs(both)
-    whole = (size >= smallest_normal(xp, both.dtype)) & (size <= float(xp.finfo(both.dtype).max))
+    whole = (size >= smallest_normal(xp, both.dtype)) & ~(size > float(xp.finfo(both.dtype).max))
     return xp.where(whole, both, one), xp.where(whole, xp.ones_like(both), other)
 
 
@@ -469,11 +469,12 @@ def wide_input_gradient(
     twice: bool = False,
 ) -> Array:
     """`input_gradient` of numbers in a wide dtype, for statistics of `wide_statistics`, in as many passes."""
-    if alone(gamma, groups.axes):
-        return wide_input_gradient(xp, dy, None, of, groups=groups, centred=centred, twice=twice) * gamma
-    g = affine(dy, gamma, None)
+    last = gamma if alone(gamma, groups.axes) else None
+    power = power_of_two(xp, of.rstd) if twice and gamma is not None and last is None else None
+    g = dy if last is not None else cotangent(xp, dy, gamma, power)
     if not centred:
-        return upright(xp, g, Spread(None, None, groups.mean_product(xp, g, of.xhat)), of, None, None)
+        leaning = Spread(None, None, groups.mean_product(xp, g, of.xhat))
+        return upright(xp, g, leaning, of, last, power)
     pivot = groups.first(g)
     d = g - pivot
     mean, slope = pivot + groups.mean(xp, d), groups.mean_product(xp, d, of.xhat)
@@ -481,7 +482,7 @@ def wide_input_gradient(
     if twice:
         rest, slope = groups.mean(xp, d), groups.mean_product(xp, d, of.xhat)
         d = d - rest
-    return upright(xp, d, Spread(mean, None, slope), of, None, None)
+    return upright(xp, d, Spread(mean, None, slope), of, last, power)
 
 
 def alone(gamma: Array | None, axes: tuple[int, ...]) -> bool:

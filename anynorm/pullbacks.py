@@ -32,7 +32,7 @@ from anynorm.passes import (
     strewn,
     weights_within,
 )
-from anynorm.schedules import in_blocks, standardize
+from anynorm.schedules import in_blocks, standardize, standardize_by
 from anynorm.weights import Leaning, Weighted, Weights
 
 Gradients = tuple[Array | None, ...]
@@ -96,7 +96,9 @@ def _pull(call: Call, dy: Array, wanted: Wanted, of: Standardized | Spread | Non
         call = weighed(call)
         if in_blocks(call, dy) and ordinary(plan, of.var):
             return _in_blocks(call, dy, wanted, of.astype(plan.library.xp, plan.dtype))
-        of = None
+        # to find them again replicas would sum again, and those that run programs do not
+        known = call.all_reduce is not None and call.spread is None and ordinary(plan, of.var)
+        of = standardize_by(call, of.astype(plan.library.xp, plan.dtype)) if known else None
     call = weighed(call)
     gradients: Gradients = at_once(call, ("gradients", wanted), partial(_whole, wanted), dy, of)
     return gradients

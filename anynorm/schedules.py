@@ -92,6 +92,17 @@ def standardize(call: Call) -> Standardized:
     return done
 
 
+def standardize_by(call: Call, spread: Spread) -> Standardized:
+    """What x of one of several replicas is standardized to by the statistics of all, which are known."""
+    plan, weighted = call.plan, call.weighted
+    assert weighted is not None
+    xp, x = plan.library.xp, cast(plan.library, call.x, plan.dtype)
+    with plan.library.quiet():
+        kept = weights.shielded(xp, x, weighted.weights)
+        done = kernels.standardize_with(xp, kept, spread, eps=plan.addend)
+        return weights.strayed(xp, x, done, weighted.weights)
+
+
 def affine(call: Call, standardized: Standardized) -> Array:
     """The normalized array in the dtype and the shape of the caller's x."""
     y = _without_xhat(call, standardized)

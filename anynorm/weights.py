@@ -183,20 +183,20 @@ def wide_input_gradient(
     twice: bool,
 ) -> Array:
     """`input_gradient` of numbers in a wide dtype, in one pass or two; the `groups` add up without weights."""
-    if kernels.alone(gamma, groups.axes):
-        how: dict[str, Any] = {"groups": groups, "centred": centred, "twice": twice}
-        return wide_input_gradient(xp, dy, None, of, each, weight, **how) * gamma
-    g, share = kernels.affine(dy, gamma, None), each / positive(xp, weight)
+    last = gamma if kernels.alone(gamma, groups.axes) else None
+    power = kernels.power_of_two(xp, of.rstd) if twice and gamma is not None and last is None else None
+    g = dy if last is not None else kernels.cotangent(xp, dy, gamma, power)
+    share = each / positive(xp, weight)
 
     def total(values: Array) -> Array:
         return xp.sum(values, axis=groups.axes, keepdims=True)
 
     if not centred:
-        return upright(xp, g, Leaning(None, None, total(g * of.xhat), weight), of, share, None, None)
+        return upright(xp, g, Leaning(None, None, total(g * of.xhat), weight), of, share, last, power)
     if twice:
         g = g - each * (total(g) / positive(xp, weight))
     rest, product = total(g), total(g * of.xhat)
-    return upright(xp, g - share * rest, Leaning(None, None, product, weight), of, share, None, None)
+    return upright(xp, g - share * rest, Leaning(None, None, product, weight), of, share, last, power)
 
 
 def lean(

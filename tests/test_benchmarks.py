@@ -99,6 +99,8 @@ def test_the_formula_that_results_are_held_to_is_that_of_the_papers(work):
 @where_it_is_measured
 @pytest.mark.parametrize("work", each_small_work(), ids=lambda work: work.title)
 def test_every_candidate_of_a_library_gives_the_formulas_result(work, device, libraries):
+    if libraries == ("jax",) and work.norm != "batch_norm":
+        pytest.skip(reason="takes too long, and shows nothing new")
     found = candidates(device.name, libraries)
     found = [each for each in found if each.engine != "numba" or len(libraries) > 1]
     for dtype in device.dtypes:

@@ -127,7 +127,7 @@ def test_the_text_is_that_of_the_kernels(monkeypatch):
     anynorm.layer_norm(normal((3, 40)), np.ones(40, np.float32), np.ones(40, np.float32))
     (text,) = texts
     lines = [line.strip() for line in text.splitlines()]
-    assert lines.count("for j in range(n1):") == 2, "one loop for the sums, one for the result"
+    assert lines.count("for j in range(n3):") == 2, "one loop for the sums, one for the result"
     assert sum("= plus(" in line for line in lines) == 2, "terms of sums alone may be added in any order"
     assert sum(line.startswith("store_float32(") for line in lines) == 1, "rounded once"
     assert not [line for line in lines if "load_float64" in line]

@@ -472,12 +472,13 @@ def test_a_file_larger_than_memory_is_normalized_in_place(tmp_path, norm, shape,
 
 
 @pytest.mark.cells("numpy")
-@pytest.mark.parametrize("value", [0.1, 1 / 3, -1e4 / 3, 7.7e5, 2.2e30, 3.3e-30])
-@pytest.mark.parametrize("eps", [0, 1e-5])
+@pytest.mark.parametrize(
+    ("value", "eps"), [(0.1, 0), (1 / 3, 1e-5), (-1e4 / 3, 0), (7.7e5, 1e-5), (2.2e30, 0), (3.3e-30, 1e-5)]
+)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_a_constant_has_no_spread_where_its_group_is_split(small_blocks, value, eps, dtype):
     beta = np.arange(3, dtype=dtype)
-    for shape, channel_axis in (((41, 3, 7), 1), ((41, 7, 3), -1), ((5, 3, 100), 1)):
+    for shape, channel_axis in (((23, 3, 7), 1), ((23, 7, 3), -1), ((5, 3, 60), 1)):
         x = np.full(shape, value, dtype)
         y, moments = anynorm.batch_norm(x, None, beta, channel_axis=channel_axis, eps=eps, return_moments=True)
         np.testing.assert_array_equal(y, np.broadcast_to(beta if channel_axis == -1 else beta[:, None], shape))

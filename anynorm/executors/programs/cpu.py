@@ -575,7 +575,9 @@ class _Columns(_Printer):
         self._line("for j in range(count):")
         self.depth += 1
         for name in columns:
-            self._line(f"{name} = {self._slot(name, 'j')}")
+            statement = self.tracer.statements.get(name)
+            kept = " != 0.0" if statement is not None and statement.dtype == "bool" else ""
+            self._line(f"{name} = {self._slot(name, 'j')}{kept}")
         printed(other)
         for k in totals:
             self._into(f"t{k}", "j", f"{self._slot(f't{k}', 'j')} + {self.tracer.totals[k].of}")

@@ -78,9 +78,6 @@ class Found(NamedTuple):
     """The sum of the weights, where there are any."""
 
 
-FORWARD = {(careful, own): ("forward", careful, own) for careful in (False, True) for own in (False, True)}
-
-
 def forward(call: Call, *, keep: bool) -> Forward | None:
     """The result of a call, in `out` where there is one; and its statistics, if they are to be kept."""
     plan, out = call.plan, call.out
@@ -109,11 +106,11 @@ def forward(call: Call, *, keep: bool) -> Forward | None:
         return Written([kernels.affine(xhat, gamma, beta)], [] if known else _kept(plan, found))
 
     inputs = (call.x, call.gamma, call.beta, None if known else _weights(call), *(known or ()))
-    what, number = FORWARD[careful, known is None], 0 if known else _number(call)
+    what, number = ("forward", careful, known is None, _dtype_of_weights(call)), 0 if known else _number(call)
     ran = cpu_run.run(plan, what, inputs, (y,), (), body, of_groups=number, keep=keep or careful, in_place=in_place)
     if ran is None and in_place and known is None:  # parts share a group, and one may write before another has read
         known = _statistics(call)
-        inputs, what = (call.x, call.gamma, call.beta, None, *(known or ())), ("forward", careful, False)
+        inputs, what = (call.x, call.gamma, call.beta, None, *(known or ())), ("forward", careful, False, None)
         ran = None if known is None else cpu_run.run(plan, what, inputs, (y,), (), body, in_place=True)
     if ran is None:
         return None
@@ -147,7 +144,7 @@ def _statistics(call: Call) -> Found | None:
         x, weights = numbers
         return Written(of_groups=_kept(call.plan, _statistics_of(call, words, x, weights, sums)))
 
-    inputs, what = (call.x, _weights(call)), ("statistics", _careful(call))
+    inputs, what = (call.x, _weights(call)), ("statistics", _careful(call), _dtype_of_weights(call))
     ran = cpu_run.run(call.plan, what, inputs, (), (), body, of_groups=_number(call))
     found = None if ran is None else _of(call, ran[0])
     if found is None or not _in_range(call, found):
@@ -163,6 +160,8 @@ def _joined(call: Call, own: Found) -> Found:
     scaled = Spread(own.mean * unit, None if own.rest is None else own.rest * unit, own.var * unit * unit)
     joined = replicas.joined_statistics(call.plan.library.xp, scaled, _share(call, own.weight), *_replicas(call))
     mean, rest, var = _wide(call, *joined)
+    if not _twice(call.plan):
+        mean, rest = mean + rest, None
     return Found(mean, rest, var, call.weights.sums)
 
 
@@ -208,11 +207,14 @@ def backward(call: Call, dy: Array, wanted: Wanted, spread: Spread) -> Gradients
     if plan.library.programs is not None:
         with plan.library.programs.on(dy):
             return cuda_run.gradients(call, dy, wanted, spread)
-    twice, of_x, weight = _twice(plan), wanted.dtype is not None, None
+    twice, of_x, weight, here = _twice(plan), wanted.dtype is not None, None, None
     if twice and not given and not _ordinary(call, spread.var):
         return None
-    if weights is not None and (weight := _sum_of_weights(call)) is None:
-        return None
+    if weights is not None:
+        here = _sum_of_weights(call)
+        if here is None:
+            return None
+        weight = here if call.all_reduce is None or call.weights is None else _wide(call, call.weights.unit)[0]
     wide = spread.mean is not None and not twice and spread.mean.dtype != plan.dtype
     rest = None if wide else spread.rest  # a wide mean has all digits
 
@@ -239,12 +241,12 @@ def backward(call: Call, dy: Array, wanted: Wanted, spread: Spread) -> Gradients
         reads_x = 0 in these or (of_x and not given) or weights is not None
         known = (spread.mean, rest, spread.var) if of_x or reads_x else (None,) * 3
         inputs = (dy, call.x if reads_x else None, call.gamma if of_x else None, *known, weights, weight)
-        key = (what, name_of(dy.dtype), wide, given, of_x, *these)
+        key = (what, name_of(dy.dtype), _dtype_of_weights(call), wide, given, of_x, *these)
         return cpu_run.run(plan, key, inputs, *others, **how)
 
     dx = empty(plan.view.shape, dy, wanted.dtype) if of_x else None
     if dx is not None and call.all_reduce is not None and not given:
-        _joined_input_gradient(call, dx, dy, Spread(spread.mean, rest, spread.var), weight)
+        _joined_input_gradient(call, dx, dy, Spread(spread.mean, rest, spread.var), here)
         of_x = False
     results = [dx] if of_x and dx is not None else []
     shapes = wanted.parameters
@@ -259,7 +261,7 @@ def backward(call: Call, dy: Array, wanted: Wanted, spread: Spread) -> Gradients
         ran = run("backward", of_x, brief, results, [shapes[i] for i in brief], body)
         if ran is None:
             return None
-        if twice and dx is not None and not given and not _finite(plan, dx):  # the sums had no room
+        if twice and of_x and dx is not None and not given and not _finite(plan, dx):  # the sums had no room
             return None
         for i, total in zip(brief, ran[1], strict=True):
             found[i] = plan.library.xp.astype(total, plan.dtype, copy=False)
@@ -276,23 +278,26 @@ def _finite(plan: Plan, dx: Array) -> bool:
     return bool(plan.library.xp.all(plan.library.xp.isfinite(plan.groups.first(dx))))
 
 
-def _joined_input_gradient(call: Call, dx: Array, dy: Array, spread: Spread, weight: Array | None) -> None:
-    """Write the gradient of x for statistics of all replicas: the sums here, those of all, and what they make."""
+def _joined_input_gradient(call: Call, dx: Array, dy: Array, spread: Spread, here: Array | None) -> None:
+    """Write the gradient of x for statistics of all replicas: the sums here, those of all, and what they make.
+
+    `here` is the sum of the weights of each group in this one.
+    """
     plan, (weights, join) = call.plan, _replicas(call)
 
     def gradient(words: Any, numbers: list[Any], sums: TracedSums) -> tuple[Any, Standardized, Any]:
         """That of xhat, xhat, and the share of a number in all weight."""
-        dy, x, gamma, mean, rest, var, whole, each, weight, *_ = numbers
+        dy, x, gamma, mean, rest, var, whole, each, *_ = numbers
         known, share = Spread(mean, rest, var), (1.0 if each is None else each) / weighting.positive(words, whole)
         rstd = kernels.inverse_root(words, var + sums.tracer.eps, flat=1.0)
         xhat = kernels.less(x, known) * rstd
         if each is not None:
-            dy, xhat = _without_strays(words, dy, xhat, each, weight)
-            dy = words.where(weight > 0, dy, words.zeros_like(dy))
+            dy, xhat = _without_strays(words, dy, xhat, each, whole)
+            dy = words.where(whole > 0, dy, words.zeros_like(dy))
         alone = kernels.alone(gamma, sums.axes)
         return kernels.affine(dy, None if alone else gamma, None), Standardized(xhat, rstd, known), share
 
-    def here(words: Any, numbers: list[Any], sums: TracedSums) -> Written:
+    def local(words: Any, numbers: list[Any], sums: TracedSums) -> Written:
         g, of, share = gradient(words, numbers, sums)
         how: dict[str, Any] = {"axis": sums.axes, "keepdims": True}
         return Written(of_groups=[words.sum(each, **how) for each in (g, g * of.xhat, of.xhat * share)])
@@ -302,12 +307,12 @@ def _joined_input_gradient(call: Call, dx: Array, dy: Array, spread: Spread, wei
         dx = kernels.upright(words, g - share * away, Spread(None, None, product * share), of, None, None)
         return Written([kernels.affine(dx, gamma if kernels.alone(gamma, sums.axes) else None, None)])
 
-    inputs = (dy, call.x, call.gamma, *spread, weights.unit, _weights(call), weight)
-    key = (name_of(dy.dtype), name_of(spread.var.dtype))
-    ran = cpu_run.run(plan, ("sums of a replica", *key), inputs, (), (), here, of_groups=3)
+    inputs = (dy, call.x, call.gamma, *spread, weights.unit, _weights(call))
+    key = (name_of(dy.dtype), name_of(spread.var.dtype), _dtype_of_weights(call))
+    ran = cpu_run.run(plan, ("sums of a replica", *key), inputs, (), (), local, of_groups=3)
     assert ran is not None, "what supports took can be read"
     of_g, of_product, of_xhat = ran[0]
-    share = _share(call, weight)
+    share = _share(call, here)
     both = replicas.joined_gradient_sums(plan.library.xp, of_g, of_product, of_xhat, share, weights, join)
     cpu_run.run(plan, ("input gradient of a replica", *key), (*inputs, *both), (dx,), (), apply)
 
@@ -338,6 +343,12 @@ def _weights(call: Call) -> Array | None:
     return each
 
 
+def _dtype_of_weights(call: Call) -> str | None:
+    """Replicas have them in that of the computation, others as they were given: the plan does not tell."""
+    weights = _weights(call)
+    return None if weights is None else name_of(weights.dtype)
+
+
 def _twice(plan: Plan) -> bool:
     """Whether numbers are as wide as the sums of programs."""
     return name_of(plan.dtype) == "float64"
@@ -362,7 +373,9 @@ def _sum_of_weights(call: Call) -> Array | None:
     def body(words: Any, numbers: list[Any], sums: TracedSums) -> Written:
         return Written(of_groups=[words.sum(numbers[1], axis=sums.axes, keepdims=True)])
 
-    ran = cpu_run.run(call.plan, ("weight",), (call.x, _weights(call)), (), (), body, of_groups=1)
+    ran = cpu_run.run(
+        call.plan, ("weight", _dtype_of_weights(call)), (call.x, _weights(call)), (), (), body, of_groups=1
+    )
     weight = None if ran is None else ran[0][0]
     return weight if weight is not None and _within(call, weight) else None
 
@@ -420,7 +433,7 @@ def _ordinary(call: Call, var: Array) -> bool:
             x = words.where(weights > 0, x, words.zeros_like(x))
         return Written(of_groups=[words.sum(x - x, axis=sums.axes, keepdims=True)])
 
-    ran = cpu_run.run(plan, ("finite",), (call.x, _weights(call)), (), (), body, of_groups=1)
+    ran = cpu_run.run(plan, ("finite", _dtype_of_weights(call)), (call.x, _weights(call)), (), (), body, of_groups=1)
     return ran is not None and not bool(xp.any(xp.isfinite(ran[0][0]) & ~finite))
 
 

@@ -143,6 +143,11 @@ class TracedNamespace:
         return 1.0 / x
 
     @staticmethod
+    def abs(x: TracedScalar) -> TracedScalar:
+        """Its magnitude."""
+        return TracedNamespace.where(x < 0.0, -x, x)
+
+    @staticmethod
     def isfinite(x: TracedScalar) -> TracedScalar:
         """Whether it is neither infinite nor NaN."""
         return x - x == 0.0
