@@ -24,7 +24,8 @@ nox.options.sessions = [
     "demo",
 ]
 
-COMPILED = [f"tests/test_{name}.py" for name in ("programs", "formulas", "numerics", "gradients")]
+NAMES = ("programs", "formulas", "numerics", "gradients", "all_reduce", "conditions")
+COMPILED = [f"tests/test_{name}.py" for name in NAMES]
 """What the cell fast-cpu runs where no paths are given: most other tests take longer to compile for than to run."""
 
 PROJECT = tomllib.loads(Path(__file__).with_name("pyproject.toml").read_text())

@@ -166,9 +166,14 @@ measured = pytest.mark.skipif(
 )
 
 
+by_arrays = pytest.mark.skipif(os.environ.get("ANYNORM_ENGINE") == "numba", reason="about blocks of array operations")
+
+
 def peak(call):
     """The memory that a call takes at its peak, but for what it leaves behind in this library."""
     anynorm.layer_norm(np.ones((1024, 1024), np.float32))
+    if os.environ.get("ANYNORM_ENGINE") == "numba":  # to compile takes much more
+        call()
     tracemalloc.start()
     try:
         call()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from oracles import CASES, Case, measured, only_if, peak, standardized, standardized_gradient, values
+from oracles import CASES, Case, by_arrays, measured, only_if, peak, standardized, standardized_gradient, values
 
 import anynorm
 from anynorm import calls, passes
@@ -28,6 +28,7 @@ def small_blocks(monkeypatch):
         yield parts
 
 
+@by_arrays
 @pytest.mark.cells("numpy", "strict")
 @pytest.mark.parametrize("kind", ["short", "full-rank"])
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -41,6 +42,7 @@ def test_blocks_make_no_difference(backend, small_blocks, case, kind):
     assert small_blocks
 
 
+@by_arrays
 @pytest.mark.cells("numpy", "strict")
 def test_moments_of_blocks_are_those_of_the_whole(backend, small_blocks):
     x = np.random.default_rng(1).standard_normal((6, 4, 5, 3))
@@ -56,6 +58,7 @@ def test_moments_of_blocks_are_those_of_the_whole(backend, small_blocks):
         backend.check(moments.var, x.var(axis=axes))
 
 
+@by_arrays
 @pytest.mark.cells("numpy", "strict")
 def test_given_moments_are_divided_with_the_array(backend, small_blocks):
     case = Case(anynorm.batch_norm, (4, 3, 2), {}, lambda i: i[1], lambda i: (i[1],), (3,))
@@ -509,6 +512,7 @@ def test_a_mean_is_taken_from_a_spread_whose_square_underflows(backend, shape, a
     np.testing.assert_allclose(y, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
 
 
+@by_arrays
 @pytest.mark.cells("numpy", "strict", "torch")
 @pytest.mark.parametrize("weighted", [False, True])
 def test_the_mean_of_a_cotangent_is_taken_before_a_gamma_that_does_not_fold(backend, weighted):
@@ -572,6 +576,7 @@ def test_any_size_of_block_gives_the_result_of_the_whole(shape, block_bytes, dat
         np.testing.assert_allclose(each, want, atol=1e-8)
 
 
+@by_arrays
 @pytest.mark.cells("numpy")
 @pytest.mark.parametrize("dtype", ["float32", "float64", ">f4"])
 @pytest.mark.parametrize("n", [1, 2, 255, 257, 4095, 4097, 16384, 16385, 20000, 40000])
