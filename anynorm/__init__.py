@@ -25,3 +25,7 @@ __all__ = [
     "vjp",
     "weight_norm",
 ]
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

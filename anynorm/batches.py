@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Never, TypeVar
 
-from anynorm import calls, chunks, kernels, schedules
+from anynorm import calls, kernels
 from anynorm.arrays import library_of, pytree
-from anynorm.calls import Call
-from anynorm.kernels import Array, Namespace, Spread
+from anynorm.calls import Call, views
+from anynorm.executors import eager
+from anynorm.executors.dask import chunks
+from anynorm.kernels import Array, Namespace, Stats
 from anynorm.keywords import checks_fields, checks_names, refuse
 from anynorm.statistics import Statistics, cast_with, check_alike, pooled
 
@@ -164,28 +166,28 @@ class Moments(Statistics[ArrayT]):
 def of(x: ArrayT, *, axis: Axis, weights: Any = None) -> Moments[ArrayT]:
     """The moments of one array."""
     call = calls.over(x, None, None, axis=axis, eps=0.0, weights=weights)
-    return moments_of(call, chunks.survey(call) if chunks.takes(call) else schedules.survey(call))
+    return moments_of(call, chunks.statistics(call) if chunks.takes(call) else eager.statistics(call))
 
 
-def moments_of(call: Call, spread: Spread) -> Moments[Any]:
+def moments_of(call: Call, stats: Stats) -> Moments[Any]:
     """The moments that a call took, as the caller sees them."""
     library = call.plan.library
-    parts = library.quietly(partial(_settled, call.plan.dtype), *spread)
+    parts = library.quietly(partial(_settled, call.plan.dtype), *stats)
     count: Any = call.plan.layout.group_size
     rest: Any = None
     if count != count and call.weights is None:  # a number that Dask does not know yet
-        count = schedules.statistic(call, chunks.count(call))
+        count = views.statistic(call, chunks.count(call))
     if call.weights is not None:
         counted = (chunks.count(call), None) if chunks.takes(call) else calls.counted(call)
-        count, rest = (None if each is None else schedules.statistic(call, each) for each in counted)
-    mean, mean_rest, var = (schedules.statistic(call, each) for each in parts)
+        count, rest = (None if each is None else views.statistic(call, each) for each in counted)
+    mean, mean_rest, var = (views.statistic(call, each) for each in parts)
     return Moments._with_rest(mean, mean_rest, var, count, rest)
 
 
 def _settled(dtype: Any, xp: Namespace, *parts: Array) -> tuple[Array, ...]:
     """A spread in a dtype, in arrays of its own: a gradient may need the others."""
-    spread = Spread(*parts).astype(xp, dtype)
-    return *kernels.renormalized(xp, spread.mean, spread.rest), spread.var * 1.0
+    stats = Stats(*parts).astype(xp, dtype)
+    return *kernels.renormalized(xp, stats.mean, stats.rest), stats.var * 1.0
 
 
 def _shown(batches: Iterable[ArrayT]) -> Iterable[ArrayT]:

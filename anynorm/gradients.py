@@ -6,16 +6,16 @@ from copy import deepcopy
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
-from anynorm import batches, calls, chunks, norms, schedules
+from anynorm import batches, calls, norms
 from anynorm.arrays import check_bool, check_device, check_known_sizes, compute_dtype, one_library, pytree
-from anynorm.calls import Call, Fit, Plan, Wanted
-from anynorm.executors import programs
-from anynorm.kernels import Array, Spread, Standardized
+from anynorm.arrays.library import Library
+from anynorm.calls import Call, Fit, Plan, Wanted, views
+from anynorm.executors import eager, whole
+from anynorm.executors.dask import chunks
+from anynorm.kernels import Array, Standardized, Stats
+from anynorm.kernels.weighting import Weights
 from anynorm.keywords import refuse
-from anynorm.library import Library
-from anynorm.pullbacks import pull
 from anynorm.statistics import describe
-from anynorm.weights import Weights
 
 
 def vjp(norm: Callable[..., Any], x: Array, /, *params: Array | None, **options: Any) -> tuple[Any, "Pullback"]:
@@ -79,28 +79,28 @@ def vjp(norm: Callable[..., Any], x: Array, /, *params: Array | None, **options:
     names = [name for name in arguments if name in ("x", "gamma", "beta", "v", "g")]
     if plan.library.chunked:
         check_known_sizes(plan.library, **{name: arguments[name] for name in names})
-    of: Standardized | Spread
+    of: Standardized | Stats
     with plan.library.quiet():
         # what the pullback keeps is its own, but for x: the caller may do to gamma, y and the moments what they like
         kept, gamma = None, None if call.gamma is None else call.gamma * 1.0
-        if call.spread is not None:
-            call = call._replace(spread=Spread(*(None if each is None else each * 1.0 for each in call.spread)))
+        if call.stats is not None:
+            call = call._replace(stats=Stats(*(None if each is None else each * 1.0 for each in call.stats)))
         if call.weights is not None and not plan.library.chunked:
             each = plan.library.xp.asarray(call.weights.each, copy=True)
             call = call._replace(weights=call.weights._replace(each=each))
         if chunks.takes(call):  # an array of Dask cannot be written to
-            kept, (y, of) = call.x, chunks.normalize(call)
-            spread = of
-        elif programs.supports(call) or schedules.in_blocks(call):
+            kept, (y, of) = call.x, chunks.forward(call)
+            stats = of
+        elif eager.keeps_x(call):
             kept = plan.library.constant(call.x)
             if call.out is not None and plan.library.overlap(call.x, call.out):
                 kept = plan.library.xp.asarray(kept, copy=True)
-            y, of = schedules.normalize(call)
-            spread = of
+            y, of = eager.forward(call)
+            stats = of
         else:
             call = calls.weighed(call)
-            y, of = schedules.whole(call)
-            spread = of.spread
+            y, of = whole.standardized(call)
+            stats = of.stats
             if call.gamma is None and call.beta is None:
                 of = of._replace(xhat=of.xhat * 1.0)
             if call.out is not None:
@@ -111,9 +111,9 @@ def vjp(norm: Callable[..., Any], x: Array, /, *params: Array | None, **options:
     pullback = Pullback(
         of=of,
         x=kept,
-        version=_version(plan.library, kept) if call.spread is None or any(parameters[:1]) else None,
+        version=_version(plan.library, kept) if call.stats is None or any(parameters[:1]) else None,
         gamma=gamma,
-        given=call.spread,
+        given=call.stats,
         weights=call.weights,
         all_reduce=call.all_reduce,
         chunks=call.chunks,
@@ -123,7 +123,7 @@ def vjp(norm: Callable[..., Any], x: Array, /, *params: Array | None, **options:
     )
     if not wants_moments:
         return y, pullback
-    return (y, batches.moments_of(call, spread) if given is None else given), pullback
+    return (y, batches.moments_of(call, stats) if given is None else given), pullback
 
 
 class _Primal(NamedTuple):
@@ -146,13 +146,13 @@ def _version(library: Library, x: Array | None) -> tuple[int, int] | None:
 class Pullback:
     """From a cotangent of y to those of x and of each parameter; a JAX pytree where JAX is imported."""
 
-    of: Standardized | Spread
+    of: Standardized | Stats
     """What x was standardized to; or, where x is kept, its statistics."""
     x: Array | None
     version: tuple[int, int] | None
     """Of x, where it is kept and read; another array is not held to it."""
     gamma: Array | None
-    given: Spread | None
+    given: Stats | None
     """The statistics, where moments were given: they are constants."""
     weights: Weights | None
     all_reduce: Callable[[Array], Any] | None
@@ -188,13 +188,13 @@ class Pullback:
         wanted = Wanted(self.dtype, tuple(None if primal is None else primal.full for primal in self.parameters))
         with library.quiet():
             call = Call(plan, self.x, self.gamma, None, self.given, None, self.weights, self.all_reduce)
-            dy = schedules.enter(plan, dy, dtype=plan.dtype if library.chunked else dy.dtype)
+            dy = views.to_view(plan, dy, dtype=plan.dtype if library.chunked else dy.dtype)
             if chunks.takes(call):
-                dx, *gradients = chunks.pull(call, dy, wanted)
-                found = [chunks.restore(plan, dx, self.dtype, self.chunks)]
+                dx, *gradients = chunks.backward(call, dy, wanted)
+                found = [chunks.from_view(plan, dx, self.dtype, self.chunks)]
             else:
-                dx, *gradients = pull(call, dy, wanted, self.of)
-                found = [schedules.restore(plan, dx, self.dtype)]
+                dx, *gradients = eager.backward(call, dy, wanted, self.of)
+                found = [views.from_view(plan, dx, self.dtype)]
             for primal, d in zip(self.parameters, gradients, strict=True):
                 if primal is not None and d is not None:
                     d = d if tuple(d.shape) == primal.shape else library.xp.reshape(d, primal.shape)
@@ -215,7 +215,7 @@ class Pullback:
 
     @property
     def _kept(self) -> Array:
-        return self.x if isinstance(self.of, Spread) else self.of.xhat
+        return self.x if isinstance(self.of, Stats) else self.of.xhat
 
 
 _CALLS: dict[Callable[..., Any], Callable[..., Call]] = {

@@ -3,10 +3,11 @@
 from collections.abc import Callable
 from typing import Any, Literal, Never, TypeVar, overload
 
-from anynorm import autograd, calls
+from anynorm import calls
 from anynorm.arrays import check_bool
 from anynorm.batches import Axis, Moments, moments_of, of
 from anynorm.calls import Call
+from anynorm.executors import torch_autograd
 from anynorm.kernels import Array
 from anynorm.keywords import checks_names, refuse
 from anynorm.statistics import Statistics
@@ -537,7 +538,7 @@ def rms_norm(
     if others:
         refuse(others, rms_norm)
     call = calls.rms(x, gamma, beta, axis=axis, eps=eps, weights=weights, out=out)
-    return autograd.normalize(call, keep=False).y  # type: ignore[no-any-return]
+    return torch_autograd.forward(call, keep=False).y  # type: ignore[no-any-return]
 
 
 @checks_names
@@ -585,7 +586,7 @@ def weight_norm(v: ArrayT, g: Array, /, *, axis: Axis = 0, out: ArrayT | None = 
     if others:
         refuse(others, weight_norm)
     call = calls.weight(v, g, axis=axis, out=out)
-    return autograd.normalize(call, keep=False).y  # type: ignore[no-any-return]
+    return torch_autograd.forward(call, keep=False).y  # type: ignore[no-any-return]
 
 
 @checks_names
@@ -632,8 +633,8 @@ def moments(x: ArrayT, /, *, axis: Axis, weights: Array | None = None, **others:
 
 def _run(call: Call, given: Statistics[Any] | None, return_moments: bool) -> ArrayT | tuple[ArrayT, Statistics[Any]]:
     check_bool("return_moments", return_moments)
-    done = autograd.normalize(call, keep=return_moments)
+    done = torch_autograd.forward(call, keep=return_moments)
     y: ArrayT = done.y
     if not return_moments:
         return y
-    return y, (moments_of(call, done.spread) if given is None else given)
+    return y, (moments_of(call, done.stats) if given is None else given)

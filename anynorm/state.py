@@ -6,24 +6,28 @@ from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from typing import Any, Never, TypeVar
 
-from anynorm import calls, chunks, counts, files, schedules
+from anynorm import calls, files
 from anynorm.arrays import (
     as_ints,
     check_int,
     check_real,
     compute_dtype,
+    counts,
     flush_pytrees,
     library_of,
     pytree,
     zeros,
 )
+from anynorm.arrays.counts import is_number
 from anynorm.batches import Axis, Moments
-from anynorm.counts import is_number
+from anynorm.calls import views
+from anynorm.executors import whole
+from anynorm.executors.dask import chunks
 from anynorm.files import Value
-from anynorm.kernels import Array, Namespace, Spread, weighted_mean
+from anynorm.kernels import Array, Namespace, Stats, weighted_mean
 from anynorm.keywords import checks_fields, checks_names, refuse
 from anynorm.norms import weight_norm
-from anynorm.statistics import Statistics, cast_with, check_alike, describe, pooled, spread_of
+from anynorm.statistics import Statistics, cast_with, check_alike, describe, pooled, stats_of
 
 ArrayT = TypeVar("ArrayT")
 
@@ -156,13 +160,13 @@ class RunningStats(Statistics[ArrayT]):
         if self.momentum is None:
             return self._joined(moments)
         library, dtype = library_of("mean", self.mean), compute_dtype(library_of("mean", self.mean), "mean", self.mean)
-        old, batch, number = spread_of(self, dtype), spread_of(moments, dtype), is_number(moments.count)
+        old, batch, number = stats_of(self, dtype), stats_of(moments, dtype), is_number(moments.count)
         var, var_rest = cast_with(library, self.var, self._var_rest, dtype)
         seen = [] if number else [counts.floating(library, moments.count, dtype)]
         bessel = _bessel(moments.count, self.correction) if number else None
         work = partial(_moved, self.momentum, self.correction, bessel)
         mean, rest, var, var_rest = library.quietly(work, old.mean, old.rest, var, var_rest, *batch, *seen)
-        return self._with(Spread(mean, rest, var), var_rest, counts.added(library, self._counted, moments._counted))
+        return self._with(Stats(mean, rest, var), var_rest, counts.added(library, self._counted, moments._counted))
 
     def merge(self, other: "RunningStats[ArrayT]") -> "RunningStats[ArrayT]":
         """The statistics of all that both have seen, as if one pass had seen it; for ``momentum=None`` alone.
@@ -200,7 +204,7 @@ class RunningStats(Statistics[ArrayT]):
 
     def _biased(self) -> Moments[ArrayT]:
         """These statistics with the variance divided by count, in the dtype that they are computed in."""
-        mean, rest, var = spread_of(self, compute_dtype(library_of("mean", self.mean), "mean", self.mean))
+        mean, rest, var = stats_of(self, compute_dtype(library_of("mean", self.mean), "mean", self.mean))
         if not is_number(self.count) or self.count > 0:
             var = self._corrected(var, self.count, -1)
         return Moments._with_rest(mean, rest, var, *self._counted)
@@ -216,7 +220,7 @@ class RunningStats(Statistics[ArrayT]):
         count = counts.floating(library, count, var.dtype)
         return library.quietly(partial(_corrected, self.correction, None, power), var, count)[0]
 
-    def _with(self, sample: Spread, var_rest: Any, counted: counts.Counted) -> "RunningStats[ArrayT]":
+    def _with(self, sample: Stats, var_rest: Any, counted: counts.Counted) -> "RunningStats[ArrayT]":
         library, dtype = library_of("mean", self.mean), self.mean.dtype  # type: ignore[attr-defined]
         mean, rest = cast_with(library, sample.mean, sample.rest, dtype)
         var, var_rest = cast_with(library, sample.var, var_rest, dtype)
@@ -323,8 +327,8 @@ class WeightNorm(Value[ArrayT]):
         if others:
             refuse(others, cls.from_weight)
         call = calls.direction(w, axis=axis, name="w")
-        length = chunks.length(call) if chunks.takes(call) else schedules.length(call)
-        return cls(w, schedules.statistic(call, length), axis=axis)
+        length = chunks.length(call) if chunks.takes(call) else whole.length(call)
+        return cls(w, views.statistic(call, length), axis=axis)
 
     @property
     def weight(self) -> ArrayT:

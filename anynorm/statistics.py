@@ -4,26 +4,26 @@ from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any, Self, TypeVar
 
-from anynorm import counts
 from anynorm.arrays import (
     Bits,
     check_count,
     check_device,
     check_variance,
     compute_dtype,
+    counts,
     flush_pytrees,
     from_bits,
     library_beside,
     library_of,
     moved,
     one_library,
+    same_shape,
     split_bits,
 )
-from anynorm.counts import Counted, is_number
+from anynorm.arrays.counts import Counted, is_number
+from anynorm.arrays.library import Library
 from anynorm.files import Value
-from anynorm.kernels import Array, Namespace, Spread, merge, recast
-from anynorm.layouts import same_shape
-from anynorm.library import Library
+from anynorm.kernels import Array, Namespace, Stats, merge, recast
 
 ArrayT = TypeVar("ArrayT")
 
@@ -140,32 +140,32 @@ def check_alike(these: Statistics[Any], name: str, others: Statistics[Any]) -> N
     check_device(library, "mean", these.mean, f"{name}.mean", others.mean)
 
 
-def pooled(these: Statistics[ArrayT], others: Statistics[ArrayT]) -> tuple[Spread, Counted]:
+def pooled(these: Statistics[ArrayT], others: Statistics[ArrayT]) -> tuple[Stats, Counted]:
     """Mean, biased variance and count of both together, from mean and biased variance of each."""
     library, dtype = library_of("mean", these.mean), common_dtype(these, others)
-    first, second = spread_of(these, dtype), spread_of(others, dtype)
+    first, second = stats_of(these, dtype), stats_of(others, dtype)
     counted = counts.added(library, these._counted, others._counted)
     one, other = these.count, others.count
     if is_number(one) and is_number(other):
         if one == 0 or other == 0:
             alone = first if other == 0 else second
-            return Spread(*(each * 1.0 for each in alone)), counted  # not the arrays of another state
+            return Stats(*(each * 1.0 for each in alone)), counted  # not the arrays of another state
         shares = (one / counted[0], other / counted[0])
-        return Spread(*library.quietly(partial(_merged, shares), *first, *second)), counted
+        return Stats(*library.quietly(partial(_merged, shares), *first, *second)), counted
     one, other = (counts.floating(library, each, dtype) for each in (one, other))
     found = [each for each in (one, other) if not is_number(each)]
     known = tuple(each if is_number(each) else None for each in (one, other))
-    return Spread(*library.quietly(partial(_merged_by_counts, known), *first, *second, *found)), counted
+    return Stats(*library.quietly(partial(_merged_by_counts, known), *first, *second, *found)), counted
 
 
-def _merged(shares: tuple[Any, Any], xp: Namespace, *parts: Array) -> Spread:
+def _merged(shares: tuple[Any, Any], xp: Namespace, *parts: Array) -> Stats:
     """Of six arrays, the parts of two spreads."""
-    return merge(xp, Spread(*parts[:3]), Spread(*parts[3:]), shares)
+    return merge(xp, Stats(*parts[:3]), Stats(*parts[3:]), shares)
 
 
-def _merged_by_counts(known: tuple[float | None, ...], xp: Namespace, *parts: Array) -> Spread:
+def _merged_by_counts(known: tuple[float | None, ...], xp: Namespace, *parts: Array) -> Stats:
     """The same by counts: those that are known, and behind the six arrays those that are arrays."""
-    first, second, left = Spread(*parts[:3]), Spread(*parts[3:6]), iter(parts[6:])
+    first, second, left = Stats(*parts[:3]), Stats(*parts[3:6]), iter(parts[6:])
     one, other = (next(left) if each is None else each for each in known)
     both = one + other
     some = xp.where(both > 0, both, xp.ones_like(both))
@@ -176,7 +176,7 @@ def _merged_by_counts(known: tuple[float | None, ...], xp: Namespace, *parts: Ar
     def chosen(first: Array, second: Array, joint: Array) -> Array:
         return xp.where(other == 0, first, xp.where(one == 0, second, joint))
 
-    return Spread(*map(chosen, first, second, joint))
+    return Stats(*map(chosen, first, second, joint))
 
 
 def common_dtype(these: Statistics[Any], others: Statistics[Any]) -> Any:
@@ -185,11 +185,11 @@ def common_dtype(these: Statistics[Any], others: Statistics[Any]) -> Any:
     return library.xp.result_type(*(compute_dtype(library, "mean", each.mean) for each in (these, others)))
 
 
-def spread_of(these: Statistics[Any], dtype: Any) -> Spread:
+def stats_of(these: Statistics[Any], dtype: Any) -> Stats:
     """Mean, rest and variance in a dtype."""
     library = library_of("mean", these.mean)
     mean, rest = cast_with(library, these.mean, these._rest, dtype)
-    return Spread(mean, rest, cast_with(library, these.var, these._var_rest, dtype)[0])
+    return Stats(mean, rest, cast_with(library, these.var, these._var_rest, dtype)[0])
 
 
 def cast_with(library: Library, value: Array, rest: Array | None, dtype: Any) -> tuple[Array, Array | None]:

@@ -13,80 +13,132 @@ import anynorm
 pytestmark = pytest.mark.cells("numpy")
 
 PACKAGE = Path(anynorm.__file__).parent
-FLOORS = ["kernels", "weights", "replicas", "library", "of_numpy", "of_torch", "of_jax", "of_cupy", "arrays"]
-FLOORS += ["keywords", "settings", "layouts", "files", "counts", "statistics", "blocks"]
-FLOORS += [
-    "calls",
-    "passes",
-    *(f"executors.programs.{name}" for name in ("trace", "cuda", "cuda_run", "compiled", "cpu", "cpu_run", "run")),
-    "executors.programs",
-    "schedules",
-    "pullbacks",
-    "graphs",
-    "chunks",
-    "autograd",
-    "batches",
-    "norms",
-]
-FLOORS += ["state", "gradients"]
+FLOORS = (
+    {"kernels"},
+    {"arrays"},
+    {"keywords"},
+    {"settings", "files"},
+    {"statistics"},
+    {"calls"},
+    {"executors.threads", "executors.parameters"},
+    {"executors.whole", "executors.programs", "executors.blocks"},
+    {"executors.eager"},
+    {"executors.dask"},
+    {"executors.torch_autograd"},
+    {"batches"},
+    {"norms"},
+    {"gradients", "state"},
+)
+"""Modules and packages; each imports from those before it, and within its own package."""
 LIBRARIES = {"numpy", "array_api_compat", "torch", "jax", "cupy", "dask", "array_api_strict", "array_api_extra"}
+COMMAND_LINE = ("__main__", "cli", "info", "demo")
 
 
-def imports(room):
-    """The modules that a room imports anywhere in its text."""
-    found, path = set(), PACKAGE.joinpath(*room.split("."))
-    for node in ast.walk(ast.parse((path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text())):
+def name_of(path):
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").rstrip(".")
+
+
+MODULES = sorted(name_of(path) for path in PACKAGE.rglob("*.py"))
+BUILT = [name for name in MODULES if name not in ("", "executors") and not name.startswith(COMMAND_LINE)]
+
+
+def text_of(module):
+    path = PACKAGE.joinpath(*module.split("."))
+    return (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text()
+
+
+def imports(module):
+    """The modules that a module imports anywhere in its text."""
+    found = set()
+    for node in ast.walk(ast.parse(text_of(module))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute"
-            inside = PACKAGE.parent.joinpath(*node.module.split(".")).is_dir()  # a package, whose modules are named
-            found |= {f"{node.module}.{alias.name}" for alias in node.names} if inside else {node.module}
+            for alias in node.names:  # a module, or what one holds
+                inner = f"{node.module}.{alias.name}".removeprefix("anynorm.")
+                found.add(f"anynorm.{inner}" if node.module.startswith("anynorm") and inner in MODULES else node.module)
     return found
 
 
-@pytest.mark.parametrize("room", FLOORS)
-def test_nothing_imports_upward(room):
-    below = set(FLOORS[: FLOORS.index(room)])
-    own = {name.removeprefix("anynorm.") for name in imports(room) if name.startswith("anynorm.")}
-    # what a package offers is named with it
-    assert {name if name in FLOORS else name.rpartition(".")[0] for name in own} <= below
+def own_imports(module):
+    return {name.removeprefix("anynorm.") for name in imports(module) if name.startswith("anynorm.")}
+
+
+def floor(module):
+    """The number of its floor, and which of those there it belongs to."""
+    found = [(i, name) for i, names in enumerate(FLOORS) for name in names if f"{module}.".startswith(f"{name}.")]
+    assert len(found) == 1, module
+    return found[0]
+
+
+@pytest.mark.parametrize("module", BUILT)
+def test_nothing_imports_upward_or_beside(module):
+    mine = floor(module)
+    for other in own_imports(module):
+        theirs = floor(other)
+        assert theirs == mine or theirs[0] < mine[0], other
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    left = {module: own_imports(module) - {module} for module in BUILT}
+    for module, others in left.items():  # a package's own list of names is read last
+        if any(name.startswith(f"{module}.") for name in BUILT):
+            left[module] = set()
+        left[module] = {other for other in others if other in left} if left[module] else set()
+    while free := [module for module, others in left.items() if not others]:
+        for module in free:
+            del left[module]
+        left = {module: others - set(free) for module, others in left.items()}
+    assert not left
 
 
 COMPILED = "executors.programs.compiled"
-DOOR = ["library", "of_numpy", "of_torch", "of_jax", "of_cupy", "arrays"]
 
 
-@pytest.mark.parametrize("room", [floor for floor in FLOORS if floor not in (*DOOR, "files", COMPILED)])
-def test_only_the_door_imports_an_array_library(room):
-    assert not {name.split(".")[0] for name in imports(room)} & LIBRARIES
+@pytest.mark.parametrize("module", [name for name in BUILT if floor(name)[1] not in ("arrays", "files")])
+def test_array_libraries_are_imported_in_arrays_alone(module):
+    assert not {name.split(".")[0] for name in imports(module)} & LIBRARIES or module == COMPILED
 
 
 def test_numba_is_imported_in_one_place_and_not_before_it_is_wanted():
-    found = {room for room in FLOORS if {name.split(".")[0] for name in imports(room)} & {"numba", "llvmlite"}}
+    found = {module for module in BUILT if {name.split(".")[0] for name in imports(module)} & {"numba", "llvmlite"}}
     assert found == {COMPILED}
-    tree = ast.parse(PACKAGE.joinpath(*COMPILED.split(".")).with_suffix(".py").read_text())
+    tree = ast.parse(text_of(COMPILED))
     assert not {each.names[0].name.split(".")[0] for each in tree.body if isinstance(each, ast.Import)} & {"numba"}
 
 
-@pytest.mark.parametrize("room", DOOR)
-def test_the_door_imports_numpy_and_array_api_compat_alone(room):
-    found = {name.split(".")[0] for name in imports(room)} & LIBRARIES
-    assert found <= ({"numpy", "array_api_compat"} if room == "arrays" else {"numpy"})
+@pytest.mark.parametrize("module", [name for name in BUILT if floor(name)[1] == "arrays"])
+def test_arrays_import_numpy_and_array_api_compat_alone(module):
+    found = {name.split(".")[0] for name in imports(module)} & LIBRARIES
+    assert found <= {"numpy", "array_api_compat"}
 
 
 def test_the_files_import_numpy_for_its_own_format():
     assert {name.split(".")[0] for name in imports("files")} & LIBRARIES == {"numpy"}
-    tree = ast.parse((PACKAGE / "files.py").read_text())
+    tree = ast.parse(text_of("files"))
     uses = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "np"}
-    assert uses == {"savez", "lib", "ndarray", "frombuffer", "uint8"}, "arrays come and go through the door"
+    assert uses == {"savez", "lib", "ndarray", "frombuffer", "uint8"}, "arrays come and go by way of `arrays`"
 
 
-def test_the_kernels_name_no_library():
-    tree = ast.parse((PACKAGE / "kernels.py").read_text())
-    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+@pytest.mark.parametrize("module", [name for name in BUILT if floor(name)[1] == "kernels"])
+def test_the_kernels_name_no_library(module):
+    names = {node.id for node in ast.walk(ast.parse(text_of(module))) if isinstance(node, ast.Name)}
     assert not names & LIBRARIES
-    assert imports("kernels") <= {"collections.abc", "functools", "math", "operator", "sys", "typing"}
+    others = {name for name in imports(module) if not name.startswith("anynorm")}
+    assert others <= {"collections.abc", "functools", "math", "operator", "sys", "typing"}
+
+
+def test_only_the_one_choice_names_more_than_one_executor():
+    executors = {"executors.whole", "executors.programs", "executors.blocks"}
+    for module in BUILT:
+        found = {name for name in executors for other in own_imports(module) if f"{other}.".startswith(f"{name}.")}
+        found -= {floor(module)[1]}
+        assert len(found) < 2 or module == "executors.eager", module
+
+
+def test_what_is_private_looks_private():
+    assert [name for name in dir(anynorm) if not name.startswith("_")] == sorted(anynorm.__all__)
 
 
 @pytest.mark.parametrize("module", ["anynorm", "anynorm.cli"])

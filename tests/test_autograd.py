@@ -11,7 +11,7 @@ import pytest
 from oracles import CASES, only_if
 
 import anynorm
-from anynorm import autograd, schedules
+from anynorm.executors import eager, torch_autograd
 
 pytestmark = [
     pytest.mark.cells("torch"),
@@ -33,7 +33,7 @@ def composed(monkeypatch):
 
     def run(function, *arrays):
         with monkeypatch.context() as patch:
-            patch.setattr(autograd, "normalize", schedules.normalize)
+            patch.setattr(torch_autograd, "forward", eager.forward)
             return function(*arrays)
 
     return run
@@ -232,7 +232,7 @@ def peak(torch, device, step):
 
 @pytest.mark.parametrize("shape", [(4, 64, 128, 128), (64, 64, 32, 32)])
 def test_inference_needs_little_more_than_its_result(backend, torch, shape, monkeypatch):
-    monkeypatch.setattr("anynorm.of_torch.LARGE", float("inf"))  # PyTorch's profiler does not see memory of NumPy's
+    monkeypatch.setattr("anynorm.arrays.torch.LARGE", float("inf"))  # PyTorch's profiler does not see memory of NumPy's
     x = torch.randn(shape, device=backend.device)
     moments = anynorm.moments(x, axis=(0, 2, 3))
     gamma, beta = torch.randn(2, 64, device=backend.device)
@@ -247,7 +247,7 @@ def test_inference_needs_little_more_than_its_result(backend, torch, shape, monk
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_step_holds_less_memory_than_the_primitives(backend, torch, composed, dtype, monkeypatch):
-    monkeypatch.setattr("anynorm.of_torch.LARGE", float("inf"))  # PyTorch's profiler does not see memory of NumPy's
+    monkeypatch.setattr("anynorm.arrays.torch.LARGE", float("inf"))  # PyTorch's profiler does not see memory of NumPy's
     x = torch.randn(64, 64, 32, 32, device=backend.device, dtype=backend.dtype(dtype), requires_grad=True)
     gamma = torch.ones(64, device=backend.device, requires_grad=True)
     size = x.numel() * x.element_size()

@@ -9,9 +9,10 @@ from emulator import launch
 from oracles import CASES, derived, standardized, standardized_gradient
 
 import anynorm
-from anynorm import arrays, calls
+from anynorm.arrays import recognize
+from anynorm.arrays.library import Programs
+from anynorm.calls import prepare
 from anynorm.executors.programs import cuda, cuda_run
-from anynorm.library import Programs
 
 pytestmark = pytest.mark.cells("numpy")
 
@@ -19,17 +20,17 @@ pytestmark = pytest.mark.cells("numpy")
 @pytest.fixture(autouse=True, params=["one program", "a program for each loop"])
 def programs(request, monkeypatch):
     """NumPy as a library that runs programs; those that were written."""
-    numpy = arrays.library_of("x", np.zeros(1))
+    numpy = recognize.library_of("x", np.zeros(1))
     programs = Programs(launch, aligned=lambda x: x.ctypes.data % 16 == 0, on=lambda x: nullcontext())
     gpu = numpy._replace(programs=programs, readable=lambda x: False, plain=lambda *arrays: False, products=False)
-    monkeypatch.setitem(arrays._libraries, np.ndarray, gpu)
-    for cache in (calls._plans, cuda_run._known, cuda_run._programs):
+    monkeypatch.setitem(recognize._libraries, np.ndarray, gpu)
+    for cache in (prepare._plans, cuda_run._known, cuda_run._programs):
         for key in list(cache):
             monkeypatch.delitem(cache, key)
     if request.param != "one program":
         monkeypatch.setattr(cuda.Shape, "splits", property(lambda shape: min(3, shape.length)))
     yield cuda_run._programs
-    calls._plans.clear()
+    prepare._plans.clear()
     cuda_run._known.clear()
     cuda_run._programs.clear()
 

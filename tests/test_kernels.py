@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from anynorm import kernels
 from anynorm.arrays import library_of
-from anynorm.kernels import Groups
+from anynorm.kernels import Sums, reductions
 
 LENGTHS = [1, 2, 5, 64, 97, 128, 129, 1009, 1024, 6272]
 
@@ -18,7 +17,7 @@ def library(backend):
 def groups_of(backend, axes, divisor=1.0):
     """As PyTorch's arrays are worked on in blocks; the other libraries have no need of it."""
     xp, norm = backend.xp, library(backend).norm
-    return Groups(axes, divisor, 256, norm=norm or (lambda x: xp.sqrt(xp.sum(x * x, axis=-1))))
+    return Sums(axes, divisor, 256, norm=norm or (lambda x: xp.sqrt(xp.sum(x * x, axis=-1))))
 
 
 @pytest.mark.cells("numpy", "torch", "strict")
@@ -50,7 +49,7 @@ def test_products_are_added_in_runs_of_any_length(backend, rows, n):
     rng = np.random.default_rng(n)
     x, other = rng.standard_normal((2, rows, n)).astype(np.float32)
     arrays = [backend.array(each, "float32") for each in (x, other, other[:1])]
-    groups = Groups((1,), 1.0, 256, backend.xp.ones_like(arrays[0])[0, ...])
+    groups = Sums((1,), 1.0, 256, backend.xp.ones_like(arrays[0])[0, ...])
     for second, wide in ((arrays[1], other), (arrays[2], other[:1])):
         found = backend.numpy(groups.mean_product(library(backend).xp, arrays[0], second))
         exact = np.sum(x.astype(np.float64) * wide, axis=1, keepdims=True)
@@ -62,7 +61,7 @@ def test_products_are_added_in_runs_of_any_length(backend, rows, n):
 @pytest.mark.cells("numpy")
 @pytest.mark.parametrize("shape", [(256, 1024), (167, 6272), (4, 64, 3136), (30, 5000), (400, 2**20), (1, 2**22)])
 def test_other_threads_run_while_numpy_adds(shape):
-    run = kernels._longest(shape, len(shape) - 1)
+    run = reductions._longest(shape, len(shape) - 1)
     assert shape[-1] % run == 0
-    assert run <= kernels.RUN
-    assert np.prod(shape) // run > kernels.LOCKED
+    assert run <= reductions.RUN
+    assert np.prod(shape) // run > reductions.LOCKED

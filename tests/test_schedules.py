@@ -14,16 +14,18 @@ from hypothesis import strategies as st
 from oracles import CASES, Case, by_arrays, measured, only_if, peak, standardized, standardized_gradient, values
 
 import anynorm
-from anynorm import calls, passes
+from anynorm import calls
 from anynorm.arrays import library_of, memory_order
-from anynorm.blocks import blocks
+from anynorm.arrays.blocks import blocks
+from anynorm.calls import prepare
+from anynorm.executors.blocks import normalizing, tail
 
 
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Blocks of a few numbers; how many parts were run."""
-    run, parts = passes._Run.part, []
-    monkeypatch.setattr(passes._Run, "part", lambda *args, **options: parts.append(args) or run(*args, **options))
+    run, parts = normalizing._Run.part, []
+    monkeypatch.setattr(normalizing._Run, "part", lambda *args, **options: parts.append(args) or run(*args, **options))
     with anynorm.options(block_bytes=16):
         yield parts
 
@@ -175,7 +177,7 @@ SHORT_RUNS = [
 def test_which_groups_are_strewn_over_memory(norm, shape, options, expected):
     prepare = calls.group if norm is anynorm.group_norm else calls.batch
     call = prepare(np.ones(shape), None, None, eps=1e-5, **{"channel_axis": 1, **options})
-    assert passes.strewn(call.plan) is expected
+    assert tail.interleaved(call.plan) is expected
 
 
 @pytest.mark.cells("numpy", "torch", "strict")
@@ -614,11 +616,11 @@ def test_a_plan_is_kept_for_arguments_that_are_truly_alike():
 
 @pytest.mark.cells("numpy")
 def test_plans_are_few_and_keep_no_array(monkeypatch):
-    monkeypatch.setattr(calls, "MOST_PLANS", 5)
-    monkeypatch.setattr(calls, "_plans", {})
+    monkeypatch.setattr(prepare, "MOST_PLANS", 5)
+    monkeypatch.setattr(prepare, "_plans", {})
     for n in range(1, 40):
         anynorm.layer_norm(np.ones((2, n)))
-        assert len(calls._plans) <= 5
+        assert len(prepare._plans) <= 5
     x, gamma, out = np.ones((300, 400)), np.ones(400), np.ones((300, 400))
     with anynorm.options(threads=2, block_bytes=1000):
         anynorm.vjp(anynorm.layer_norm, x, gamma, out=out)[1](x)

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import anynorm
-from anynorm import blocks, calls, passes, settings
-from anynorm.blocks import share
+from anynorm import settings
+from anynorm.executors.threads import share
 
 pytestmark = pytest.mark.cells("numpy")
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.cells("numpy")
 @pytest.fixture
 def much_to_share(monkeypatch):
     """Threads for arrays of any size."""
-    monkeypatch.setattr("anynorm.passes.SHARED", 1)
+    monkeypatch.setattr("anynorm.executors.blocks.parts.SHARED", 1)
 
 
 def python(code, **environment):
@@ -47,7 +47,7 @@ def jobs(seed):
 
 
 def test_many_threads_may_call_at_once(monkeypatch, much_to_share):
-    monkeypatch.setattr(calls, "MOST_PLANS", 3)
+    monkeypatch.setattr("anynorm.calls.prepare.MOST_PLANS", 3)
     work = [job for seed in range(3) for job in jobs(seed)]
     blocks = [(64, 1), (256, 2), (4096, 3), (2**22, 2)]
 
@@ -101,8 +101,10 @@ def test_another_thread_may_take_the_room_that_this_one_saw(norm, monkeypatch):
         def __len__(self):
             return 1
 
-    made = passes._Run
-    monkeypatch.setattr("anynorm.passes._Run", lambda *parts: made(*parts)._replace(rooms=Taken()))
+    made = anynorm.executors.blocks.normalizing._Run
+    monkeypatch.setattr(
+        "anynorm.executors.blocks.normalizing._Run", lambda *parts: made(*parts)._replace(buffers=Taken())
+    )
     x = np.random.default_rng(0).standard_normal((40, 6, 30)).astype(np.float16)
     with anynorm.options(block_bytes=256):
         np.testing.assert_allclose(norm(x), norm(x.astype(np.float64)), atol=5e-3)
@@ -253,13 +255,13 @@ def test_an_interrupt_is_raised_once_nobody_writes_any_more():
 
 
 def test_an_interrupt_while_a_thread_is_started_leaves_it_nothing_to_do(monkeypatch):
-    done, begin = [], blocks._start
+    done, begin = [], anynorm.executors.threads._start
 
     def interrupted(*arguments):
         begin(*arguments)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(blocks, "_start", interrupted)
+    monkeypatch.setattr("anynorm.executors.threads._start", interrupted)
     with pytest.raises(KeyboardInterrupt):
         share(lambda i: time.sleep(0.001) or done.append(i), range(200), 2)
     found = len(done)
@@ -285,7 +287,7 @@ def test_no_room_for_a_thread_leaves_the_work_to_this_one(monkeypatch):
     def start(self):
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr("anynorm.blocks._pools", {})
+    monkeypatch.setattr("anynorm.executors.threads._pools", {})
     monkeypatch.setattr(threading.Thread, "start", start)
     assert share(lambda i: -i, range(9), 3) == [-i for i in range(9)]
 

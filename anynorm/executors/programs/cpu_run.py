@@ -5,13 +5,13 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 from anynorm.arrays import name_of
-from anynorm.blocks import share
+from anynorm.arrays.library import Library
 from anynorm.calls import Plan
 from anynorm.executors.programs import compiled
 from anynorm.executors.programs.cpu import Access, Kind, Program, Written, programs
 from anynorm.executors.programs.trace import Operand, TracedNamespace, TracedSums, Tracer
+from anynorm.executors.threads import share
 from anynorm.kernels import Array
-from anynorm.library import Library
 from anynorm.settings import current
 
 SHARED = 2**20

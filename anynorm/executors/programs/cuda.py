@@ -80,7 +80,7 @@ class Shape(NamedTuple):
             return BLOCK // COLUMNS
         packs = self.length // self.pack
         lanes = next(lanes for most, lanes in LANES if packs <= most)
-        return lanes if lanes > WARP else min(lanes, _power(min(packs, self.length // SEVERAL)))
+        return lanes if lanes > WARP else min(lanes, near_power(min(packs, self.length // SEVERAL)))
 
     @property
     def together(self) -> int:
@@ -116,7 +116,7 @@ class Shape(NamedTuple):
         return self.whole[1:], self.axes, operands, self.large, self.lanes, self.columns, self.splits > 1, self.pack
 
 
-def _power(n: int) -> int:
+def near_power(n: int) -> int:
     """The largest power of two that is no more than n, and 1 at least."""
     return 1 << max(0, n.bit_length() - 1)
 

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 from anynorm import kernels
 from anynorm.arrays import empty, name_of
-from anynorm.calls import Call, Plan, Wanted
+from anynorm.calls import Call, Normalized, Plan, Wanted
 from anynorm.executors.programs import cuda
 from anynorm.executors.programs.cuda import Program, Shape
 from anynorm.executors.programs.trace import Operand, TracedScalar, TracedSums
-from anynorm.kernels import Array, Spread, Standardized
+from anynorm.kernels import Array, Standardized, Stats
 
 Arrays = Sequence[Array | None]
 Found = tuple[Sequence[TracedScalar], Sequence[TracedScalar]]
@@ -33,54 +33,58 @@ def takes(call: Call, arrays: list[Array]) -> bool:
     )
 
 
-def normalize(call: Call, *, keep: bool) -> tuple[Array, Spread]:
+def normalize(call: Call, *, keep: bool) -> Normalized:
     """The result of a call, in `out` where there is one; and its statistics, if they are to be kept."""
     plan, out, xp = call.plan, call.out, call.plan.library.xp
     direct = out is not None and apart(call, out) and _alone(call, out)
-    place = plan.enter(out) if direct else empty(plan.view.shape, call.x, call.x.dtype)
-    inputs = [call.x, call.gamma, call.beta, *(call.spread or ())]
+    place = plan.to_view(out) if direct else empty(plan.view.shape, call.x, call.x.dtype)
+    inputs = [call.x, call.gamma, call.beta, *(call.stats or ())]
 
     def body(words: Any, numbers: list[Any], sums: TracedSums) -> Found:
         x, gamma, beta, *given = numbers
         if given:
-            of = kernels.standardize_with(words, x, Spread(*given), eps=plan.eps)
+            of = kernels.standardize_with(words, x, Stats(*given), eps=plan.eps)
             return [kernels.affine(of.xhat, gamma, beta)], []
         of = _standardized(plan, words, x, sums)
-        return [kernels.affine(of.xhat, gamma, beta)], [each for each in of.spread if keep and each is not None]
+        return [kernels.affine(of.xhat, gamma, beta)], [each for each in of.stats if keep and each is not None]
 
-    axes = plan.view.axes if call.spread is None else _rows(plan)
-    kinds = [xp.float64] * (0 if call.spread is not None or not keep else 3 if plan.centred else 1)
+    axes = plan.view.axes if call.stats is None else _rows(plan)
+    kinds = [xp.float64] * (0 if call.stats is not None or not keep else 3 if plan.centred else 1)
     found = _run(plan, ("normalize", keep), axes, inputs, [place], kinds, body, apart=not direct)
     if out is None:
-        return plan.leave(place), call.spread or _spread(plan, found)
+        return Normalized(plan.from_view(place), call.stats or _stats(plan, found))
     if not direct:
-        out[...] = plan.leave(place)
-    return out, call.spread or _spread(plan, found)
+        out[...] = plan.from_view(place)
+    return Normalized(out, call.stats or _stats(plan, found))
 
 
-def survey(call: Call) -> Spread:
+def survey(call: Call) -> Stats:
     """The statistics of a call."""
 
     def body(words: Any, numbers: list[Any], sums: TracedSums) -> Found:
         of = _standardized(call.plan, words, numbers[0], sums)
-        return [], [each for each in of.spread if each is not None]
+        return [], [each for each in of.stats if each is not None]
 
     kinds = [call.plan.library.xp.float64] * (3 if call.plan.centred else 1)
-    return _spread(call.plan, _run(call.plan, "survey", call.plan.view.axes, [call.x], [], kinds, body))
+    return _stats(call.plan, _run(call.plan, "survey", call.plan.view.axes, [call.x], [], kinds, body))
 
 
-def gradients(call: Call, dy: Array, wanted: Wanted, spread: Spread) -> tuple[Array | None, ...] | None:
+def gradients(call: Call, dy: Array, wanted: Wanted, stats: Stats) -> tuple[Array | None, ...] | None:
     """`pullbacks.pull` by statistics in float64, or such as were given; None where numbers must be scaled."""
-    plan, given, xp = call.plan, call.spread is not None, call.plan.library.xp
+    plan, given, xp = call.plan, call.stats is not None, call.plan.library.xp
     if not given and name_of(plan.dtype) != "float32":
         return None
-    parts = [spread.mean, spread.rest, _root(plan, spread)]
+    parts = [stats.mean, stats.rest, _root(plan, stats)]
 
     def standardized(words: Any, x: TracedScalar | None, parts: list[Any]) -> Standardized:
         mean, rest, rstd = parts
-        own, xhat = Spread(mean, rest, None), None
+        own, xhat = Stats(mean, rest, None), None
         if x is not None:
-            xhat = kernels.less(x, own) * rstd if given else kernels.by(x, kernels.narrow(words, own, rstd, x.dtype))
+            xhat = (
+                kernels.subtract_mean(x, own) * rstd
+                if given
+                else kernels.by(x, kernels.standardizer(words, own, rstd, x.dtype))
+            )
         return Standardized(xhat, rstd, own)
 
     def of_x(words: Any, numbers: list[Any], sums: TracedSums) -> Found:
@@ -89,7 +93,7 @@ def gradients(call: Call, dy: Array, wanted: Wanted, spread: Spread) -> tuple[Ar
         of, centred = standardized(words, x, parts), plan.centred
         if given:
             return [kernels.affine(dy, gamma, None) * of.rstd], []
-        own = kernels.narrow(words, of.spread, of.rstd, x.dtype)
+        own = kernels.standardizer(words, of.stats, of.rstd, x.dtype)
         return [kernels.input_gradient_wide(words, dy, x, gamma, of, own, groups=sums, centred=centred)], []
 
     dx = None
@@ -126,14 +130,14 @@ def gradients(call: Call, dy: Array, wanted: Wanted, spread: Spread) -> tuple[Ar
     return dx, *found
 
 
-def _root(plan: Plan, spread: Spread) -> Array:
+def _root(plan: Plan, stats: Stats) -> Array:
     """1 / sqrt(var + eps): a root for each group, and not for each number."""
 
     def body(words: Any, numbers: list[Any], sums: TracedSums) -> Found:  # noqa: ARG001
-        return [kernels.inverse_root(words, numbers[0] + plan.eps, flat=1.0)], []
+        return [kernels.inverse_root(words, numbers[0] + plan.eps, rstd_at_zero=1.0)], []
 
-    rstd = empty(tuple(spread.var.shape), spread.var, spread.var.dtype)
-    _run(plan, "root", _rows(plan), [spread.var], [rstd], [], body)
+    rstd = empty(tuple(stats.var.shape), stats.var, stats.var.dtype)
+    _run(plan, "root", _rows(plan), [stats.var], [rstd], [], body)
     return rstd
 
 
@@ -145,10 +149,10 @@ def _standardized(plan: Plan, words: Any, x: TracedScalar | None, sums: TracedSu
     return kernels.standardize_scaled(words, x, groups=groups, eps=plan.eps, centred=plan.centred)
 
 
-def _spread(plan: Plan, found: list[Array]) -> Spread:
+def _stats(plan: Plan, found: list[Array]) -> Stats:
     if not found:
-        return Spread(None, None, None)
-    return Spread(*found) if plan.centred else Spread(None, None, *found)
+        return Stats(None, None, None)
+    return Stats(*found) if plan.centred else Stats(None, None, *found)
 
 
 def _rows(plan: Plan) -> tuple[int, ...]:
@@ -162,10 +166,10 @@ def apart(call: Call, out: Array) -> bool:
     if out.shape != plan.view.shape and not library.contiguous(out) and not plan.view.order:
         return False
     weights = None if call.weights is None else call.weights.each
-    others = [call.gamma, call.beta, weights, *(call.spread or ())]
+    others = [call.gamma, call.beta, weights, *(call.stats or ())]
     if any(each is not None and library.overlap(each, out) for each in others):
         return False
-    return not library.overlap(call.x, out) or library.same(call.x, plan.enter(out))
+    return not library.overlap(call.x, out) or library.same(call.x, plan.to_view(out))
 
 
 def _alone(call: Call, out: Array) -> bool:

@@ -8,18 +8,18 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from anynorm import kernels, replicas
-from anynorm import weights as weighting
+from anynorm import kernels
 from anynorm.arrays import empty, name_of
-from anynorm.calls import Call, Plan, Wanted
+from anynorm.calls import Call, Gradients, Normalized, Plan, Wanted
+from anynorm.calls.conditions import in_range
 from anynorm.executors.programs import compiled, cpu_run, cuda_run
 from anynorm.executors.programs.cpu import Written
 from anynorm.executors.programs.cuda_run import apart
 from anynorm.executors.programs.trace import TracedSums, TracedWeightedSums
-from anynorm.kernels import Array, Spread, Standardized
-from anynorm.passes import ordinary
+from anynorm.kernels import Array, Standardized, Stats, replicas
+from anynorm.kernels import weighting as weighting
+from anynorm.kernels.weighting import Weights
 from anynorm.settings import current
-from anynorm.weights import Weights
 
 SMALL = 2**20
 """A call of fewer bytes is no program, unless one is asked for."""
@@ -27,8 +27,6 @@ BRIEF = 2**13
 """The gradients of parameters of more numbers are added up by programs of their own."""
 LEAST, MOST = 1e-100, 1e200
 """Sums of weights between these leave room for their products with squares."""
-Forward = tuple[Array, Spread]
-Gradients = tuple[Array | None, ...]
 
 
 def supports(call: Call, *beside: Array) -> bool:
@@ -60,11 +58,11 @@ def supports(call: Call, *beside: Array) -> bool:
 
 
 def _arrays(call: Call) -> list[Array]:
-    arrays = (call.x, call.gamma, call.beta, call.out, _weights(call), *(call.spread or ()))
+    arrays = (call.x, call.gamma, call.beta, call.out, _weights(call), *(call.stats or ()))
     return [array for array in arrays if array is not None]
 
 
-NOTHING = Spread(None, None, None)
+NOTHING = Stats(None, None, None)
 
 
 class Found(NamedTuple):
@@ -78,7 +76,7 @@ class Found(NamedTuple):
     """The sum of the weights, where there are any."""
 
 
-def forward(call: Call, *, keep: bool) -> Forward | None:
+def forward(call: Call, *, keep: bool) -> Normalized | None:
     """The result of a call, in `out` where there is one; and its statistics, if they are to be kept."""
     plan, out = call.plan, call.out
     if plan.library.programs is not None:
@@ -86,9 +84,9 @@ def forward(call: Call, *, keep: bool) -> Forward | None:
             return cuda_run.normalize(call, keep=keep)
     careful, place, in_place = _careful(call), None, False
     if out is not None and apart(call, out):
-        place = plan.enter(out)
+        place = plan.to_view(out)
         in_place = plan.library.overlap(call.x, out)
-    known = None if call.spread is None else Found(*call.spread)
+    known = None if call.stats is None else Found(*call.stats)
     # nothing is written before they are known to be in range; and replicas have them before they can go on
     if known is None and (call.all_reduce is not None or (careful and out is not None)):
         known = _statistics(call)
@@ -100,7 +98,7 @@ def forward(call: Call, *, keep: bool) -> Forward | None:
     def body(words: Any, numbers: list[Any], sums: TracedSums) -> Written:
         x, gamma, beta, weights, *known = numbers
         found = Found(*known) if known else _statistics_of(call, words, x, weights, sums)
-        xhat = kernels.standardize_with(words, x, Spread(*found[:3]), eps=sums.tracer.eps).xhat
+        xhat = kernels.standardize_with(words, x, Stats(*found[:3]), eps=sums.tracer.eps).xhat
         if found.weight is not None:  # a group without weight is all beta
             xhat = words.where(found.weight > 0, xhat, words.zeros_like(xhat))
         return Written([kernels.affine(xhat, gamma, beta)], [] if known else _kept(plan, found))
@@ -114,29 +112,29 @@ def forward(call: Call, *, keep: bool) -> Forward | None:
         ran = None if known is None else cpu_run.run(plan, what, inputs, (y,), (), body, in_place=True)
     if ran is None:
         return None
-    spread = call.spread
-    if spread is None and not (keep or careful):
-        spread = NOTHING
-    elif spread is None:
+    stats = call.stats
+    if stats is None and not (keep or careful):
+        stats = NOTHING
+    elif stats is None:
         found = known or _of(call, ran[0])
         if known is None and careful and not _in_range(call, found):
             return None
-        spread = _spread(plan, found)
+        stats = _stats(plan, found)
     if out is None:
-        return plan.leave(y), spread
+        return Normalized(plan.from_view(y), stats)
     if place is None:
-        out[...] = plan.leave(y)
-    return out, spread
+        out[...] = plan.from_view(y)
+    return Normalized(out, stats)
 
 
-def statistics(call: Call) -> Spread | None:
+def statistics(call: Call) -> Stats | None:
     """The statistics of a call."""
     plan = call.plan
     if plan.library.programs is not None:
         with plan.library.programs.on(call.x):
             return cuda_run.survey(call)
     found = _statistics(call)
-    return None if found is None else _spread(plan, found)
+    return None if found is None else _stats(plan, found)
 
 
 def _statistics(call: Call) -> Found | None:
@@ -157,7 +155,7 @@ def _joined(call: Call, own: Found) -> Found:
     assert call.weights is not None
     assert call.weights.common is not None
     unit = _wide(call, call.weights.common.scale.unit)[0]
-    scaled = Spread(own.mean * unit, None if own.rest is None else own.rest * unit, own.var * unit * unit)
+    scaled = Stats(own.mean * unit, None if own.rest is None else own.rest * unit, own.var * unit * unit)
     joined = replicas.joined_statistics(call.plan.library.xp, scaled, _share(call, own.weight), *_replicas(call))
     mean, rest, var = _wide(call, *joined)
     if not _twice(call.plan):
@@ -197,35 +195,35 @@ def _statistics_of(call: Call, words: Any, x: Any, weights: Any, sums: TracedSum
     if weights is None:
         return Found(*kernels.wide_statistics(words, x, groups=sums, **how))
     groups = TracedWeightedSums(sums.tracer, weights)
-    spread = weighting.wide_statistics(words, x, weights, groups=groups, **how)
-    return Found(*spread, groups.sum_of_weights)
+    stats = weighting.wide_statistics(words, x, weights, groups=groups, **how)
+    return Found(*stats, groups.sum_of_weights)
 
 
-def backward(call: Call, dy: Array, wanted: Wanted, spread: Spread) -> Gradients | None:
+def backward(call: Call, dy: Array, wanted: Wanted, stats: Stats) -> Gradients | None:
     """The gradients of a call with respect to x and its parameters, beside the view; None where they are not wanted."""
-    plan, given, weights = call.plan, call.spread is not None, _weights(call)
+    plan, given, weights = call.plan, call.stats is not None, _weights(call)
     if plan.library.programs is not None:
         with plan.library.programs.on(dy):
-            return cuda_run.gradients(call, dy, wanted, spread)
+            return cuda_run.gradients(call, dy, wanted, stats)
     twice, of_x, weight, here = _twice(plan), wanted.dtype is not None, None, None
-    if twice and not given and not _ordinary(call, spread.var):
+    if twice and not given and not _variances_in_range(call, stats.var):
         return None
     if weights is not None:
         here = _sum_of_weights(call)
         if here is None:
             return None
         weight = here if call.all_reduce is None or call.weights is None else _wide(call, call.weights.unit)[0]
-    wide = spread.mean is not None and not twice and spread.mean.dtype != plan.dtype
-    rest = None if wide else spread.rest  # a wide mean has all digits
+    wide = stats.mean is not None and not twice and stats.mean.dtype != plan.dtype
+    rest = None if wide else stats.rest  # a wide mean has all digits
 
     def gradients(words: Any, numbers: list[Any], sums: TracedSums, *, of_x: bool = False) -> tuple[Any, list[Any]]:
         """The gradient of x if it is asked for, and what those of gamma and beta are the sums of."""
         dy, x, gamma, mean, rest, var, each, weight = numbers
-        rstd = None if var is None else kernels.inverse_root(words, var + sums.tracer.eps, flat=1.0)
-        known, how = Spread(mean, rest, var), dict[str, Any](groups=sums, centred=plan.centred, twice=twice)
-        xhat = None if x is None else kernels.less(x, known) * rstd
+        rstd = None if var is None else kernels.inverse_root(words, var + sums.tracer.eps, rstd_at_zero=1.0)
+        known, how = Stats(mean, rest, var), dict[str, Any](groups=sums, centred=plan.centred, twice=twice)
+        xhat = None if x is None else kernels.subtract_mean(x, known) * rstd
         if each is not None and xhat is not None:
-            dy, xhat = _without_strays(words, dy, xhat, each, weight)
+            dy, xhat = _without_padding(words, dy, xhat, each, weight)
         of, dx = Standardized(xhat, rstd, known), None
         if of_x and given:
             dx = kernels.affine(dy, gamma, None) * rstd
@@ -239,14 +237,14 @@ def backward(call: Call, dy: Array, wanted: Wanted, spread: Spread) -> Gradients
     def run(what: str, of_x: bool, these: list[int], *others: Any, **how: Any) -> Any:
         # weights are there to know what weighs nothing and is no number
         reads_x = 0 in these or (of_x and not given) or weights is not None
-        known = (spread.mean, rest, spread.var) if of_x or reads_x else (None,) * 3
+        known = (stats.mean, rest, stats.var) if of_x or reads_x else (None,) * 3
         inputs = (dy, call.x if reads_x else None, call.gamma if of_x else None, *known, weights, weight)
         key = (what, name_of(dy.dtype), _dtype_of_weights(call), wide, given, of_x, *these)
         return cpu_run.run(plan, key, inputs, *others, **how)
 
     dx = empty(plan.view.shape, dy, wanted.dtype) if of_x else None
     if dx is not None and call.all_reduce is not None and not given:
-        _joined_input_gradient(call, dx, dy, Spread(spread.mean, rest, spread.var), here)
+        _joined_input_gradient(call, dx, dy, Stats(stats.mean, rest, stats.var), here)
         of_x = False
     results = [dx] if of_x and dx is not None else []
     shapes = wanted.parameters
@@ -278,7 +276,7 @@ def _finite(plan: Plan, dx: Array) -> bool:
     return bool(plan.library.xp.all(plan.library.xp.isfinite(plan.groups.first(dx))))
 
 
-def _joined_input_gradient(call: Call, dx: Array, dy: Array, spread: Spread, here: Array | None) -> None:
+def _joined_input_gradient(call: Call, dx: Array, dy: Array, stats: Stats, here: Array | None) -> None:
     """Write the gradient of x for statistics of all replicas: the sums here, those of all, and what they make.
 
     `here` is the sum of the weights of each group in this one.
@@ -288,14 +286,14 @@ def _joined_input_gradient(call: Call, dx: Array, dy: Array, spread: Spread, her
     def gradient(words: Any, numbers: list[Any], sums: TracedSums) -> tuple[Any, Standardized, Any]:
         """That of xhat, xhat, and the share of a number in all weight."""
         dy, x, gamma, mean, rest, var, whole, each, *_ = numbers
-        known, share = Spread(mean, rest, var), (1.0 if each is None else each) / weighting.positive(words, whole)
-        rstd = kernels.inverse_root(words, var + sums.tracer.eps, flat=1.0)
-        xhat = kernels.less(x, known) * rstd
+        known, share = Stats(mean, rest, var), (1.0 if each is None else each) / weighting.positive(words, whole)
+        rstd = kernels.inverse_root(words, var + sums.tracer.eps, rstd_at_zero=1.0)
+        xhat = kernels.subtract_mean(x, known) * rstd
         if each is not None:
-            dy, xhat = _without_strays(words, dy, xhat, each, whole)
+            dy, xhat = _without_padding(words, dy, xhat, each, whole)
             dy = words.where(whole > 0, dy, words.zeros_like(dy))
-        alone = kernels.alone(gamma, sums.axes)
-        return kernels.affine(dy, None if alone else gamma, None), Standardized(xhat, rstd, known), share
+        one_per_group = kernels.one_per_group(gamma, sums.axes)
+        return kernels.affine(dy, None if one_per_group else gamma, None), Standardized(xhat, rstd, known), share
 
     def local(words: Any, numbers: list[Any], sums: TracedSums) -> Written:
         g, of, share = gradient(words, numbers, sums)
@@ -304,11 +302,11 @@ def _joined_input_gradient(call: Call, dx: Array, dy: Array, spread: Spread, her
 
     def apply(words: Any, numbers: list[Any], sums: TracedSums) -> Written:
         (g, of, share), gamma, (away, product) = gradient(words, numbers, sums), numbers[2], numbers[-2:]
-        dx = kernels.upright(words, g - share * away, Spread(None, None, product * share), of, None, None)
-        return Written([kernels.affine(dx, gamma if kernels.alone(gamma, sums.axes) else None, None)])
+        dx = kernels.input_gradient_by_sums(words, g - share * away, Stats(None, None, product * share), of, None, None)
+        return Written([kernels.affine(dx, gamma if kernels.one_per_group(gamma, sums.axes) else None, None)])
 
-    inputs = (dy, call.x, call.gamma, *spread, weights.unit, _weights(call))
-    key = (name_of(dy.dtype), name_of(spread.var.dtype), _dtype_of_weights(call))
+    inputs = (dy, call.x, call.gamma, *stats, weights.unit, _weights(call))
+    key = (name_of(dy.dtype), name_of(stats.var.dtype), _dtype_of_weights(call))
     ran = cpu_run.run(plan, ("sums of a replica", *key), inputs, (), (), local, of_groups=3)
     assert ran is not None, "what supports took can be read"
     of_g, of_product, of_xhat = ran[0]
@@ -337,7 +335,7 @@ def _parameter(plan: Plan, shape: tuple[int, ...], i: int, dy: Array, gradients:
 
 def _weights(call: Call) -> Array | None:
     """The weights of a call, which make no difference to statistics that are given."""
-    if call.weights is None or call.spread is not None or call.plan.weights is None:  # the last of replicas without
+    if call.weights is None or call.stats is not None or call.plan.weights is None:  # the last of replicas without
         return None
     each: Array = call.weights.each
     return each
@@ -360,7 +358,7 @@ def _careful(call: Call) -> bool:
     return _twice(call.plan) or (weights is not None and name_of(weights.dtype) != "bool")
 
 
-def _without_strays(words: Any, dy: Any, xhat: Any, each: Any, weight: Any) -> tuple[Any, Any]:
+def _without_padding(words: Any, dy: Any, xhat: Any, each: Any, weight: Any) -> tuple[Any, Any]:
     """dy and xhat as nothing where xhat weighs nothing and is not finite; and xhat in a group without weight."""
     nothing, present = words.zeros_like(xhat), weight > 0
     fine = (each > 0) | words.isfinite(xhat)
@@ -402,29 +400,29 @@ def _of(call: Call, made: list[Array]) -> Found:
     return Found(parts[0], parts[1] if len(parts) > 2 else None, parts[-1], weight)
 
 
-def _spread(plan: Plan, found: Found) -> Spread:
+def _stats(plan: Plan, found: Found) -> Stats:
     """With a rest of 0 where the mean has all digits."""
     if found.mean is None or found.rest is not None:
-        return Spread(*found[:3])
+        return Stats(*found[:3])
     assert plan.library.nothing is not None
-    return Spread(found.mean, plan.library.nothing(tuple(found.mean.shape), found.mean.dtype), found.var)
+    return Stats(found.mean, plan.library.nothing(tuple(found.mean.shape), found.mean.dtype), found.var)
 
 
 def _in_range(call: Call, found: Found) -> bool:
     """Whether no sum overflowed, and none that matters underflowed."""
     if not _careful(call):
         return True
-    fine = not _twice(call.plan) or _ordinary(call, found.var)
+    fine = not _twice(call.plan) or _variances_in_range(call, found.var)
     return fine and (found.weight is None or _within(call, found.weight))
 
 
-def _ordinary(call: Call, var: Array) -> bool:
+def _variances_in_range(call: Call, var: Array) -> bool:
     """Whether variances are in range, but for groups that hold a number which is not finite."""
     plan, xp = call.plan, call.plan.library.xp
-    if ordinary(plan, var):
+    if in_range(plan, var):
         return True
     finite = xp.isfinite(var)
-    if bool(xp.all(finite)) or not ordinary(plan, xp.where(finite, var, xp.ones_like(var))):
+    if bool(xp.all(finite)) or not in_range(plan, xp.where(finite, var, xp.ones_like(var))):
         return False
 
     def body(words: Any, numbers: list[Any], sums: TracedSums) -> Written:

@@ -9,8 +9,8 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from anynorm.kernels import PURE, Arithmetic, Namespace
-from anynorm.weights import positive
+from anynorm.kernels import PURE, Namespace, Ops
+from anynorm.kernels.weighting import positive
 
 
 class Operand(NamedTuple):
@@ -189,7 +189,7 @@ class TracedNamespace:
 
 
 class TracedSums:
-    """`Groups` of a program."""
+    """`Sums` of a program."""
 
     def __init__(self, tracer: "Tracer") -> None:
         self.tracer, self.axes = tracer, tracer.axes
@@ -203,9 +203,7 @@ class TracedSums:
         total: TracedScalar = xp.sum(x, axis=self.axes, keepdims=True)
         return total / self.tracer.divisor
 
-    def mean_product(
-        self, xp: Namespace, x: TracedScalar, other: TracedScalar, *, ops: Arithmetic = PURE
-    ) -> TracedScalar:
+    def mean_product(self, xp: Namespace, x: TracedScalar, other: TracedScalar, *, ops: Ops = PURE) -> TracedScalar:
         """Of x * other."""
         return self.mean(xp, ops.multiply(x, other))
 

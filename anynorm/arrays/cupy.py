@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from anynorm.arrays.library import Library, Programs
 from anynorm.kernels import Array
-from anynorm.library import Library, Programs
 
 
 def cupy_library(lazy: Library) -> Library:

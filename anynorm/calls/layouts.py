@@ -3,7 +3,7 @@
 import math
 from typing import Any, NamedTuple
 
-from anynorm.arrays import check_axes, check_int
+from anynorm.arrays import check_axes, check_int, same_shape
 
 
 class Layout(NamedTuple):
@@ -122,11 +122,6 @@ def in_order(shape: tuple[int, ...], order: tuple[int, ...]) -> bool:
     """Whether the axes, but for those of length 1, come in their own order."""
     longer = [axis for axis in order if shape[axis] != 1]
     return longer == sorted(longer)
-
-
-def same_shape(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
-    """Whether two shapes are the same; a size that Dask does not know, NaN, may be any other."""
-    return len(one) == len(other) and all(m == n or m != m or n != n for m, n in zip(one, other, strict=True))
 
 
 def over(shape: tuple[int, ...], axis: Any) -> Layout:

@@ -8,9 +8,9 @@ from functools import reduce
 from typing import Any
 
 from anynorm import kernels
-from anynorm.arrays import split_number
+from anynorm.arrays.library import Library
+from anynorm.arrays.numbers import split_number
 from anynorm.kernels import Array, Namespace, Pair
-from anynorm.library import Library
 
 Count = Any
 """A Python number; or an array, one for each group or one for all of them. Under jax.jit, a traced number."""

@@ -11,8 +11,20 @@ from functools import reduce
 from typing import Any
 
 from anynorm import kernels
-from anynorm.kernels import Array, Groups, Namespace, Spread, Standardized
-from anynorm.weights import Common, Weighted, Weights, extremes, found, positive, shielded, strayed, summed
+from anynorm.kernels.ops import Array, Namespace
+from anynorm.kernels.reductions import Sums
+from anynorm.kernels.statistics import Standardized, Stats
+from anynorm.kernels.weighting import (
+    Common,
+    WeightedSums,
+    Weights,
+    extremes,
+    found,
+    positive,
+    summed,
+    with_padding,
+    without_padding,
+)
 
 Join = Callable[..., list[Array]]
 
@@ -21,13 +33,17 @@ def joining(xp: Namespace, all_reduce: Callable[[Array], Any]) -> Join:
     """The function that sums some arrays over all replicas, in one call of `all_reduce` with an array of one axis."""
 
     def join(*sums: Array) -> list[Array]:
-        flat = xp.concat([xp.reshape(each, (-1,)) for each in sums])
-        whole = all_reduce(flat)
-        whole = flat if whole is None else whole  # it was summed in place
-        if not hasattr(whole, "shape") or tuple(whole.shape) != tuple(flat.shape) or whole.dtype != flat.dtype:
+        rstd_at_zero = xp.concat([xp.reshape(each, (-1,)) for each in sums])
+        whole = all_reduce(rstd_at_zero)
+        whole = rstd_at_zero if whole is None else whole  # it was summed in place
+        if (
+            not hasattr(whole, "shape")
+            or tuple(whole.shape) != tuple(rstd_at_zero.shape)
+            or whole.dtype != rstd_at_zero.dtype
+        ):
             given, got = (
                 f"{tuple(each.shape)} {each.dtype}" if hasattr(each, "shape") else type(each).__name__
-                for each in (flat, whole)
+                for each in (rstd_at_zero, whole)
             )
             raise TypeError(f"all_reduce must return an array as it is given, {given}, got {got}")
         found, start = [], 0
@@ -41,7 +57,7 @@ def joining(xp: Namespace, all_reduce: Callable[[Array], Any]) -> Join:
 
 
 def weigh(
-    xp: Namespace, x: Array, weights: Array, parts: list[Array], *, groups: Groups, eps: float, join: Join
+    xp: Namespace, x: Array, weights: Array, parts: list[Array], *, groups: Sums, eps: float, join: Join
 ) -> tuple[Weights, list[Array]]:
     """The weights of all replicas, and what else these must know before they begin; the sums of `parts` of a count.
 
@@ -67,7 +83,7 @@ def standardize(
     xp: Namespace,
     x: Array,
     *,
-    groups: Weighted,
+    groups: WeightedSums,
     constant: Callable[[Array], Array],
     subnormal: Array | None = None,
 ) -> Standardized:
@@ -81,8 +97,8 @@ def standardize(
     assert common is not None
     assert join is not None
     scale = common.scale
-    x = scale.enter(xp, x, subnormal)
-    kept = shielded(xp, x, groups.weights)
+    x = scale.apply(xp, x, subnormal)
+    kept = without_padding(xp, x, groups.weights)
     mean = groups.mean(xp, kept)
     d = kept - mean
     present = xp.broadcast_to(summed(xp, each, x.shape, groups=groups.plain), mean.shape) > 0
@@ -93,14 +109,14 @@ def standardize(
     alike = common.level & (common.holders * squares == sums * sums)
     d = xp.where(alike, d - constant(d), d)  # their derivative is not 0
     number = mean + sums / positive(xp, common.holders)
-    spread = Spread(
+    stats = Stats(
         xp.where(alike, number, mean), xp.where(alike, xp.zeros_like(rest), rest), groups.mean_product(xp, d, d)
     )
-    rstd = kernels.inverse_root(xp, spread.var + scale.eps, flat=scale.flat)
-    return scale.leave(xp, strayed(xp, x, Standardized(d * rstd, rstd, spread), groups.weights))
+    rstd = kernels.inverse_root(xp, stats.var + scale.eps, rstd_at_zero=scale.rstd_at_zero)
+    return scale.undo(xp, with_padding(xp, x, Standardized(d * rstd, rstd, stats), groups.weights))
 
 
-def joined_statistics(xp: Namespace, own: Spread, share: Array, weights: Weights, join: Join) -> Spread:
+def joined_statistics(xp: Namespace, own: Stats, share: Array, weights: Weights, join: Join) -> Stats:
     """The statistics of the numbers of all replicas, from those of this one's, by the sums that `standardize` asks for.
 
     `share` is the part of all weight that is here. Where a group has one number alone, it is as there.
@@ -114,13 +130,13 @@ def joined_statistics(xp: Namespace, own: Spread, share: Array, weights: Weights
     d, alike = d - rest, common.level & (common.holders * squares == sums * sums)
     var = join(xp.where(alike, nothing, (own.var + d * d) * share))[0] / positive(xp, weights.sums)
     number = mean + sums / positive(xp, common.holders)
-    return common.scale.restore(Spread(xp.where(alike, number, mean), xp.where(alike, nothing, rest), var))
+    return common.scale.undo_stats(Stats(xp.where(alike, number, mean), xp.where(alike, nothing, rest), var))
 
 
 def joined_gradient_sums(
     xp: Namespace, of_g: Array, of_product: Array, of_xhat: Array, share: Array, weights: Weights, join: Join
 ) -> tuple[Array, Array]:
-    """What of g is taken away, times the shares, and of g * xhat: by the sums that `weights.lean` asks for.
+    """What of g is taken away, times the shares, and of g * xhat: by the sums that `weights.gradient_sums` asks for.
 
     Of this replica there are the sums of g, of g * xhat, and of xhat times the shares of its numbers.
     """

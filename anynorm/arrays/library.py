@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from anynorm.kernels import PURE, Arithmetic, Array, Namespace
+from anynorm.kernels import PURE, Array, Namespace, Ops
 
 BLOCK = 256
 """The longest run that a library is trusted to add in one go, if it is not known to do better."""
@@ -83,9 +83,9 @@ class Library(NamedTuple):
     """Whether two arrays of one shape are one in memory."""
     number: Callable[[float, Any, Array], Array | None] = lambda value, dtype, like: None
     """A number as an array without axes, to be kept, where it computes faster with that: beside `plain` arrays."""
-    arithmetic: Arithmetic = PURE
+    arithmetic: Ops = PURE
     """Arithmetic whose results are new."""
-    into: Callable[[Array], Arithmetic] = lambda place: PURE
+    into: Callable[[Array], Ops] = lambda place: PURE
     """Arithmetic whose results are all written to one place."""
     casts: bool = True
     """Whether assignment to a part of an array casts what is assigned."""

@@ -8,27 +8,27 @@ import sys
 from functools import cache
 from typing import Any
 
-from anynorm import chunks, schedules
-from anynorm.calls import Call, Wanted
-from anynorm.kernels import Array, Spread
-from anynorm.pullbacks import pull
-from anynorm.schedules import Normalized
+from anynorm.calls import Call, Wanted, views
+from anynorm.calls.results import Normalized
+from anynorm.executors import eager
+from anynorm.executors.dask import chunks
+from anynorm.kernels import Array, Stats
 
 
-def normalize(call: Call, *, keep: bool) -> Normalized:
-    """`schedules.normalize`; as one node of the graph, where autograd records and nothing else traces or transforms."""
+def forward(call: Call, *, keep: bool) -> Normalized:
+    """`eager.normalize`; as one node of the graph, where autograd records and nothing else traces or transforms."""
     library = call.plan.library
     if library.chunked and chunks.takes(call):
-        return chunks.normalize(call)
+        return chunks.forward(call)
     records = library.records
     if records is None:
-        return schedules.normalize(call, keep=keep)
-    given = call.spread or ()
+        return eager.forward(call, keep=keep)
+    given = call.stats or ()
     arrays = [each for each in (call.x, call.gamma, call.beta, *given) if each is not None]
     if not records(arrays) or any(each is not None and each.requires_grad for each in given):
-        return schedules.normalize(_shared(call), keep=keep)
-    y, *spread = _node().apply(call.x, call.gamma, call.beta, call._replace(x=None, gamma=None, beta=None))
-    return Normalized(y, call.spread or Spread(*spread))
+        return eager.forward(_shared(call), keep=keep)
+    y, *stats = _node().apply(call.x, call.gamma, call.beta, call._replace(x=None, gamma=None, beta=None))
+    return Normalized(y, call.stats or Stats(*stats))
 
 
 def _shared(call: Call) -> Call:
@@ -53,13 +53,13 @@ def _node() -> Any:
 def _forward(ctx: Any, x: Array, gamma: Array | None, beta: Array | None, bare: Call) -> tuple[Array | None, ...]:
     """y and the statistics, unless they were given; what `ctx` is told to save is watched for changes."""
     call = bare._replace(x=x, gamma=gamma, beta=beta)
-    y, spread = schedules.normalize(call)
-    given, (of_x, of_gamma, of_beta, _) = bare.spread is not None, ctx.needs_input_grad
+    y, stats = eager.forward(call)
+    given, (of_x, of_gamma, of_beta, _) = bare.stats is not None, ctx.needs_input_grad
     keeps_x = of_gamma or (of_x and not given)
     weights = bare.weights
     each = None if weights is None else weights.each
-    ctx.save_for_backward(x if keeps_x else None, gamma if of_x else None, each, *spread)
-    bare = bare._replace(spread=None, weights=None if weights is None else weights._replace(each=None))
+    ctx.save_for_backward(x if keeps_x else None, gamma if of_x else None, each, *stats)
+    bare = bare._replace(stats=None, weights=None if weights is None else weights._replace(each=None))
     ctx.call, ctx.given = bare, given
     parameters = ((gamma, of_gamma), (beta, of_beta))
     shapes = tuple(tuple(each.shape) if each is not None and of else None for each, of in parameters)
@@ -68,17 +68,17 @@ def _forward(ctx: Any, x: Array, gamma: Array | None, beta: Array | None, bare: 
     y = bare.plan.library.constant(y)  # where it is a view, autograd would not let the caller write to it
     if given:
         return y, None, None, None
-    ctx.mark_non_differentiable(*(each for each in spread if each is not None))
-    return y, *spread
+    ctx.mark_non_differentiable(*(each for each in stats if each is not None))
+    return y, *stats
 
 
 def _backward(ctx: Any, dy: Array | None, *_: None) -> tuple[Array | None, ...]:
     """The gradients with respect to x, gamma and beta as they stand in the call."""
     if dy is None:
         return (None,) * 4
-    x, gamma, each, *spread = ctx.saved_tensors
+    x, gamma, each, *stats = ctx.saved_tensors
     weights = None if each is None else ctx.call.weights._replace(each=each)
-    call = ctx.call._replace(x=x, gamma=gamma, spread=Spread(*spread) if ctx.given else None, weights=weights)
+    call = ctx.call._replace(x=x, gamma=gamma, stats=Stats(*stats) if ctx.given else None, weights=weights)
     recorded = sys.modules["torch"].is_grad_enabled()
-    dy = schedules.enter(call.plan, dy, dtype=dy.dtype)
-    return *pull(call, dy, ctx.wanted, None if recorded else Spread(*spread)), None
+    dy = views.to_view(call.plan, dy, dtype=dy.dtype)
+    return *eager.backward(call, dy, ctx.wanted, None if recorded else Stats(*stats)), None

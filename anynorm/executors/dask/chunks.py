@@ -11,17 +11,16 @@ from collections.abc import Callable, Iterator
 from functools import partial, reduce
 from typing import Any, NamedTuple
 
-from anynorm import calls, counts, kernels, layouts, passes, pullbacks, schedules, weights
-from anynorm.arrays import compute_dtype, in_chunks, library_of
-from anynorm.calls import Call, Plan, Wanted
-from anynorm.graphs import STATISTICS, again
-from anynorm.kernels import Array, Groups, Scale, Spread, Standardized
-from anynorm.layouts import same_shape
-from anynorm.passes import Portion
-from anynorm.pullbacks import Gradients
-from anynorm.schedules import Normalized
+from anynorm import calls, kernels
+from anynorm.arrays import compute_dtype, counts, in_chunks, library_of, same_shape
+from anynorm.calls import Call, Plan, Wanted, layouts, views
+from anynorm.calls.results import Gradients, Normalized
+from anynorm.executors import eager
+from anynorm.executors.dask.graph import STATISTICS, again
+from anynorm.kernels import Array, Scale, Standardized, Stats, Sums, merging, weighting
+from anynorm.kernels.merging import PartStats
+from anynorm.kernels.weighting import GradientSums, WeightedSums, Weights
 from anynorm.settings import options
-from anynorm.weights import Leaning, Weighted, Weights
 
 
 class Job(NamedTuple):
@@ -41,30 +40,30 @@ def takes(call: Call) -> bool:
     return call.plan.library.chunked and call.all_reduce is None
 
 
-def normalize(call: Call) -> Normalized:
+def forward(call: Call) -> Normalized:
     """The result of a call."""
     job = _job(call)
-    if call.spread is not None:
-        y, spread = _blocks(_with_given, job, call, *call.spread), call.spread
+    if call.stats is not None:
+        y, stats = _blocks(_with_given, job, call, *call.stats), call.stats
     elif _within_chunks(call):
         whole = _blocks(_whole, job, call)
-        y, spread = _picked(whole, "y", call.x.dtype), _spread(call, whole)
+        y, stats = _picked(whole, "y", call.x.dtype), _stats(call, whole)
     else:
         merged = _merged(call, job)
         y = _blocks(_with_merged, job, _again(call, merged, weights=False), merged)
-        spread = _spread(call, merged)
-    return Normalized(restore(call.plan, y, call.x.dtype, call.chunks), spread)
+        stats = _stats(call, merged)
+    return Normalized(from_view(call.plan, y, call.x.dtype, call.chunks), stats)
 
 
-def restore(plan: Plan, value: Array, dtype: Any, chunks: tuple[tuple[Any, ...], ...]) -> Array:
-    """`schedules.restore`, in the chunks that x came in where some of them are empty."""
-    value = schedules.restore(plan, value, dtype)
+def from_view(plan: Plan, value: Array, dtype: Any, chunks: tuple[tuple[Any, ...], ...]) -> Array:
+    """`eager.from_view`, in the chunks that x came in where some of them are empty."""
+    value = views.from_view(plan, value, dtype)
     return in_chunks(value, chunks) if any(0 in own for own in chunks) else value
 
 
-def survey(call: Call) -> Spread:
+def statistics(call: Call) -> Stats:
     """The statistics of a call alone."""
-    return _spread(call, _merged(call, _job(call)))
+    return _stats(call, _merged(call, _job(call)))
 
 
 def count(call: Call) -> Array:
@@ -75,28 +74,28 @@ def count(call: Call) -> Array:
 
 
 def length(call: Call) -> Array:
-    """`schedules.length`."""
+    """`eager.length`."""
     merged = _merged(call, _job(call))
     inds, meta = tuple(range(merged.ndim)), merged._meta.astype(call.plan.dtype)
     return _dask().blockwise(_length, inds, merged, inds, meta=meta, token="anynorm-length")
 
 
-def pull(call: Call, dy: Array, wanted: Wanted) -> Gradients:
+def backward(call: Call, dy: Array, wanted: Wanted) -> Gradients:
     """The gradients of sum(y * dy), where dy stands beside the view."""
     job = _job(call)
-    if call.spread is not None or _within_chunks(call):
-        pulled = _blocks(partial(_pulled, wanted), job, call, dy, *(call.spread or ()))
+    if call.stats is not None or _within_chunks(call):
+        pulled = _blocks(partial(_pulled, wanted), job, call, dy, *(call.stats or ()))
         dx = _picked(pulled, "dx", wanted.dtype)
     else:
         merged = _merged(call, job)
         call = _again(call, merged)
         if merged.name not in dy.dask.layers:  # else it waits for them as it is
             dy = again(dy, merged)
-        pulled = _blocks(partial(_leaning, wanted), job, call, dy, merged)
-        portions = _picked(pulled, "portion", call.plan.dtype, job.axes)
-        leaning = _joined(portions, job.axes, partial(_lean_together, job))
-        call = _again(call, leaning)
-        dx = _blocks(partial(_upright, wanted.dtype), job, call, again(dy, leaning), merged, leaning)
+        pulled = _blocks(partial(_gradient_sums, wanted), job, call, dy, merged)
+        part_stats = _picked(pulled, "part_stats", call.plan.dtype, job.axes)
+        sums_of_g = _joined(part_stats, job.axes, partial(_merge_gradient_sums, job))
+        call = _again(call, sums_of_g)
+        dx = _blocks(partial(_input_gradient, wanted.dtype), job, call, again(dy, sums_of_g), merged, sums_of_g)
     parameters = [
         None
         if shape is None
@@ -122,7 +121,11 @@ def _within_chunks(call: Call) -> bool:
 def _job(call: Call) -> Job:
     plan, axes = call.plan, call.plan.view.axes
     return Job(
-        axes, plan.eps, plan.centred, not plan.centred and plan.groups.divisor == 1, kernels.alone(call.gamma, axes)
+        axes,
+        plan.eps,
+        plan.centred,
+        not plan.centred and plan.groups.divisor == 1,
+        kernels.one_per_group(call.gamma, axes),
     )
 
 
@@ -152,14 +155,14 @@ def _beside(x: Array, array: Array) -> Array:
     return array
 
 
-def _spread(call: Call, found: Array) -> Spread:
+def _stats(call: Call, found: Array) -> Stats:
     """The statistics that each of these chunks holds."""
     plan = call.plan
     parts = {
         name: _picked(found, name, plan.dtype, plan.view.axes) if plan.centred or name == "var" else None
-        for name in Spread._fields
+        for name in Stats._fields
     }
-    return Spread(**parts)
+    return Stats(**parts)
 
 
 def _picked(found: Array, name: str, dtype: Any, axes: tuple[int, ...] = ()) -> Array:
@@ -210,7 +213,7 @@ class Part(NamedTuple):
     bottom: Array
     """The smallest of them."""
     top: Array
-    spread: Spread
+    stats: Stats
     """Their statistics, times the power of two that their scale takes out."""
     number: Any
     """How many there are in each group; or the sum of their weights, divided by the unit of these."""
@@ -222,7 +225,7 @@ class Part(NamedTuple):
         """The power of two that makes these values safe to square, and what goes with it."""
         xp, bottom, top = library_of("top", self.top).xp, self.bottom, self.top
         if self.unit is not None:
-            bottom, top = weights.found(xp, bottom, top, self.number > 0)
+            bottom, top = weighting.found(xp, bottom, top, self.number > 0)
         return kernels.scale_of(xp, bottom, top, eps=job.eps, centred=job.centred)
 
     @property
@@ -240,7 +243,7 @@ class Merged(NamedTuple):
     number: Array
     unit: Array
     """The power of two that is taken out of the values, before they are normalized."""
-    scaled: Spread
+    scaled: Stats
     """The statistics of what that leaves; the variance with eps added."""
     rstd: Array
     """1 / sqrt(var + eps)."""
@@ -254,7 +257,7 @@ class Pulled(NamedTuple):
     dx: Array | None
     dgamma: Array | None
     dbeta: Array | None
-    portion: Portion | Leaning | None = None
+    part_stats: PartStats | GradientSums | None = None
 
 
 def _pick(found: Any, *, of: str) -> Array:
@@ -272,14 +275,14 @@ def _itself(part: Part, axis: Any, keepdims: bool) -> Part:  # noqa: ARG001
 
 
 def _with_given(job: Job, x: Array, gamma: Array | None, beta: Array | None, _: None, *given: Array | None) -> Array:
-    return _applied(job, x, gamma, beta, Spread(*given))
+    return _applied(job, x, gamma, beta, Stats(*given))
 
 
 def _whole(job: Job, x: Array, gamma: Array | None, beta: Array | None, given: Array | None) -> Whole:
     call = _eager(job, x, gamma, beta, given)
     with options(threads=1):  # Dask has threads of its own
-        y, spread = schedules.normalize(call)
-    return Whole(y, *_beside_chunk(job, x, spread))
+        y, stats = eager.forward(call)
+    return Whole(y, *_beside_chunk(job, x, stats))
 
 
 def _with_merged(job: Job, x: Array, gamma: Array | None, beta: Array | None, _: None, merged: Merged) -> Array:
@@ -298,66 +301,66 @@ def _survey(job: Job, x: Array, given: Array | None = None) -> Part:
     number = _number(job, x)
     if number == 0:
         nothing = xp.zeros(_kept(job, x), dtype=dtype, device=library.device(x))
-        spread = Spread(nothing, nothing, nothing) if job.centred else Spread(None, None, nothing)
+        stats = Stats(nothing, nothing, nothing) if job.centred else Stats(None, None, nothing)
         count = None
         if given is not None:
             count = xp.astype(nothing, counts.dtype_of(library, nothing, given.dtype))
-        return Part(nothing, nothing, spread, 0, None, count)
+        return Part(nothing, nothing, stats, 0, None, count)
     with library.quiet():
         call = _eager(job._replace(eps=1.0), x, None, None, given)
         part = _extremes(job, x, given, call)
-        scaled = call.plan.enter(_scaled(xp, x, part.scale(job).unit))
+        scaled = call.plan.to_view(_scaled(xp, x, part.scale(job).unit))
         with options(threads=1):
             call = call._replace(x=scaled)
-            spread = schedules.survey(call)
-        return _exact(job, part._replace(spread=_beside_chunk(job, x, spread)))
+            stats = eager.statistics(call)
+        return _exact(job, part._replace(stats=_beside_chunk(job, x, stats)))
 
 
 def _extremes(job: Job, x: Array, given: Array | None, call: Call) -> Part:
     """A chunk, but for its statistics."""
-    xp, dtype, groups = call.plan.library.xp, call.plan.dtype, Groups(job.axes, 1.0, None)
+    xp, dtype, groups = call.plan.library.xp, call.plan.dtype, Sums(job.axes, 1.0, None)
     if given is None or call.weights is None:
         bottom, top = (xp.astype(end, dtype, copy=False) for end in kernels.extremes(xp, x, groups=groups))
-        return Part(bottom, top, Spread(None, None, top), _number(job, x))
-    found, shape = calls.weighed(call).weights, call.plan.spread.shape
+        return Part(bottom, top, Stats(None, None, top), _number(job, x))
+    found, shape = calls.weighed(call).weights, call.plan.stats.shape
     assert found is not None
     # a unit of 1 would drown those of the chunks that have weights
     unit = xp.astype(found.sums > 0, dtype) if found.unit is None else found.unit
     sums, unit = (xp.reshape(xp.broadcast_to(each, shape), _kept(job, x)) for each in (found.sums, unit))
     beside = Weights(xp.astype(given, dtype, copy=False), sums)
-    bottom, top = weights.extremes(xp, xp.astype(x, dtype, copy=False), beside, groups=groups)
+    bottom, top = weighting.extremes(xp, xp.astype(x, dtype, copy=False), beside, groups=groups)
     count, _ = calls.counted(call)
-    return Part(bottom, top, Spread(None, None, top), sums, unit, xp.reshape(count, _kept(job, x)))
+    return Part(bottom, top, Stats(None, None, top), sums, unit, xp.reshape(count, _kept(job, x)))
 
 
 def _merge(job: Job, parts: Any, axis: Any, keepdims: bool) -> Part:  # noqa: ARG001
     """Chan's merging, of as many parts as there are, each brought to the scale of all of them."""
-    flat: list[Part] = list(_flattened(parts))
-    flat = [part for part in flat if not part.vacant] or flat[:1]
-    if len(flat) == 1:
-        return flat[0]
-    library = library_of("top", flat[0].top)
+    rstd_at_zero: list[Part] = list(_flattened(parts))
+    rstd_at_zero = [part for part in rstd_at_zero if not part.vacant] or rstd_at_zero[:1]
+    if len(rstd_at_zero) == 1:
+        return rstd_at_zero[0]
+    library = library_of("top", rstd_at_zero[0].top)
     xp = library.xp
     with library.quiet():
-        bottom = reduce(xp.minimum, [part.bottom for part in flat])
-        top = reduce(xp.maximum, [part.top for part in flat])
-        numbers, most = [part.number for part in flat], None
-        if flat[0].unit is not None:
-            most = reduce(xp.maximum, [part.unit for part in flat])
-            numbers = [part.number * (part.unit / weights.positive(xp, most)) for part in flat]
+        bottom = reduce(xp.minimum, [part.bottom for part in rstd_at_zero])
+        top = reduce(xp.maximum, [part.top for part in rstd_at_zero])
+        numbers, most = [part.number for part in rstd_at_zero], None
+        if rstd_at_zero[0].unit is not None:
+            most = reduce(xp.maximum, [part.unit for part in rstd_at_zero])
+            numbers = [part.number * (part.unit / weighting.positive(xp, most)) for part in rstd_at_zero]
         number = sum(numbers)
-        count = None if flat[0].total is None else sum(part.total for part in flat)
-        joint = Part(bottom, top, flat[0].spread, number, most, count)
+        count = None if rstd_at_zero[0].total is None else sum(part.total for part in rstd_at_zero)
+        joint = Part(bottom, top, rstd_at_zero[0].stats, number, most, count)
         unit = joint.scale(job).unit
-        portions = []
-        for part, own in zip(flat, numbers, strict=True):
+        part_stats = []
+        for part, own in zip(rstd_at_zero, numbers, strict=True):
             ratio = unit / part.scale(job).unit
-            mean, rest, var = part.spread
+            mean, rest, var = part.stats
             if job.centred:
                 mean, rest = mean * ratio, rest * ratio
-            portions.append(Portion(Spread(mean, rest, var * ratio * ratio), 1.0 if job.sums else own))
-        pooled = passes.pool(xp, portions, 1.0 if job.sums else math.nan)
-        return _exact(job, joint._replace(spread=pooled.spread))
+            part_stats.append(PartStats(Stats(mean, rest, var * ratio * ratio), 1.0 if job.sums else own))
+        pooled = merging.pool(xp, part_stats, 1.0 if job.sums else math.nan)
+        return _exact(job, joint._replace(stats=pooled.stats))
 
 
 def _settle(job: Job, part: Part) -> Merged:
@@ -366,13 +369,13 @@ def _settle(job: Job, part: Part) -> Merged:
     xp = library.xp
     with library.quiet():
         scale = part.scale(job)
-        scaled = part.spread._replace(var=part.spread.var + scale.eps)
+        scaled = part.stats._replace(var=part.stats.var + scale.eps)
         given = None if part.unit is None else Weights(None, part.number, part.unit)
         number = part.total
         if number is None:
             number = xp.full(part.top.shape, part.number, dtype=xp.int64, device=library.device(part.top))
-        rstd = scale.restore_rstd(xp, kernels.inverse_root(xp, scaled.var, flat=scale.flat))
-        return Merged(*scale.restore(part.spread), number, scale.unit, scaled, rstd, given)
+        rstd = scale.undo_rstd(xp, kernels.inverse_root(xp, scaled.var, rstd_at_zero=scale.rstd_at_zero))
+        return Merged(*scale.undo_stats(part.stats), number, scale.unit, scaled, rstd, given)
 
 
 def _length(merged: Merged) -> Array:
@@ -398,21 +401,21 @@ def _pulled(
     call = _eager(job, x, gamma, beta, weights)._replace(beta=None)
     plan = call.plan
     if given:
-        call = _with_spread(call, Spread(*given))
+        call = _with_spread(call, Stats(*given))
     with options(threads=1), library.quiet():
-        of = call.spread or schedules.survey(call)
+        of = call.stats or eager.statistics(call)
         viewed = tuple(None if shape is None else plan.view.of(shape) for shape in shapes)
-        dy = schedules.enter(plan, dy, dtype=plan.dtype)
-        dx, *found = pullbacks.pull(call, dy, Wanted(wanted.dtype, viewed), of)
+        dy = views.to_view(plan, dy, dtype=plan.dtype)
+        dx, *found = eager.backward(call, dy, Wanted(wanted.dtype, viewed), of)
         found = [
             None if shape is None else library.xp.reshape(each, shape)
             for each, shape in zip(found, shapes, strict=True)
         ]
         dgamma, dbeta = (*found, None, None)[:2]
-        return Pulled(schedules.restore(plan, dx, wanted.dtype), dgamma, dbeta)
+        return Pulled(views.from_view(plan, dx, wanted.dtype), dgamma, dbeta)
 
 
-def _leaning(
+def _gradient_sums(
     wanted: Wanted,
     job: Job,
     x: Array,
@@ -425,17 +428,17 @@ def _leaning(
     """What a chunk has to say of the gradients of its groups."""
     library, dy, xhat, own = _standardized(job, x, given, dy, merged)
     xp, number = library.xp, _number(job, x)
-    groups = Groups(job.axes, 1.0 if job.sums else float(max(number, 1)), library.block)
+    groups = Sums(job.axes, 1.0 if job.sums else float(max(number, 1)), library.block)
     with library.quiet():
         g = dy if job.last else kernels.cotangent(xp, dy, gamma, kernels.power_of_two(xp, merged.rstd))
-        found: Portion | Leaning
+        found: PartStats | GradientSums
         if own is None:
             level = groups.mean(xp, xhat) if job.centred else None
-            leaning = kernels.lean(xp, g, xhat, groups=groups, centred=job.centred)[1]
-            found = Portion(leaning, float(number), level)
+            sums_of_g = kernels.gradient_sums(xp, g, xhat, groups=groups, centred=job.centred)[1]
+            found = PartStats(sums_of_g, float(number), level)
         else:
             g, part = _present(xp, g, own), _weighted(job, own, x)
-            found = weights.lean_in_part(xp, g, xhat, groups=part, centred=job.centred)
+            found = weighting.gradient_sums_of_part(xp, g, xhat, groups=part, centred=job.centred)
         parameters = [
             None if shape is None else kernels.parameter_gradient(xp, dy, factor, shape, block=library.block)
             for shape, factor in zip(_narrowed(wanted, x), (xhat, None), strict=True)
@@ -443,24 +446,24 @@ def _leaning(
     return Pulled(None, parameters[0], parameters[1], found)
 
 
-def _lean_together(job: Job, parts: Any, axis: Any, keepdims: bool) -> Portion | Leaning:  # noqa: ARG001
+def _merge_gradient_sums(job: Job, parts: Any, axis: Any, keepdims: bool) -> PartStats | GradientSums:  # noqa: ARG001
     found: list[Any] = list(_flattened(parts))
-    if isinstance(found[0], Leaning):
+    if isinstance(found[0], GradientSums):
         library = library_of("dy", found[0].product)
         with library.quiet():
-            return weights.pool(library.xp, found)
-    found = [portion for portion in found if portion.number] or found[:1]
-    first: Portion = found[0]
+            return weighting.pool(library.xp, found)
+    found = [part_stats for part_stats in found if part_stats.number] or found[:1]
+    first: PartStats = found[0]
     if len(found) == 1:
         return first
-    library, number = library_of("dy", first.spread.var), sum(portion.number for portion in found)
+    library, number = library_of("dy", first.stats.var), sum(part_stats.number for part_stats in found)
     with library.quiet():
         if not job.sums:
-            return passes.pool(library.xp, found, number)
-        return passes.pool(library.xp, [each._replace(number=1.0) for each in found], 1.0)
+            return merging.pool(library.xp, found, number)
+        return merging.pool(library.xp, [each._replace(number=1.0) for each in found], 1.0)
 
 
-def _upright(
+def _input_gradient(
     dtype: Any,
     job: Job,
     x: Array,
@@ -469,7 +472,7 @@ def _upright(
     given: Array | None,
     dy: Array,
     merged: Merged,
-    leaning: Portion | Leaning,
+    sums_of_g: PartStats | GradientSums,
 ) -> Array:
     """The gradient of a chunk of x."""
     library, dy, xhat, own = _standardized(job, x, given, dy, merged)
@@ -478,11 +481,13 @@ def _upright(
         last, gamma = (gamma, None) if job.last else (None, gamma)
         power = None if gamma is None else kernels.power_of_two(xp, merged.rstd)
         g = kernels.cotangent(xp, dy, gamma, power)
-        if isinstance(leaning, Leaning):
+        if isinstance(sums_of_g, GradientSums):
             assert own is not None
-            dx = weights.upright_in_part(xp, _present(xp, g, own), leaning, of, own.each, last, power)
+            dx = weighting.input_gradient_of_part(xp, _present(xp, g, own), sums_of_g, of, own.each, last, power)
         else:
-            dx = kernels.upright(xp, kernels.less(g, leaning.spread), leaning.spread, of, last, power)
+            dx = kernels.input_gradient_by_sums(
+                xp, kernels.subtract_mean(g, sums_of_g.stats), sums_of_g.stats, of, last, power
+            )
         return xp.astype(dx, dtype, copy=False)
 
 
@@ -499,16 +504,16 @@ def _standardized(
         own = calls.ready(library, merged.weights._replace(each=given), dtype)
         if bool(xp.all(xp.isfinite(xhat))):
             return library, dy, xhat, own
-        bare = Standardized(weights.shielded(xp, xhat, own), merged.rstd, merged.scaled)
-        of = weights.strayed(xp, xhat, bare, own)
-        return library, xp.where(of.stray != 0, xp.zeros_like(dy), dy), of.xhat, own
+        bare = Standardized(weighting.without_padding(xp, xhat, own), merged.rstd, merged.scaled)
+        of = weighting.with_padding(xp, xhat, bare, own)
+        return library, xp.where(of.padding != 0, xp.zeros_like(dy), dy), of.xhat, own
 
 
-def _weighted(job: Job, own: Weights, x: Array) -> Weighted:
+def _weighted(job: Job, own: Weights, x: Array) -> WeightedSums:
     """The part of each group that a chunk holds."""
     library = library_of("x", x)
-    groups = Groups(job.axes, 1.0, library.block)
-    return Weighted(groups, own._replace(sums=weights.summed(library.xp, own.each, x.shape, groups=groups)))
+    groups = Sums(job.axes, 1.0, library.block)
+    return WeightedSums(groups, own._replace(sums=weighting.summed(library.xp, own.each, x.shape, groups=groups)))
 
 
 def _present(xp: Any, x: Array, given: Weights) -> Array:
@@ -538,11 +543,13 @@ def _exact(job: Job, part: Part) -> Part:
     """Where all values are one and the same, that is their mean to the last bit."""
     if not job.centred:
         return part
-    xp, (mean, rest, var) = library_of("top", part.top).xp, part.spread
-    alike, value = part.scale(job).alike
+    xp, (mean, rest, var) = library_of("top", part.top).xp, part.stats
+    constant, value = part.scale(job).constant
     nothing = xp.zeros_like(var)
     return part._replace(
-        spread=Spread(xp.where(alike, value, mean), xp.where(alike, nothing, rest), xp.where(alike, nothing, var))
+        stats=Stats(
+            xp.where(constant, value, mean), xp.where(constant, nothing, rest), xp.where(constant, nothing, var)
+        )
     )
 
 
@@ -551,15 +558,15 @@ def _scaled(xp: Any, x: Array, unit: Array) -> Array:
     return x * unit if bool(xp.any(unit != 1)) else x
 
 
-def _applied(job: Job, x: Array, gamma: Array | None, beta: Array | None, spread: Spread) -> Array:
+def _applied(job: Job, x: Array, gamma: Array | None, beta: Array | None, stats: Stats) -> Array:
     with options(threads=1):
-        return schedules.normalize(_with_spread(_eager(job, x, gamma, beta), spread)).y
+        return eager.forward(_with_spread(_eager(job, x, gamma, beta), stats)).y
 
 
-def _with_spread(call: Call, spread: Spread) -> Call:
+def _with_spread(call: Call, stats: Stats) -> Call:
     """The call by statistics that are known."""
-    shape, xp = call.plan.spread.shape, call.plan.library.xp
-    return call._replace(spread=Spread(*(None if each is None else xp.reshape(each, shape) for each in spread)))
+    shape, xp = call.plan.stats.shape, call.plan.library.xp
+    return call._replace(stats=Stats(*(None if each is None else xp.reshape(each, shape) for each in stats)))
 
 
 def _eager(job: Job, x: Array, gamma: Array | None, beta: Array | None, given: Array | None = None) -> Call:
@@ -568,10 +575,10 @@ def _eager(job: Job, x: Array, gamma: Array | None, beta: Array | None, given: A
     return calls.chunk(x, gamma, beta, axes=job.axes, eps=job.eps, weights=given, centred=job.centred, divisor=divisor)
 
 
-def _beside_chunk(job: Job, x: Array, spread: Spread) -> Spread:
+def _beside_chunk(job: Job, x: Array, stats: Stats) -> Stats:
     """Statistics of the view in which a chunk was computed, beside the chunk itself."""
     xp, shape = library_of("x", x).xp, _kept(job, x)
-    return Spread(*(None if each is None else xp.reshape(each, shape) for each in spread))
+    return Stats(*(None if each is None else xp.reshape(each, shape) for each in stats))
 
 
 def _number(job: Job, x: Array) -> int:

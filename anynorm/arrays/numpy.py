@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from anynorm.kernels import Arithmetic, Array
-from anynorm.library import Library
+from anynorm.arrays.library import Library
+from anynorm.kernels import Array, Ops
 
 SHORT = 512
 """Shorter rows are joined."""
@@ -113,9 +113,9 @@ def _busy() -> Iterator[None]:
             np.setbufsize(before)
 
 
-def _into(place: Array) -> Arithmetic:
+def _into(place: Array) -> Ops:
     add, subtract, multiply = (partial(_by_long_rows, each, place) for each in (np.add, np.subtract, np.multiply))
-    return Arithmetic(add, subtract, multiply, lambda x, factor, addend: add(multiply(x, factor), addend))
+    return Ops(add, subtract, multiply, lambda x, factor, addend: add(multiply(x, factor), addend))
 
 
 def _by_long_rows(operation: Any, place: Array, x: Array, other: Array) -> Array:

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from anynorm.kernels import PURE, Arithmetic, Array, Namespace
-from anynorm.library import BLOCK, WRITTEN_OUT, Library
+from anynorm.arrays.library import BLOCK, WRITTEN_OUT, Library
+from anynorm.kernels import PURE, Array, Namespace, Ops
 
 REPEATED = 4
 """So often is an array used that is worth writing out along its rows."""
@@ -236,7 +236,7 @@ def _same_along_rows(x: Array, factor: Array, addend: Array) -> bool:
     return bool(factor.shape[-1] < x.shape[-1] and factor.shape[-1] == addend.shape[-1])
 
 
-def _into(place: Array) -> Arithmetic:
+def _into(place: Array) -> Ops:
     torch = sys.modules["torch"]
     add, subtract, multiply = (partial(each, out=place) for each in (torch.add, torch.sub, torch.mul))
 
@@ -247,4 +247,4 @@ def _into(place: Array) -> Arithmetic:
             addend = addend.expand(1, *x.shape[1:]).contiguous()
         return torch.addcmul(addend, x, factor, out=place)
 
-    return Arithmetic(add, subtract, multiply, multiply_add)
+    return Ops(add, subtract, multiply, multiply_add)

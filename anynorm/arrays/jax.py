@@ -4,8 +4,8 @@ import sys
 from collections.abc import Callable, Hashable
 from typing import Any
 
+from anynorm.arrays.library import Library
 from anynorm.kernels import Array
-from anynorm.library import Library
 
 
 def jax_library(lazy: Library) -> Library:

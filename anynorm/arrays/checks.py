@@ -1,0 +1,175 @@
+"""Arguments that may not be: an error of one sentence for each, before anything is computed."""
+
+import math
+import operator
+from contextlib import suppress
+from typing import Any
+
+import array_api_compat
+import numpy as np
+
+from anynorm.arrays.library import Library
+from anynorm.arrays.numbers import python_number
+from anynorm.arrays.recognize import _plain, check_plain, compute_dtype, known_library, one_library
+from anynorm.kernels import Array
+
+
+def check_out(library: Library, name: str, x: Array, out: Array, others: list[Array]) -> None:
+    """An error unless the result of x, and of others beside it, can be written to `out`."""
+    if known_library(out) is not library:
+        one_library(**{name: x}, out=out)
+    if out.dtype != x.dtype:
+        raise TypeError(f"out must have the dtype of {name}, {x.dtype}, got {out.dtype}")
+    if tuple(out.shape) != tuple(x.shape):
+        raise ValueError(f"out must have the shape of {name}, {tuple(x.shape)}, got {tuple(out.shape)}")
+    check_plain(library, out=out)
+    check_device(library, name, x, "out", out)
+    if not library.writeable(out):
+        raise ValueError(f"out must be writeable, got an array of {library.name} that is not")
+    if library.records is not None and library.records([x, out, *others]):
+        raise ValueError("out must not be given while autograd records: leave it out, or call under torch.no_grad()")
+
+
+def check_device(library: Library, name: str, x: Array, other_name: str, other: Array) -> None:
+    """A ValueError if the two arguments live on different devices."""
+    here, there = library.device(x), library.device(other)
+    if here is not None and there is not None and here != there:
+        raise ValueError(f"{other_name} must be on the device of {name}, {_show(here)}, got {_show(there)}")
+
+
+def check_known_sizes(library: Library, **arrays: Array | None) -> None:
+    """A ValueError if an argument of a gradient has sizes that Dask does not know."""
+    for name, x in arrays.items() if library.chunked else ():
+        if x is not None and any(n != n for n in x.shape):
+            raise ValueError(
+                f"{name} must have known sizes for a gradient, got shape {tuple(x.shape)}: "
+                f"call {name}.compute_chunk_sizes() first"
+            )
+
+
+def check_axes(name: str, axis: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """`axis`, an int, a tuple of ints or None for all axes, as a sorted tuple of indices into `shape`."""
+    if axis is None:
+        return tuple(range(len(shape)))
+    axes = axis if isinstance(axis, tuple) else (axis,)
+    if not axes:
+        raise ValueError(f"{name} must name at least one axis, got ()")
+    found = []
+    for each in axes:
+        index = check_int(name, each, "an int or a tuple of ints")
+        if not -len(shape) <= index < len(shape):
+            raise ValueError(f"{name} must be in [-{len(shape)}, {len(shape)}) for shape {shape}, got {axis}")
+        found.append(index % len(shape))
+    if len(set(found)) < len(found):
+        raise ValueError(f"{name} must name each axis once, got {axis} for shape {shape}")
+    return tuple(sorted(found))
+
+
+def as_ints(axis: Any) -> Any:
+    """An axis that was checked, or several or None, in Python's ints."""
+    if isinstance(axis, tuple):
+        return tuple(map(operator.index, axis))
+    return None if axis is None else operator.index(axis)
+
+
+def check_int(name: str, value: Any, rule: str = "an int") -> int:
+    """`value` as an int; a TypeError if it is none."""
+    if not isinstance(value, bool):
+        try:
+            return operator.index(value)
+        except TypeError:
+            pass
+    raise TypeError(f"{name} must be {rule}, got {value!r}")
+
+
+def check_real(name: str, value: Any, *, least: float, most: float = float("inf")) -> Any:
+    """`value` as a Python number, finite and in [least, most]."""
+    value = python_number(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a real number, got {type(value).__name__}")
+    try:
+        number = float(value)
+    except OverflowError:  # an int that no float can hold
+        value = number = float("inf")
+    if not least <= number <= most or number == float("inf"):
+        bounds = f"finite and at least {least:g}" if most == float("inf") else f"in [{least:g}, {most:g}]"
+        raise ValueError(f"{name} must be {bounds}, got {value!s:.20}")
+    return value
+
+
+def check_bool(name: str, value: Any) -> None:
+    """An error unless `value` is True or False."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False, got {type(value).__name__}")
+
+
+def check_count(name: str, count: Any, mean: Array) -> Any:
+    """Numbers of values: a Python number, or an array beside `mean`."""
+    count = python_number(count)
+    known = known_library(count) is not None  # array-api-compat asks a cache, which torch.compile warns of
+    if isinstance(count, (int, float)) or not (known or array_api_compat.is_array_api_obj(count)):
+        check_real(name, count, least=0)
+        return count
+    library = one_library(mean=mean, **{name: count})
+    if not library.xp.isdtype(count.dtype, "integral"):
+        compute_dtype(library, name, count)
+    check_device(library, "mean", mean, name, count)
+    if library.readable(count):
+        with suppress(RuntimeError), library.quiet():  # torch.func.vmap and fake tensors: numbers that cannot be read
+            if not bool(library.xp.all(count >= 0)):
+                wrong = "less" if bool(library.xp.any(count < 0)) else "NaN"
+                raise ValueError(f"{name} must be at least 0 everywhere, got an array with {wrong}")
+    return count
+
+
+def check_variance(library: Library, name: str, var: Array) -> None:
+    """A ValueError if a number in it is negative, where it can be read; NaN passes."""
+    with suppress(RuntimeError), library.quiet():  # as above
+        if library.name == "jax" and library.present(var):
+            negative = bool(np.any(np.asarray(var) < 0))  # an operation of JAX might be traced, as by jax.jit
+        else:
+            negative = library.readable(var) and bool(library.xp.any(var < 0))
+        if negative:
+            raise ValueError(f"{name} must be at least 0 everywhere, got an array with less")
+
+
+def check_weights_dtype(library: Library, weights: Array) -> None:
+    """A TypeError unless it is a bool, an integer or a real floating one."""
+    try:
+        if library.xp.isdtype(weights.dtype, ("bool", "integral")):
+            return
+    except TypeError:  # a dtype that is foreign to the library, as bfloat16 to NumPy
+        pass
+    try:
+        compute_dtype(library, "weights", weights)
+    except TypeError:
+        if library.oddity is not None and library.oddity(weights):
+            raise
+        raise TypeError(f"weights must have a bool, integer or real floating dtype, got {weights.dtype}") from None
+
+
+def check_weights(library: Library, weights: Array, dtype: Any) -> None:
+    """A ValueError if one of them is negative or not finite, or all are out of this dtype, where they can be read."""
+    if "bool" in str(weights.dtype) or not library.present(weights):
+        return
+    xp = library.xp
+    if str(weights.dtype).endswith("bfloat16"):
+        weights = xp.astype(weights, xp.float32)
+    with suppress(RuntimeError, TypeError), library.quiet():  # torch.func.vmap, fake tensors, a constant under jax.jit
+        if math.prod(weights.shape) == 0:
+            return
+        least, most = xp.min(weights), xp.max(weights)  # NaN, if there is one
+        if not bool((least >= 0) & (most - most == 0)):
+            raise ValueError("weights must be finite and at least 0 everywhere, got an array with others")
+        info, most = xp.finfo(dtype), float(most)
+        if most and not float(info.smallest_normal) <= most <= float(info.max):
+            raise ValueError(f"weights must have their largest in the range of {_plain(dtype)}, got {most:g}")
+
+
+def _show(device: Any) -> str:
+    return ", ".join(sorted(map(str, device))) if isinstance(device, frozenset) else str(device)
+
+
+def same_shape(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    """Whether two shapes are the same; a size that Dask does not know, NaN, may be any other."""
+    return len(one) == len(other) and all(m == n or m != m or n != n for m, n in zip(one, other, strict=True))

@@ -1,0 +1,63 @@
+"""A call of a norm: its arrays in the view of its plan."""
+
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
+
+from anynorm.arrays.blocks import Block
+from anynorm.calls.plan import Plan
+from anynorm.kernels import Array, Stats
+from anynorm.kernels.replicas import Join, joining
+from anynorm.kernels.weighting import Weights
+
+
+class Call(NamedTuple):
+    """What a schedule runs: the arrays in the view of the plan; a `stats` where moments were given."""
+
+    plan: Plan
+    x: Array
+    gamma: Array | None
+    beta: Array | None
+    stats: Stats | None
+    out: Array | None
+    """Where the caller wants the result, as it came."""
+    weights: Weights | None = None
+    all_reduce: Callable[[Array], Any] | None = None
+    chunks: Any = None
+    """Those of Dask that x came in, and its result goes out in."""
+
+    @property
+    def join(self) -> Join | None:
+        """Sums arrays over all replicas, where there are any."""
+        return None if self.all_reduce is None else joining(self.plan.library.xp, self.all_reduce)
+
+
+class Wanted(NamedTuple):
+    """Which gradients of a call there are to be."""
+
+    dtype: Any
+    """That of x and of its gradient, or None if that is not wanted."""
+    parameters: tuple[tuple[int, ...] | None, ...]
+    """The shapes, beside the view, of gamma and beta, or None."""
+
+    def within(self, block: Block) -> list[tuple[int, ...] | None]:
+        """The shapes beside a block."""
+        return [
+            None
+            if shape is None
+            else tuple(1 if n == 1 else each.stop - each.start for n, each in zip(shape, block, strict=True))
+            for shape in self.parameters
+        ]
+
+
+def at_once(call: Call, what: Hashable, work: Callable[..., Any], *others: Any) -> Any:
+    """`work(call, *others)`, of which `what` says all that is not in the plan."""
+    plan = call.plan
+
+    def of_arrays(x: Array, gamma: Array, beta: Array, stats: Any, weights: Any, *others: Any) -> Any:
+        return work(Call(plan, x, gamma, beta, stats, None, weights), *others)
+
+    with plan.library.quiet():
+        if call.all_reduce is not None:  # it is the caller's
+            return work(call, *others)
+        arrays = (call.x, call.gamma, call.beta, call.stats, call.weights, *others)
+        return plan.library.at_once((id(plan), what), of_arrays, arrays)

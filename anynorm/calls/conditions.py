@@ -1,0 +1,70 @@
+"""What the numbers of a call allow: whether they are in range, and which of them matter beside others."""
+
+import math
+
+from anynorm import kernels
+from anynorm.arrays import extent
+from anynorm.calls.plan import Plan
+from anynorm.kernels import Array, Scale, Stats
+
+
+def root(plan: Plan, stats: Stats, scale: Scale | None = None) -> Array:
+    """1 / sqrt(var + eps)."""
+    xp = plan.library.xp
+    if scale is not None:
+        return kernels.inverse_root(xp, stats.var + scale.eps, rstd_at_zero=scale.rstd_at_zero)
+    return kernels.inverse_root(xp, stats.var + plan.addend, rstd_at_zero=1.0 if plan.tiny else None)
+
+
+def significant(plan: Plan, mean: Array | None, var: Array) -> Array | None:
+    """A mean that is to be taken away; None where it is half a unit in the last place of the spread, or less."""
+    if mean is None:
+        return None
+    units = mean * (2 / float(plan.library.xp.finfo(plan.dtype).eps))
+    return None if within_spread(plan, units, var) else mean
+
+
+def within_spread(plan: Plan, mean: Array, var: Array) -> bool:
+    """Whether a mean is nowhere larger than the spread; one whose square may underflow is taken for none."""
+    library, least = plan.library, plan.limits.eps
+    if not library.most(mean * mean - var) <= 0:  # a NaN is not minor
+        return False
+    return library.least(var) >= least or bool(library.xp.all((mean == 0) | (var >= least)))
+
+
+def in_range(plan: Plan, var: Array) -> bool:
+    """Whether no square overflowed, and none that matters underflowed."""
+    try:
+        return plan.library.most(var) < math.inf and (not plan.tiny or plan.library.least(var) >= plan.limits.eps)
+    except RuntimeError:  # torch.func.vmap and fake tensors: a number that cannot be read
+        return False
+
+
+def resolved(plan: Plan, stats: Stats) -> bool:
+    """Whether no spread may be rounding of the mean alone, which shares leave that do not quite add up to 1."""
+    if stats.mean is None:
+        return True
+    xp = plan.library.xp
+    slight = stats.mean * (2 * float(xp.finfo(plan.dtype).eps))
+    return not bool(xp.any((stats.var > 0) & (stats.var < slight * slight)))
+
+
+def extent_of(plan: Plan, gamma: Array | None) -> tuple[float, float] | None:
+    """The magnitudes, but for 0, that a gamma lies between, where that matters to `folds`."""
+    if gamma is None or not plan.folds:
+        return None
+    return extent(plan.library, gamma)
+
+
+def folds(plan: Plan, rstd: Array, extent: tuple[float, float] | None) -> bool:
+    """Whether rstd * gamma is small, and loses nothing: there is no overflow, no subnormal number."""
+    return plan.folds if extent is None else plan.folds and exact_product(plan, rstd, extent)
+
+
+def exact_product(plan: Plan, rstd: Array, extent: tuple[float, float]) -> bool:
+    """Whether numbers of this extent, times rstd, have all their digits; and 0 is 0."""
+    library, xp, (low, high) = plan.library, plan.library.xp, extent
+    if high == 0:
+        return True
+    most, least = float(library.most(rstd)) * high, float(library.least(rstd)) * low
+    return most <= float(xp.finfo(plan.dtype).max) and least >= kernels.smallest_normal(xp, plan.dtype)

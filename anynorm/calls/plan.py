@@ -1,0 +1,266 @@
+"""What the types, shapes and options of a call determine, found once."""
+
+import math
+import operator
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
+
+from anynorm import kernels
+from anynorm.arrays import (
+    check_device,
+    check_real,
+    check_weights_dtype,
+    compute_dtype,
+    full_chunks,
+    known_library,
+    memory_order,
+    one_library,
+    same_shape,
+)
+from anynorm.arrays.library import Library
+from anynorm.calls import layouts
+from anynorm.calls.layouts import Layout, View
+from anynorm.kernels import Array, Limits, Sums
+from anynorm.settings import current
+
+
+class Plan(NamedTuple):
+    """All of a call but its arrays: what their types, shapes and dtypes and the options determine."""
+
+    library: Library
+    layout: Layout
+    view: View
+    """The shape in which it is computed."""
+    groups: Sums
+    eps: float
+    addend: Array | float
+    """eps as it is added to a variance: as an array, where the library adds one faster."""
+    centred: bool
+    dtype: Any
+    """The dtype that it is computed in, which all arrays but x have; the result has that of x."""
+    limits: Limits
+    tiny: bool
+    """Whether eps is so small that squares that underflow would be missed."""
+    nbytes: float
+    """The size of x in that dtype; NaN where Dask does not know it."""
+    affine: int
+    """How many numbers rstd * gamma + beta has."""
+    folds: bool
+    """Whether gamma and beta vary so little that these are few beside x."""
+    gamma: "Fit | None"
+    beta: "Fit | None"
+    stats: "Fit"
+    """Of the statistics."""
+    given: bool
+    """Whether they are given."""
+    weights: "Fit | None"
+    short: tuple[bool, bool]
+    """Whether gamma and beta have one number for each channel, and no more axes than that takes."""
+
+    @property
+    def room(self) -> int:
+        """How many numbers of the computation `block_bytes` are."""
+        bits: int = self.library.xp.finfo(self.dtype).bits
+        return current().block_bytes * 8 // bits
+
+    def to_view(self, x: Array) -> Array:
+        """An array of the caller's shape in the view."""
+        xp, order, shape = self.library.xp, self.view.order, self.layout.shape
+        if self.library.chunked:
+            x = full_chunks(x)
+        if order:
+            x = xp.permute_dims(xp.reshape(x, self.layout.view(shape)), order)
+        elif self.view.shape == shape:  # not that of x, where sizes that are not known are none
+            return x
+        return xp.reshape(x, self.view.shape)
+
+    def from_view(self, x: Array) -> Array:
+        """An array of the view in the caller's shape."""
+        xp, order, shape = self.library.xp, self.view.order, self.layout.shape
+        if order:
+            whole = self.layout.view(shape)
+            x = xp.reshape(x, tuple(whole[axis] for axis in order))
+            x = xp.permute_dims(x, tuple(order.index(axis) for axis in range(len(order))))
+        elif self.view.shape == shape:
+            return x
+        return xp.reshape(x, shape)
+
+
+class Fit(NamedTuple):
+    """How an argument goes beside x in the view."""
+
+    shape: tuple[int, ...]
+    axes: tuple[Any, ...] | None
+    """The index that gives the argument this shape, where new axes are all it needs: it is faster than a reshape."""
+
+
+MOST_PLANS = 1024
+_plans: dict[Hashable, Plan] = {}
+
+
+def _key(
+    layout_of: Callable[..., Layout],
+    options: tuple[Any, ...],
+    eps: Any,
+    norm: tuple[bool, int | None],
+    out: Any,
+    arrays: tuple[Any, ...],
+) -> Hashable:
+    """All that determines a plan; None where it is not to be kept."""
+    library = known_library(arrays[0])
+    if library is None or library.traced():
+        return None
+    try:
+        key = [layout_of, eps, type(eps), norm, _order(library, arrays[0], out)]
+        for value in options:  # 1 is True, to a dictionary
+            if type(value) is tuple:
+                key += (tuple(map(_fixed, value)), tuple(map(type, value)))
+            else:
+                key += (_fixed(value), type(value))
+        for array in arrays:
+            if array is None:
+                key.append(None)
+                continue
+            key += (type(array), array.dtype, array.shape)
+            if library.kind is not None:
+                key.append(library.kind(array))
+    except (AttributeError, TypeError, RuntimeError):  # PyTorch raises the last of sparse tensors
+        return None
+    return tuple(key)
+
+
+def _fixed(value: Any) -> Any:
+    """A number for what may be another one later: an array without axes, say."""
+    return value if value is None or type(value) is int else operator.index(value)
+
+
+def _plan(
+    layout_of: Callable[..., Layout],
+    options: tuple[Any, ...],
+    arrays: dict[str, Array],
+    out: Any,
+    eps: float,
+    centred: bool,
+    divisor: float | None,
+) -> Plan:
+    (name, x), *others = arrays.items()
+    library = one_library(**arrays)
+    dtype = compute_dtype(library, name, x)
+    shape = tuple(x.shape)
+    if not shape:
+        raise ValueError(f"{name} must have at least one axis, got a 0-d array")
+    layout = layout_of(shape, *options)
+    given = "moments.mean" in arrays
+    if _unknown(shape if layout.channel is not None else () if given or library.chunked else (layout.group_size,)):
+        raise ValueError(
+            f"{name} must have known sizes to be divided into groups, got shape {shape}: "
+            f"call {name}.compute_chunk_sizes() first"
+        )
+    eps = float(check_real("eps", eps, least=0))
+    shapes = {other: _shape(library, layout, other, array) for other, array in others}
+    view = _view(layout, list(shapes.values()), _order(library, x, out))
+    fits = {other: _fit(library, array, view.of(shapes[other])) for other, array in others}
+    gamma = fits.get("gamma", fits.get("g"))
+    for other, array in others:
+        check_device(library, name, x, other, array)
+    stats = tuple(1 if axis in view.axes else n for axis, n in enumerate(view.shape))
+    size = math.prod(view.shape)
+    divisor = float(max(layout.group_size if divisor is None else divisor, 1))
+    with library.quiet():  # an eps may be too large for the dtype
+        number, addend = (library.number(n, dtype, x) for n in (divisor, eps))
+    groups = Sums(view.axes, divisor, library.block if number is None else library.plain_block, number=number)
+    if library.products and view.axes:
+        last = len(view.shape) - 1
+        # weights may have one number where x has none
+        run = min(max(view.shape[last], 1), kernels.RUN) if last in view.axes else kernels.LEADING
+        ones = library.xp.ones(run, dtype=dtype, device=library.device(x))
+        groups = groups._replace(ones=ones)
+    limits = kernels.limits(library.xp, dtype)
+    beside = [fit.shape for fit in (gamma, fits.get("beta")) if fit is not None]
+    affine = math.prod([max(sizes) for sizes in zip(stats, *beside, strict=True)])
+
+    def short(name: str) -> bool:
+        return name in arrays and tuple(arrays[name].shape) == layout.parameter_shape
+
+    return Plan(
+        library=library,
+        layout=layout,
+        view=view,
+        groups=groups,
+        eps=eps,
+        addend=eps if addend is None else addend,
+        centred=centred,
+        dtype=dtype,
+        limits=limits,
+        tiny=eps < limits.eps,
+        nbytes=size * library.xp.finfo(dtype).bits / 8,
+        affine=affine,
+        folds=affine * kernels.FOLD <= size,
+        gamma=gamma,
+        beta=fits.get("beta"),
+        stats=fits.get("moments.mean", Fit(stats, None)),
+        given=given,
+        weights=fits.get("weights"),
+        short=(short("gamma"), short("beta")),
+    )
+
+
+def _order(library: Library, x: Array, out: Any) -> tuple[int, ...] | None:
+    """The axes of x, and of `out`, as they follow each other in memory, () for their own order; None if they do not."""
+    if library.traced():
+        return None
+    order = memory_order(library, x)
+    if order is None or out is None or (known_library(out) is library and memory_order(library, out) == order):
+        return order
+    return None
+
+
+def _view(layout: Layout, others: list[tuple[int, ...]], order: tuple[int, ...] | None) -> View:
+    """The layout's own view; or, in the order of memory and beside shapes that are treated alike, one with fewer axes.
+
+    What is smaller than x stays in the order that it has.
+    """
+    shape = layout.view(layout.shape)
+    if order is not None:
+        order = layout.order(order)
+        if all(layouts.in_order(each, order) for each in (layout.keepdims_shape, *others)):
+            return layouts.joined(shape, layout.axes, others, order)
+    return View(tuple((axis,) for axis in range(len(shape))), shape, layout.axes)
+
+
+def _fit(library: Library, array: Array, shape: tuple[int, ...]) -> Fit:
+    own, index = list(array.shape), []
+    for n in shape:
+        index.append(slice(None) if same_shape(tuple(own[:1]), (n,)) else None)
+        if index[-1] is None and n != 1:
+            return Fit(shape, None)
+        own = own[index[-1] is not None :]
+    # Dask reshapes nothing to sizes that it does not know
+    indexed = not own and (library.kind is None or library.chunked)
+    return Fit(shape, tuple(index) if indexed else None)
+
+
+def _unknown(sizes: tuple[Any, ...]) -> bool:
+    """Whether Dask does not know one of them: it is NaN."""
+    return any(n != n for n in sizes)
+
+
+def _shape(library: Library, layout: Layout, name: str, array: Array) -> tuple[int, ...]:
+    """The shape of an argument beside the layout's view of x; an error if it does not fit."""
+    shape = tuple(array.shape)
+    if name == "weights":
+        check_weights_dtype(library, array)
+        full = layout.broadcast(shape)
+        if full is None:
+            raise ValueError(f"weights must broadcast to the shape of x, {layout.shape}, got {shape}")
+        return full
+    compute_dtype(library, name, array)
+    if name.startswith("moments."):
+        if not same_shape(shape, layout.kept_shape):
+            raise ValueError(f"{name} must have shape {layout.kept_shape}, got {shape}")
+        return layout.keepdims_shape
+    full = layout.full(shape)
+    if full is None:
+        rule = f"{name} must have shape {layout.parameter_shape} or, with as many axes, broadcast to {layout.shape}"
+        raise ValueError(f"{rule}, got {shape}")
+    return full

@@ -1,0 +1,1 @@
+"""Arrays of Dask, chunk by chunk: each is run by the executor of its own library."""

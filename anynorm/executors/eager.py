@@ -1,0 +1,94 @@
+"""The one choice: which executor runs a call. Programs, or blocks, or the kernels on whole arrays."""
+
+import math
+from typing import Any
+
+from anynorm.arrays import cast
+from anynorm.calls import Call, Gradients, Normalized, Wanted
+from anynorm.calls.conditions import in_range
+from anynorm.executors import blocks, programs, whole
+from anynorm.kernels import Array, Standardized, Stats
+
+EXECUTORS: tuple[Any, ...] = (programs, blocks)
+"""Those that may decline, in the order in which they are asked; the kernels on whole arrays take what is left."""
+
+
+def forward(call: Call, *, keep: bool = True) -> Normalized:
+    """The result of a call, and its statistics if they are to be kept."""
+    for executor in EXECUTORS:
+        if executor.supports(call):
+            done: Normalized | None = executor.forward(call, keep=keep)
+            if done is not None:
+                return done
+    return whole.forward(call)
+
+
+def statistics(call: Call) -> Stats:
+    """The statistics of a call alone."""
+    for executor in EXECUTORS:
+        if executor.supports(call):
+            found: Stats | None = executor.statistics(call)
+            if found is not None:
+                return found
+    return whole.statistics(call)
+
+
+def keeps_x(call: Call) -> bool:
+    """Whether a gradient is computed of x and its statistics, and not of what x was standardized to."""
+    return programs.supports(call) or blocks.supports(call)
+
+
+def backward(call: Call, dy: Array, wanted: Wanted, of: Standardized | Stats | None) -> Gradients:
+    """The gradients of sum(y * dy), where dy stands beside the view; over all replicas, where there are any.
+
+    `of` is what x was standardized to, or the statistics that the call gave; without it all that is done is recorded,
+    if anything records.
+    """
+    gradients = _by_programs(call, dy, wanted, of)
+    if gradients is None:
+        gradients = _by_arrays(call, dy, wanted, of)
+    if call.all_reduce is None:
+        return gradients
+    assert call.join is not None
+    dx, *parameters = gradients
+    shared = [i for i, each in enumerate(parameters) if each is not None and call.plan.short[i]]
+    sums = call.join(*(parameters[i] for i in shared)) if shared else []
+    for i, each in zip(shared, sums, strict=True):
+        parameters[i] = each
+    return dx, *parameters
+
+
+def _by_programs(call: Call, dy: Array, wanted: Wanted, of: Any) -> Gradients | None:
+    if isinstance(of, Stats) and programs.supports(call, dy):
+        return programs.backward(call, dy, wanted, of)
+    return None
+
+
+def _by_arrays(call: Call, dy: Array, wanted: Wanted, of: Standardized | Stats | None) -> Gradients:
+    """Again by a smaller dy, where a sum had no room."""
+    dx, *parameters = _of_arrays(call, dy, wanted, of)
+    if dx is not None and call.all_reduce is None and _overflowed(call, dy, dx):
+        xp, step = call.plan.library.xp, call.plan.limits.further
+        smaller = Wanted(call.plan.dtype, tuple(None for _ in parameters))
+        again: Any = _of_arrays(call, cast(call.plan.library, dy, call.plan.dtype) * (1 / step), smaller, of)[0]
+        dx = xp.where(xp.isfinite(dx), dx, xp.astype(again * step, dx.dtype, copy=False))
+    return dx, *parameters
+
+
+def _of_arrays(call: Call, dy: Array, wanted: Wanted, of: Standardized | Stats | None) -> Gradients:
+    if isinstance(of, Stats):
+        found = blocks.backward(call, dy, wanted, of) if blocks.supports(call, dy) else None
+        if found is not None:
+            return found
+        # to find them again replicas would sum again, and those that run programs do not
+        known = call.all_reduce is not None and call.stats is None and in_range(call.plan, of.var)
+        of = whole.standardize_by(call, of.astype(call.plan.library.xp, call.plan.dtype)) if known else None
+    return whole.backward(call, dy, wanted, of)
+
+
+def _overflowed(call: Call, dy: Array, dx: Array) -> bool:
+    """Whether a sum over a group may have had no room, which the first number of each group tells."""
+    plan, arrays = call.plan, [each for each in (call.x, call.gamma) if each is not None]
+    if call.stats is not None or math.prod(plan.view.shape) == 0 or not plan.library.plain(dy, dx, *arrays):
+        return False
+    return not bool(plan.library.xp.all(plan.library.xp.isfinite(plan.groups.first(dx))))

@@ -1,0 +1,141 @@
+"""The kernels on whole arrays."""
+
+from functools import partial
+from typing import Any
+
+from anynorm import kernels
+from anynorm.arrays import cast
+from anynorm.calls import Call, Wanted, at_once, weighed, weighted_sums
+from anynorm.calls.conditions import in_range, root
+from anynorm.calls.results import Gradients, Normalized
+from anynorm.calls.views import from_view
+from anynorm.executors.parameters import near_power, parameter_gradients, run_of_ones
+from anynorm.kernels import Array, Standardized, Stats, replicas, weighting
+
+
+def forward(call: Call) -> Normalized:
+    """The result of a call, and its statistics."""
+    y, of = standardized(weighed(call))
+    if call.out is None:
+        return Normalized(y, of.stats)
+    call.out[...] = y
+    return Normalized(call.out, of.stats)
+
+
+def statistics(call: Call) -> Stats:
+    """The statistics of a call."""
+    stats: Stats = at_once(call, "statistics", lambda call: standardize(call).stats)
+    return stats
+
+
+def backward(call: Call, dy: Array, wanted: Wanted, of: Standardized | None) -> Gradients:
+    """The gradients of a call; without `of`, what x was standardized to, all is done in arithmetic to be recorded."""
+    gradients: Gradients = at_once(weighed(call), ("gradients", wanted), partial(_gradients, wanted), dy, of)
+    return gradients
+
+
+def _gradients(wanted: Wanted, call: Call, dy: Array, of: Standardized | None) -> Gradients:
+    plan = call.plan
+    if of is None and call.x is None:  # nothing that is wanted depends on it
+        stats = call.stats or Stats(None, None, None)
+        of = Standardized(None, None if call.stats is None else root(plan, stats), stats)
+    elif of is None:
+        of = standardize(call)
+    xp = plan.library.xp
+    dy = cast(plan.library, dy, plan.dtype)
+    if of.padding is not None:
+        dy = xp.where(of.padding != 0, xp.zeros_like(dy), dy)
+    block, ones = plan.groups.block, run_of_ones(plan, dy)
+    parameters = parameter_gradients(plan, dy, of.xhat, wanted.parameters, block=block, ones=ones)
+    if wanted.dtype is None:
+        return None, *parameters
+    power = near_power(plan, call.gamma, plan.library.constant(of.rstd)) if plan.library.readable(dy) else None
+    if (weighted := weighted_sums(call)) is not None:
+        dy = xp.where(weighted.weights.sums > 0, dy, xp.zeros_like(dy))
+        dx = weighting.input_gradient(xp, dy, call.gamma, of, groups=weighted, centred=plan.centred, power=power)
+    else:
+        groups = None if call.stats is not None else plan.groups
+        dx = kernels.input_gradient(xp, dy, call.gamma, of, groups=groups, centred=plan.centred, power=power)
+    return xp.astype(dx, wanted.dtype, copy=False), *parameters
+
+
+def standardized(call: Call) -> tuple[Array, Standardized]:
+    """The result of a call, and what x was standardized to."""
+
+    def work(call: Call) -> tuple[Array, Standardized]:
+        of = standardize(call)
+        return affine(call, of), of
+
+    found: tuple[Array, Standardized] = at_once(call, "whole", work)
+    return found
+
+
+def standardize(call: Call) -> Standardized:
+    """The kernel's result. An eager array is scaled only if it turns out that it must be; any other always is."""
+    call, plan = weighed(call), call.plan
+    library, xp = plan.library, plan.library.xp
+    x = cast(library, call.x, plan.dtype)
+    if call.stats is not None:
+        return kernels.standardize_with(xp, x, call.stats, eps=plan.addend)
+    subnormal = None
+    if plan.tiny and library.subnormal:
+        subnormal = library.subnormal(x, plan.limits.step * plan.limits.further)
+    weighted = weighted_sums(call)
+    if weighted is not None and weighted.join is not None:
+        return replicas.standardize(xp, x, groups=weighted, constant=library.constant, subnormal=subnormal)
+    room: Any = kernels if weighted is None else weighting
+    groups = weighted or plan.groups
+    vacant = not plan.nbytes > 0  # NaN is a size that Dask does not know: there it takes no minimum
+    rstd_at_zero = 1.0 if plan.tiny else None
+    done: Standardized
+    if vacant or library.readable(x):
+        done = room.standardize(xp, x, groups=groups, eps=plan.addend, centred=plan.centred, rstd_at_zero=rstd_at_zero)
+        if vacant or in_range(plan, done.stats.var):
+            return done
+    done = room.standardize_scaled(xp, x, groups=groups, eps=plan.eps, centred=plan.centred, subnormal=subnormal)
+    return done
+
+
+def standardize_by(call: Call, stats: Stats) -> Standardized:
+    """What x of one of several replicas is standardized to by the statistics of all, which are known."""
+    plan, weighted = call.plan, weighted_sums(call)
+    assert weighted is not None
+    xp, x = plan.library.xp, cast(plan.library, call.x, plan.dtype)
+    with plan.library.quiet():
+        kept = weighting.without_padding(xp, x, weighted.weights)
+        done = kernels.standardize_with(xp, kept, stats, eps=plan.addend)
+        return weighting.with_padding(xp, x, done, weighted.weights)
+
+
+def affine(call: Call, of: Standardized) -> Array:
+    """The normalized array in the dtype and the shape of the caller's x."""
+    y = _without_xhat(call, of)
+    if y is None:
+        y = kernels.affine(of.xhat, call.gamma, call.beta, ops=call.plan.library.arithmetic)
+    if of.padding is not None:
+        constant = call.plan.library.constant
+        padding, *parameters = (
+            None if each is None else constant(each) for each in (of.padding, call.gamma, call.beta)
+        )
+        y = call.plan.library.xp.where(padding != 0, kernels.affine(padding, *parameters), y)
+    return from_view(call.plan, y, call.x.dtype)
+
+
+def _without_xhat(call: Call, of: Standardized) -> Array | None:
+    """The normalized array where it may have digits that xhat has no room for: beside a large eps, or given moments."""
+    plan, xp = call.plan, call.plan.library.xp
+    if call.gamma is None or not plan.library.readable(call.x) or (call.stats is None and plan.eps <= 1):
+        return None
+    d = kernels.subtract_mean(cast(plan.library, call.x, plan.dtype), of.stats)
+    if call.weights is not None and of.padding is not None:
+        d = xp.where((call.weights.sums > 0) & (of.padding == 0), d, xp.zeros_like(d))
+    return kernels.affine(kernels.scaled(xp, d, call.gamma, of.rstd), None, call.beta)
+
+
+def length(call: Call) -> Array:
+    """The norm of each group of `calls.direction`, beside the view: v along its own direction."""
+
+    def work(call: Call) -> Array:
+        return call.plan.groups.mean(call.plan.library.xp, standardize(call).xhat * call.x)
+
+    return at_once(call, "length", work)

@@ -1,0 +1,128 @@
+"""(x - mean) / sqrt(var + eps), times gamma, plus beta."""
+
+from typing import Any, NamedTuple
+
+from anynorm.kernels.ops import PURE, Array, Namespace, Ops
+from anynorm.kernels.reductions import Reduction, Sums, WideReduction
+from anynorm.kernels.scaling import extremes, limits, scale_of, smallest_normal
+from anynorm.kernels.statistics import Standardized, Stats, deviations, wide_statistics
+
+
+def standardize(
+    xp: Namespace,
+    x: Array,
+    *,
+    groups: Reduction,
+    eps: float | Array,
+    centred: bool,
+    rstd_at_zero: float | Array | None = 1.0,
+    constant: tuple[Array, Array] | None = None,
+) -> Standardized:
+    """(x - mean) / sqrt(var + eps) in each group; without `centred` the mean is taken to be 0.
+
+    `rstd_at_zero` is what 1 / sqrt(var + eps) becomes where it is 1 / 0, and None where it never is; `constant` is for
+    `centre`.
+    """
+    d, stats = deviations(xp, x, groups=groups, centred=centred, constant=constant)
+    if constant is not None:  # the derivative of a root is infinite beside no eps, and 0 times that is no number
+        stats = stats._replace(var=xp.where(stats.var == 0, xp.zeros_like(stats.var), stats.var))
+    rstd = inverse_root(xp, stats.var + eps, rstd_at_zero=rstd_at_zero)
+    return Standardized(d * rstd, rstd, stats)
+
+
+def standardize_scaled(
+    xp: Namespace, x: Array, *, groups: Sums, eps: float, centred: bool, subnormal: Array | None = None
+) -> Standardized:
+    """`standardize` for numbers of any size: a power of two is taken out of each group, so that its squares exist.
+
+    It costs a pass for the extremes; where the numbers are of ordinary size the power is 1. `subnormal` holds the
+    numbers that the library flushes to 0, times the power of two that is taken out of the smallest.
+    """
+    scale = scale_of(xp, *extremes(xp, x, groups=groups), eps=eps, centred=centred)
+    x = scale.apply(xp, x, subnormal)
+    return scale.undo(
+        xp,
+        standardize(
+            xp,
+            x,
+            groups=groups,
+            eps=scale.eps,
+            centred=centred,
+            rstd_at_zero=scale.rstd_at_zero,
+            constant=scale.constant,
+        ),
+    )
+
+
+def standardize_with(xp: Namespace, x: Array, stats: Stats, *, eps: float | Array) -> Standardized:
+    """(x - mean) / sqrt(var + eps) for statistics that are given: inference."""
+    rstd = inverse_root(xp, stats.var + eps, rstd_at_zero=1.0)
+    return Standardized(subtract_mean(x, stats) * rstd, rstd, stats)
+
+
+class Standardizer(NamedTuple):
+    """Statistics of a wide dtype, as a narrow one has room for them: (x * unit - mean - rest) * rstd is xhat."""
+
+    unit: Array
+    """A power of two."""
+    mean: Array | None
+    """Of x * unit; None where x is not centred."""
+    rest: Array | None
+    rstd: Array
+    """Of x * unit."""
+
+
+def standardize_wide(
+    xp: Namespace, x: Array, *, groups: WideReduction, eps: float, centred: bool, dtype: Any
+) -> Standardized:
+    """`standardize` for numbers of any size, by sums in a wide dtype, which the statistics are of."""
+    stats = wide_statistics(xp, xp.astype(x, dtype), groups=groups, centred=centred)
+    if stats.mean is not None:
+        stats = stats._replace(rest=xp.zeros_like(stats.mean))
+    rstd = inverse_root(xp, stats.var + eps, rstd_at_zero=1.0)
+    return Standardized(by(x, standardizer(xp, stats, rstd, x.dtype)), rstd, stats)
+
+
+def standardizer(xp: Namespace, stats: Stats, rstd: Array, dtype: Any) -> Standardizer:
+    """What a narrow dtype is standardized by."""
+    step, one = limits(xp, dtype).step, xp.ones_like(rstd)
+    large, small = rstd > step, rstd < 1 / step
+    if stats.mean is not None:  # of numbers that are not small themselves they are all the same
+        large = large & (stats.mean < 1) & (stats.mean > -1)
+    unit, inverse = (xp.where(large, one * factor, xp.where(small, one / factor, one)) for factor in (step, 1 / step))
+    mean = rest = None
+    if stats.mean is not None:
+        whole = stats.mean * unit
+        mean = xp.astype(whole, dtype)
+        rest = xp.astype(whole - xp.astype(mean, rstd.dtype), dtype)
+    rstd = xp.minimum(rstd * inverse, one * float(xp.finfo(dtype).max))
+    return Standardizer(xp.astype(unit, dtype), mean, rest, xp.astype(rstd, dtype))
+
+
+def by(x: Array, of: Standardizer) -> Array:
+    """xhat."""
+    return subtract_mean(x * of.unit, Stats(of.mean, of.rest, of.rstd)) * of.rstd
+
+
+def subtract_mean(x: Array, stats: Stats, *, ops: Ops = PURE) -> Array:
+    """The array less a mean that is given."""
+    for part in (stats.mean, stats.rest):
+        if part is not None:
+            x = ops.subtract(x, part)
+    return x
+
+
+def inverse_root(xp: Namespace, square: Array, *, rstd_at_zero: float | Array | None) -> Array:
+    """1 / sqrt(square), or `rstd_at_zero` where the square is 0 or too small to tell; its derivative is finite."""
+    if rstd_at_zero is None:
+        return xp.reciprocal(xp.sqrt(square))
+    lost = (square < smallest_normal(xp, square.dtype)) & (square >= 0)
+    one = xp.ones_like(square)
+    return xp.where(lost, one * rstd_at_zero, xp.reciprocal(xp.sqrt(xp.where(lost, one, square))))
+
+
+def affine(xhat: Array, gamma: Array | None, beta: Array | None, *, ops: Ops = PURE) -> Array:
+    """`xhat * gamma + beta`."""
+    if gamma is None:
+        return xhat if beta is None else ops.add(xhat, beta)
+    return ops.multiply(xhat, gamma) if beta is None else ops.multiply_add(xhat, gamma, beta)
