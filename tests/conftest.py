@@ -55,6 +55,6 @@ def pytest_report_header(config):
     return f"cell: {config.getoption('--cell')} on {config.stash[_BACKENDS]}"
 
 
-ON_EVERY_DEVICE = ("test_kernels", "test_formulas", "test_gradients", "test_numerics")
+ON_EVERY_DEVICE = ("test_kernels", "test_formulas", "test_gradients", "test_numerics", "test_weights")
 """The tests that run on all of the devices of array-api-strict; others on one of them and on one without 64 bits."""
 _BACKENDS = pytest.StashKey()

@@ -235,6 +235,34 @@ def test_replicas_count_exactly_beyond_the_digits_of_float32(backend, weight, dt
         np.testing.assert_allclose(own.numpy(found.count) + rest, [exact], rtol=tolerance)
 
 
+@pytest.mark.cells("torch")
+def test_a_call_and_its_gradient_ask_as_many_sums_as_is_written(backend):
+    """Also of a replica without numbers of its own, and by autograd: whatever runs them, all ask equally often."""
+    x, dy, *parameters = batch(5)
+    for own in (slice(0, 5), slice(5, 5)):
+        arrays = [replace(backend, tracked=True).array(each) for each in (x[own], *parameters)]
+        asked: list[tuple[int, ...]] = []
+        y = anynorm.batch_norm(*arrays, all_reduce=lambda each, asked=asked: asked.append(tuple(each.shape)))
+        assert len(asked) == 4
+        backend.xp.autograd.grad(y, arrays, untracked(backend).array(dy[own]))
+        assert len(asked) == 8
+
+
+@pytest.mark.cells("torch")
+def test_autograd_takes_nothing_of_padding_over_replicas(backend):
+    x, dy, *parameters = batch(5)
+    x[1, :, 2] = x[3, 1] = np.nan
+    mask = untracked(backend).array(np.isfinite(x), "bool")
+    found = []
+    for all_reduce in (None, lambda each: None):
+        arrays = [replace(backend, tracked=True).array(each) for each in (x, *parameters)]
+        y = anynorm.batch_norm(*arrays, weights=mask, all_reduce=all_reduce)
+        found.append(backend.xp.autograd.grad(y, arrays, untracked(backend).array(dy)))
+    for one, other in zip(*found, strict=True):
+        assert backend.xp.isfinite(one).all()
+        np.testing.assert_allclose(backend.numpy(other), backend.numpy(one), rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.cells("numpy", "torch")
 def test_a_sum_may_be_made_in_place(backend):
     x = batch(4)[0]

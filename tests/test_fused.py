@@ -11,7 +11,7 @@ from oracles import CASES, derived, standardized, standardized_gradient
 import anynorm
 from anynorm.arrays import recognize
 from anynorm.arrays.library import Programs
-from anynorm.calls import prepare
+from anynorm.calls import plan as plans
 from anynorm.executors.programs import cuda, cuda_run
 
 pytestmark = pytest.mark.cells("numpy")
@@ -24,13 +24,13 @@ def programs(request, monkeypatch):
     programs = Programs(launch, aligned=lambda x: x.ctypes.data % 16 == 0, on=lambda x: nullcontext())
     gpu = numpy._replace(programs=programs, readable=lambda x: False, plain=lambda *arrays: False, products=False)
     monkeypatch.setitem(recognize._libraries, np.ndarray, gpu)
-    for cache in (prepare._plans, cuda_run._known, cuda_run._programs):
+    for cache in (plans._plans, cuda_run._known, cuda_run._programs):
         for key in list(cache):
             monkeypatch.delitem(cache, key)
     if request.param != "one program":
         monkeypatch.setattr(cuda.Shape, "splits", property(lambda shape: min(3, shape.length)))
     yield cuda_run._programs
-    prepare._plans.clear()
+    plans._plans.clear()
     cuda_run._known.clear()
     cuda_run._programs.clear()
 

@@ -312,3 +312,20 @@ def test_without_float64_a_count_is_a_pair_that_crosses_transforms(backend, mome
         np.testing.assert_array_equal(counted(found), np.full((2, 1), 2.0**25 + 2**10))
         copied = jax.tree.map(lambda leaf: leaf, anynorm.RunningStats(x[0, 0], x[0, 0], 2**40 + 1))
         assert copied.count == 2**40 + 1
+
+
+def test_arrays_that_nobody_traces_are_computed_by_one_compiled_function(backend, monkeypatch):
+    import jax
+
+    made = {}
+    monkeypatch.setattr("anynorm.arrays.jax._compiled", made)
+    for n in (3, 3, 4):
+        x = backend.array(np.arange(2.0 * n).reshape(n, 2) ** 2)
+        backend.check(anynorm.layer_norm(x), standardized(np.asarray(x), 1))
+    assert len(made) == 2, "one for each shape"
+    y, pullback = anynorm.vjp(anynorm.layer_norm, x)
+    pullback(y)
+    assert len(made) == 3, "and one for the gradient"
+    assert [each._cache_size() for each in made.values()] == [1, 1, 1], "compiled once each"
+    jax.jit(lambda x: anynorm.layer_norm(x))(x)
+    assert len(made) == 3, "none where JAX traces already"

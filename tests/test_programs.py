@@ -119,6 +119,36 @@ def test_a_kind_is_compiled_once_and_never_for_a_size(monkeypatch):
         assert len(cpu_run._programs) == 8
 
 
+def test_twenty_kinds_do_for_all_norms(monkeypatch):
+    monkeypatch.setattr(cpu_run, "_known", {})
+    monkeypatch.setattr(cpu_run, "_programs", {})
+    monkeypatch.setattr(compiled, "function_of", lambda *_: lambda *_: 0)  # which are not run
+    first, last = (6, 8, 17, 13), (6, 17, 13, 8)
+    given = anynorm.Moments(np.zeros(8, np.float32), np.ones(8, np.float32), 5)
+    for norm, shape, parameters, options in (
+        (anynorm.layer_norm, (33, 70), 2, {}),
+        (anynorm.rms_norm, (33, 70), 1, {}),
+        (anynorm.weight_norm, (33, 70), 1, {}),
+        (anynorm.batch_norm, (60, 8), 2, {}),
+        (anynorm.batch_norm, first, 2, {}),
+        (anynorm.batch_norm, last, 2, {"channel_axis": -1}),
+        (anynorm.batch_norm, first, 2, {"moments": given}),
+        (anynorm.batch_norm, last, 2, {"channel_axis": -1, "moments": given}),
+        (anynorm.group_norm, first, 2, {"groups": 4}),
+        (anynorm.group_norm, last, 2, {"groups": 4, "channel_axis": -1}),
+        (anynorm.instance_norm, first, 2, {}),
+        (anynorm.instance_norm, last, 2, {"channel_axis": -1}),
+    ):
+        channels = {anynorm.weight_norm: 33}.get(norm, shape[options.get("channel_axis", 1)])
+        x, gamma = normal(shape), np.ones(channels, np.float32)
+        norm(x, *[gamma] * parameters, **options)
+        y, pullback = anynorm.vjp(norm, x, *[gamma] * parameters, **options)
+        pullback(x)
+    for axis in (0, 1):
+        anynorm.moments(normal((33, 70)), axis=axis)
+    assert len(cpu_run._programs) == 20
+
+
 def test_the_text_is_that_of_the_kernels(monkeypatch):
     texts, made = [], compiled.function_of
     monkeypatch.setattr(cpu_run, "_known", {})
@@ -267,6 +297,16 @@ def test_many_threads_at_once_get_the_same_bits():
     for results in found:
         for ours, each in zip(results, expected, strict=True):
             np.testing.assert_array_equal(ours, each)
+
+
+def test_an_array_at_an_odd_address_is_left_to_array_operations(monkeypatch):
+    ran, run, x = [], cpu_run.run, normal((3, 40))
+    monkeypatch.setattr(cpu_run, "run", lambda *given, **options: ran.append(run(*given, **options)) or ran[-1])
+    unaligned = np.frombuffer(b"\0" + x.tobytes(), np.uint8)[1:].view(np.float32).reshape(x.shape)
+    np.testing.assert_allclose(anynorm.layer_norm(unaligned), anynorm.layer_norm(x), atol=1e-6)
+    first, second = ran
+    assert first is None
+    assert second is not None
 
 
 def test_the_address_is_where_numpy_says_that_it_is():

@@ -17,7 +17,7 @@ import anynorm
 from anynorm import calls
 from anynorm.arrays import library_of, memory_order
 from anynorm.arrays.blocks import blocks
-from anynorm.calls import prepare
+from anynorm.calls import plan as plans
 from anynorm.executors.blocks import normalizing, tail
 
 
@@ -616,11 +616,11 @@ def test_a_plan_is_kept_for_arguments_that_are_truly_alike():
 
 @pytest.mark.cells("numpy")
 def test_plans_are_few_and_keep_no_array(monkeypatch):
-    monkeypatch.setattr(prepare, "MOST_PLANS", 5)
-    monkeypatch.setattr(prepare, "_plans", {})
+    monkeypatch.setattr(plans, "MOST_PLANS", 5)
+    monkeypatch.setattr(plans, "_plans", {})
     for n in range(1, 40):
         anynorm.layer_norm(np.ones((2, n)))
-        assert len(prepare._plans) <= 5
+        assert len(plans._plans) <= 5
     x, gamma, out = np.ones((300, 400)), np.ones(400), np.ones((300, 400))
     with anynorm.options(threads=2, block_bytes=1000):
         anynorm.vjp(anynorm.layer_norm, x, gamma, out=out)[1](x)

@@ -47,7 +47,7 @@ def jobs(seed):
 
 
 def test_many_threads_may_call_at_once(monkeypatch, much_to_share):
-    monkeypatch.setattr("anynorm.calls.prepare.MOST_PLANS", 3)
+    monkeypatch.setattr("anynorm.calls.plan.MOST_PLANS", 3)
     work = [job for seed in range(3) for job in jobs(seed)]
     blocks = [(64, 1), (256, 2), (4096, 3), (2**22, 2)]
 

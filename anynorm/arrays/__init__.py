@@ -20,7 +20,6 @@ from anynorm.arrays.checks import (
 )
 from anynorm.arrays.convert import FILED, Bits, from_bits, moved, split_bits, to_bits
 from anynorm.arrays.memory import (
-    PIECE,
     adds,
     assign,
     cast,
@@ -32,10 +31,8 @@ from anynorm.arrays.memory import (
     memory_order,
     zeros,
 )
-from anynorm.arrays.numbers import python_number, split_number
-from anynorm.arrays.pytree import T, flush_pytrees, pytree
+from anynorm.arrays.pytree import flush_pytrees, pytree
 from anynorm.arrays.recognize import (
-    check_plain,
     compute_dtype,
     known_library,
     library_beside,
@@ -46,9 +43,7 @@ from anynorm.arrays.recognize import (
 
 __all__ = [
     "FILED",
-    "PIECE",
     "Bits",
-    "T",
     "adds",
     "as_ints",
     "assign",
@@ -60,7 +55,6 @@ __all__ = [
     "check_int",
     "check_known_sizes",
     "check_out",
-    "check_plain",
     "check_real",
     "check_variance",
     "check_weights",
@@ -80,11 +74,9 @@ __all__ = [
     "moved",
     "name_of",
     "one_library",
-    "python_number",
     "pytree",
     "same_shape",
     "split_bits",
-    "split_number",
     "to_bits",
     "zeros",
 ]

@@ -10,7 +10,7 @@ from anynorm.kernels import Array
 Block = tuple[slice, ...]
 WHOLE = slice(None)
 SHORTEST = 256
-"""Blocks strewn over memory in runs of fewer numbers than this cost more than a second pass over the array."""
+"""Blocks that lie in memory in runs of fewer numbers than this cost more than a second pass over the array."""
 DEEP = 256
 """How many numbers of a group a part of it has, so that its statistics are small beside it."""
 ROUND = 32

@@ -10,7 +10,7 @@ import numpy as np
 
 from anynorm.arrays.library import Library
 from anynorm.arrays.numbers import python_number
-from anynorm.arrays.recognize import _plain, check_plain, compute_dtype, known_library, one_library
+from anynorm.arrays.recognize import check_plain, compute_dtype, known_library, one_library, plain_name
 from anynorm.kernels import Array
 
 
@@ -163,7 +163,7 @@ def check_weights(library: Library, weights: Array, dtype: Any) -> None:
             raise ValueError("weights must be finite and at least 0 everywhere, got an array with others")
         info, most = xp.finfo(dtype), float(most)
         if most and not float(info.smallest_normal) <= most <= float(info.max):
-            raise ValueError(f"weights must have their largest in the range of {_plain(dtype)}, got {most:g}")
+            raise ValueError(f"weights must have their largest in the range of {plain_name(dtype)}, got {most:g}")
 
 
 def _show(device: Any) -> str:

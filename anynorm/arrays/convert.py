@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import array_api_compat
 import numpy as np
 
-from anynorm.arrays.memory import _home
+from anynorm.arrays.memory import home_of
 from anynorm.arrays.numpy import quiet
 from anynorm.arrays.recognize import library_beside, library_of
 from anynorm.kernels import Array
@@ -25,7 +25,7 @@ def moved(name: str, x: Array, like: Array) -> Array:
     library, there = library_of(name, x), library_of("like", like)
     if library.name != there.name:
         return from_bits(to_bits(name, x), like)
-    device = _home(there, like)
+    device = home_of(there, like)
     return x if device is None or device == library.device(x) else array_api_compat.to_device(x, device)
 
 
@@ -51,9 +51,9 @@ def from_bits(bits: Bits, like: Array | None) -> Array:
         values = values.view(_bfloat16())
     if library.name == "numpy":
         return values
-    made = library.xp.asarray(values, device=_home(library, like))
+    made = library.xp.asarray(values, device=home_of(library, like))
     if values.dtype.kind in "iu" and np.any(values > library.xp.iinfo(made.dtype).max):
-        return library.xp.asarray(values.astype(np.float64), device=_home(library, like))  # JAX made int32 of int64
+        return library.xp.asarray(values.astype(np.float64), device=home_of(library, like))  # JAX made int32 of int64
     return made
 
 

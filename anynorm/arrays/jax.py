@@ -18,7 +18,7 @@ def jax_library(lazy: Library) -> Library:
         float64=lambda x: bool(sys.modules["jax"].config.jax_enable_x64),
         subnormal=_subnormal,
         writeable=lambda out: False,
-        at_once=_at_once,
+        jit=_jit,
     )
 
 
@@ -27,7 +27,7 @@ MOST = 1024
 _compiled: dict[Hashable, Any] = {}
 
 
-def _at_once(key: Hashable, function: Callable[..., Any], arrays: tuple[Any, ...]) -> Any:
+def _jit(key: Hashable, function: Callable[..., Any], arrays: tuple[Any, ...]) -> Any:
     """As one operation, unless somebody traces already: alone each would be compiled by itself, for every shape."""
     jax = sys.modules["jax"]
     if any(isinstance(x, jax.core.Tracer) for x in jax.tree_util.tree_leaves(arrays)):

@@ -119,11 +119,13 @@ class Library(NamedTuple):
     lazily: Callable[[Callable[..., tuple[Array, ...]], tuple[Array, ...]], tuple[Array, ...]] | None = None
     """How arrays that are not computed yet go through a function of a namespace and of arrays."""
 
-    at_once: Callable[[Hashable, Callable[..., Any], tuple[Any, ...]], Any] = lambda key, function, arrays: function(
-        *arrays
-    )
-    """The results of a function of arrays, which the key tells from others: compiled, where operations one by one would
-    each be."""
+    jit: Callable[[Hashable, Callable[..., Any], tuple[Any, ...]], Any] | None = None
+    """The results of a function of arrays, which the key tells from others: compiled as one, where the library would
+    else compile each operation."""
+
+    def compiled(self, key: Hashable, function: Callable[..., Any], *arrays: Any) -> Any:
+        """`function(*arrays)`, by `jit` if there is one."""
+        return function(*arrays) if self.jit is None else self.jit(key, function, arrays)
 
     def quietly(self, function: Callable[..., tuple[Array, ...]], *arrays: Array) -> tuple[Array, ...]:
         """`function(xp, *arrays)`, element by element, without warnings: also where it is computed later."""

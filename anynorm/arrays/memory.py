@@ -70,7 +70,7 @@ def in_chunks(x: Array, chunks: tuple[tuple[Any, ...], ...]) -> Array:
 def zeros(shape: int | tuple[int, ...], like: Array, dtype: Any) -> Array:
     """Zeros, beside `like`."""
     library = library_of("like", like)
-    return library.xp.zeros(shape, dtype=dtype, device=_home(library, like))
+    return library.xp.zeros(shape, dtype=dtype, device=home_of(library, like))
 
 
 def extent(library: Library, x: Array) -> tuple[float, float]:
@@ -83,7 +83,7 @@ def extent(library: Library, x: Array) -> tuple[float, float]:
     return float(min(least, most)), float(most)
 
 
-def _home(library: Library, like: Array) -> Any:
+def home_of(library: Library, like: Array) -> Any:
     """The device on which an array beside `like` is made; None leaves it to the library."""
     device = library.device(like)
     if isinstance(device, frozenset):  # JAX spreads an array over several

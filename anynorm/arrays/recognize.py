@@ -64,7 +64,7 @@ def compute_dtype(library: Library, name: str, x: Array) -> Any:
 @cache
 def name_of(dtype: Any) -> str:
     """The name of a dtype, the same in every library."""
-    return _plain(dtype)
+    return plain_name(dtype)
 
 
 def check_plain(library: Library, **arrays: Array) -> None:
@@ -201,14 +201,16 @@ def _into_by_assignment(place: Array) -> Ops:
     return Ops(*(assigning(operation) for operation in PURE))
 
 
-def _plain(dtype: Any) -> str:
+def plain_name(dtype: Any) -> str:
     """The name of a dtype."""
     name = getattr(dtype, "name", getattr(dtype, "__name__", dtype))  # NumPy's str() of the other byte order has none
     return str(name).rpartition(".")[2]
 
 
 def _find_compute_dtype(library: Library, name: str, dtype: Any) -> Any:
-    plain = _plain(dtype)  # the name, as bfloat16 is a foreign dtype to NumPy and CuPy, and their isdtype raises on it
+    plain = plain_name(
+        dtype
+    )  # the name, as bfloat16 is a foreign dtype to NumPy and CuPy, and their isdtype raises on it
     if plain in ("float16", "bfloat16"):
         return library.xp.float32
     try:

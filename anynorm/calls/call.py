@@ -11,7 +11,7 @@ from anynorm.kernels.weighting import Weights
 
 
 class Call(NamedTuple):
-    """What a schedule runs: the arrays in the view of the plan; a `stats` where moments were given."""
+    """What an executor runs: the arrays in the view of the plan; a `stats` where moments were given."""
 
     plan: Plan
     x: Array
@@ -49,15 +49,15 @@ class Wanted(NamedTuple):
         ]
 
 
-def at_once(call: Call, what: Hashable, work: Callable[..., Any], *others: Any) -> Any:
-    """`work(call, *others)`, of which `what` says all that is not in the plan."""
+def compiled(call: Call, what: Hashable, work: Callable[..., Any], *others: Any) -> Any:
+    """`work(call, *others)`, by the library's `jit` if there is one; `what` says all of it that is not in the plan."""
     plan = call.plan
-
-    def of_arrays(x: Array, gamma: Array, beta: Array, stats: Any, weights: Any, *others: Any) -> Any:
-        return work(Call(plan, x, gamma, beta, stats, None, weights), *others)
-
     with plan.library.quiet():
-        if call.all_reduce is not None:  # it is the caller's
+        if plan.library.jit is None or call.all_reduce is not None:  # that is the caller's function
             return work(call, *others)
-        arrays = (call.x, call.gamma, call.beta, call.stats, call.weights, *others)
-        return plan.library.at_once((id(plan), what), of_arrays, arrays)
+
+        def of_arrays(x: Array, gamma: Array, beta: Array, stats: Any, weights: Any, *others: Any) -> Any:
+            return work(Call(plan, x, gamma, beta, stats, None, weights), *others)
+
+        arrays = (call.x, call.gamma, call.beta, call.stats, call.weights)
+        return plan.library.compiled((id(plan), what), of_arrays, *arrays, *others)

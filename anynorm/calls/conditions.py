@@ -27,7 +27,7 @@ def significant(plan: Plan, mean: Array | None, var: Array) -> Array | None:
 def within_spread(plan: Plan, mean: Array, var: Array) -> bool:
     """Whether a mean is nowhere larger than the spread; one whose square may underflow is taken for none."""
     library, least = plan.library, plan.limits.eps
-    if not library.most(mean * mean - var) <= 0:  # a NaN is not minor
+    if not library.most(mean * mean - var) <= 0:  # a NaN is not within it
         return False
     return library.least(var) >= least or bool(library.xp.all((mean == 0) | (var >= least)))
 
@@ -38,6 +38,11 @@ def in_range(plan: Plan, var: Array) -> bool:
         return plan.library.most(var) < math.inf and (not plan.tiny or plan.library.least(var) >= plan.limits.eps)
     except RuntimeError:  # torch.func.vmap and fake tensors: a number that cannot be read
         return False
+
+
+def sums_had_room(plan: Plan, dx: Array) -> bool:
+    """Whether no sum over a group overflowed in a gradient of x, which the first number of each group tells."""
+    return bool(plan.library.xp.all(plan.library.xp.isfinite(plan.groups.first(dx))))
 
 
 def resolved(plan: Plan, stats: Stats) -> bool:

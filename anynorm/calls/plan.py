@@ -13,6 +13,7 @@ from anynorm.arrays import (
     compute_dtype,
     full_chunks,
     known_library,
+    library_of,
     memory_order,
     one_library,
     same_shape,
@@ -58,7 +59,7 @@ class Plan(NamedTuple):
     """Whether gamma and beta have one number for each channel, and no more axes than that takes."""
 
     @property
-    def room(self) -> int:
+    def block_numbers(self) -> int:
         """How many numbers of the computation `block_bytes` are."""
         bits: int = self.library.xp.finfo(self.dtype).bits
         return current().block_bytes * 8 // bits
@@ -98,7 +99,40 @@ MOST_PLANS = 1024
 _plans: dict[Hashable, Plan] = {}
 
 
+def plan_of(
+    layout_of: Callable[..., Layout],
+    options: tuple[Any, ...],
+    arrays: tuple[Array | None, ...],
+    names: tuple[str, str],
+    *,
+    out: Any,
+    eps: float,
+    centred: bool,
+    divisor: int | None,
+) -> Plan:
+    """The plan of a call of x, gamma, beta, a mean, a variance and weights: kept for the next call like it.
+
+    `names` are those of the first two arrays in errors.
+    """
+    library = library_of(names[0], arrays[0])
+    key = _key(library, layout_of, options, eps, (centred, divisor), out, arrays)
+    try:
+        plan = None if key is None else _plans.get(key)
+    except TypeError:  # something in it cannot be hashed
+        key = plan = None
+    if plan is None:
+        every = zip((*names, "beta", "moments.mean", "moments.var", "weights"), arrays, strict=True)
+        named = {name: array for i, (name, array) in enumerate(every) if array is not None or i == 0}
+        plan = _plan(layout_of, options, named, out, eps, centred, divisor)
+        if key is not None:
+            if len(_plans) >= MOST_PLANS:
+                _plans.clear()
+            _plans[key] = plan
+    return plan
+
+
 def _key(
+    library: Library,
     layout_of: Callable[..., Layout],
     options: tuple[Any, ...],
     eps: Any,
@@ -107,8 +141,7 @@ def _key(
     arrays: tuple[Any, ...],
 ) -> Hashable:
     """All that determines a plan; None where it is not to be kept."""
-    library = known_library(arrays[0])
-    if library is None or library.traced():
+    if library.traced():
         return None
     try:
         key = [layout_of, eps, type(eps), norm, _order(library, arrays[0], out)]

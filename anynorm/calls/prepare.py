@@ -7,8 +7,8 @@ from anynorm.arrays import cast, check_out, check_weights, counts, full_chunks, 
 from anynorm.calls import layouts
 from anynorm.calls.call import Call
 from anynorm.calls.layouts import Layout
-from anynorm.calls.plan import MOST_PLANS, Fit, Plan, _key, _plan, _plans
-from anynorm.calls.weights import _total, _weigh
+from anynorm.calls.plan import Fit, Plan, plan_of
+from anynorm.calls.weights import count_weights, sum_weights
 from anynorm.kernels import Array, Stats, replicas
 from anynorm.kernels.replicas import joining
 from anynorm.kernels.weighting import Weights
@@ -137,19 +137,8 @@ def _prepare(
         if not isinstance(moments, Statistics):
             raise TypeError(f"moments must be Moments or RunningStats, got {type(moments).__name__}")
         mean, var = moments.mean, moments.var
-    key = _key(layout_of, options, eps, (centred, divisor), out, (x, gamma, beta, mean, var, weights))
-    try:
-        plan = None if key is None else _plans.get(key)
-    except TypeError:  # something in it cannot be hashed
-        key = plan = None
-    if plan is None:
-        others = {names[1]: gamma, "beta": beta, "moments.mean": mean, "moments.var": var, "weights": weights}
-        arrays = {names[0]: x} | {name: array for name, array in others.items() if array is not None}
-        plan = _plan(layout_of, options, arrays, out, eps, centred, divisor)
-        if key is not None:
-            if len(_plans) >= MOST_PLANS:
-                _plans.clear()
-            _plans[key] = plan
+    arrays = (x, gamma, beta, mean, var, weights)
+    plan = plan_of(layout_of, options, arrays, names, out=out, eps=eps, centred=centred, divisor=divisor)
     if out is not None:
         check_out(plan.library, names[0], x, out, [each for each in (gamma, beta, mean, var) if each is not None])
     chunks = x.chunks if plan.library.chunked else None
@@ -174,7 +163,7 @@ def _placed(plan: Plan, weights: Array) -> Weights:
     assert plan.weights is not None
     if plan.library.plain(weights):
         return Weights(plan.library.xp.reshape(weights, plan.weights.shape), None)
-    return _weigh(plan, _ready(plan, weights, plan.weights))
+    return sum_weights(plan, _ready(plan, weights, plan.weights))
 
 
 def _of_replicas(call: Call, weights: Array | None, all_reduce: Callable[[Array], Any]) -> Call:
@@ -190,7 +179,7 @@ def _of_replicas(call: Call, weights: Array | None, all_reduce: Callable[[Array]
                 ready = zeros((1,) * len(plan.view.shape), x, plan.dtype) + 1.0
             else:
                 ready = _ready(plan, library.constant(weights), plan.weights)
-            count, rest = _total(plan, ready if call.weights is None else call.weights.each)
+            count, rest = count_weights(plan, ready if call.weights is None else call.weights.each)
             parts = counts.parts(xp, (count, rest), plan.dtype)
             parts = [xp.broadcast_to(part, plan.stats.shape) for part in parts]
             join = joining(xp, sums)

@@ -1,4 +1,4 @@
-"""The weights of a call: their sums, and the unit that these have room in."""
+"""The weights of a call: their sums, and the unit in which these are in range."""
 
 import math
 from collections.abc import Callable
@@ -26,16 +26,16 @@ def weighed(call: Call) -> Call:
     if call.weights is None or call.weights.sums is not None:
         return call
     with call.plan.library.quiet():
-        return call._replace(weights=_weigh(call.plan, call.weights.each)._replace(total=call.weights.total))
+        return call._replace(weights=sum_weights(call.plan, call.weights.each)._replace(total=call.weights.total))
 
 
-def _weigh(plan: Plan, each: Array) -> Weights:
+def sum_weights(plan: Plan, each: Array) -> Weights:
     """The weights beside the view and their sums; without a unit, if it turns out that they need none."""
-    found: Weights = plan.library.at_once((id(plan), "weigh"), partial(_weighed, plan), (each,))
+    found: Weights = plan.library.compiled((id(plan), "weigh"), partial(_sum_weights, plan), each)
     return found
 
 
-def _weighed(plan: Plan, each: Array) -> Weights:
+def _sum_weights(plan: Plan, each: Array) -> Weights:
     library, xp = plan.library, plan.library.xp
     times = math.prod([plan.view.shape[axis] for axis in plan.view.axes if each.shape[axis] == 1])
     sums = _of_groups(plan, each, Sums.mean, None) * times
@@ -67,10 +67,10 @@ def _of_groups(
 
     if not plan.library.plain(weights):
         return taken(weights, unit)
-    room = plan.room // 4
-    if math.prod(shape) <= room:
+    most = plan.block_numbers // 4
+    if math.prod(shape) <= most:
         return taken(weights, unit)
-    grid = blocks(shape, groups.axes, max(1, room), max(1, room))
+    grid = blocks(shape, groups.axes, max(1, most), max(1, most))
     every = empty(tuple(1 if axis in groups.axes else n for axis, n in enumerate(shape)), weights, dtype)
     for group in grid.groups:
         parts = [both(group, part) for part in grid.parts]
@@ -86,17 +86,18 @@ def counted(call: Call) -> counts.Counted:
     library, xp, found = plan.library, plan.library.xp, given.total
     if found is None:
         with library.quiet():
-            found = _total(plan, given.each)
+            found = count_weights(plan, given.each)
     count, rest = (None if each is None else xp.broadcast_to(each, plan.stats.shape) for each in found)
     return count, rest
 
 
-def _total(plan: Plan, weights: Array) -> counts.Counted:
-    found: counts.Counted = plan.library.at_once((id(plan), "total"), partial(_totalled, plan), (weights,))
+def count_weights(plan: Plan, weights: Array) -> counts.Counted:
+    """The sum of weights beside the view, over each group, as `counts` has it."""
+    found: counts.Counted = plan.library.compiled((id(plan), "total"), partial(_count_weights, plan), weights)
     return found
 
 
-def _totalled(plan: Plan, weights: Array) -> counts.Counted:
+def _count_weights(plan: Plan, weights: Array) -> counts.Counted:
     library, axes = plan.library, plan.view.axes
     times = math.prod([plan.view.shape[axis] for axis in axes if weights.shape[axis] == 1])
     if not library.float64(weights):

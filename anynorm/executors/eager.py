@@ -5,7 +5,7 @@ from typing import Any
 
 from anynorm.arrays import cast
 from anynorm.calls import Call, Gradients, Normalized, Wanted
-from anynorm.calls.conditions import in_range
+from anynorm.calls.conditions import in_range, sums_had_room
 from anynorm.executors import blocks, programs, whole
 from anynorm.kernels import Array, Standardized, Stats
 
@@ -44,13 +44,15 @@ def backward(call: Call, dy: Array, wanted: Wanted, of: Standardized | Stats | N
     `of` is what x was standardized to, or the statistics that the call gave; without it all that is done is recorded,
     if anything records.
     """
-    gradients = _by_programs(call, dy, wanted, of)
-    if gradients is None:
-        gradients = _by_arrays(call, dy, wanted, of)
+    found: Gradients | None = None
+    if isinstance(of, Stats) and programs.supports(call, dy):
+        found = programs.backward(call, dy, wanted, of)
+    if found is None:
+        found = _by_arrays(call, dy, wanted, of)
     if call.all_reduce is None:
-        return gradients
+        return found
     assert call.join is not None
-    dx, *parameters = gradients
+    dx, *parameters = found
     shared = [i for i, each in enumerate(parameters) if each is not None and call.plan.short[i]]
     sums = call.join(*(parameters[i] for i in shared)) if shared else []
     for i, each in zip(shared, sums, strict=True):
@@ -58,14 +60,8 @@ def backward(call: Call, dy: Array, wanted: Wanted, of: Standardized | Stats | N
     return dx, *parameters
 
 
-def _by_programs(call: Call, dy: Array, wanted: Wanted, of: Any) -> Gradients | None:
-    if isinstance(of, Stats) and programs.supports(call, dy):
-        return programs.backward(call, dy, wanted, of)
-    return None
-
-
 def _by_arrays(call: Call, dy: Array, wanted: Wanted, of: Standardized | Stats | None) -> Gradients:
-    """Again by a smaller dy, where a sum had no room."""
+    """By array operations; again by a smaller dy, where a sum overflowed."""
     dx, *parameters = _of_arrays(call, dy, wanted, of)
     if dx is not None and call.all_reduce is None and _overflowed(call, dy, dx):
         xp, step = call.plan.library.xp, call.plan.limits.further
@@ -87,8 +83,8 @@ def _of_arrays(call: Call, dy: Array, wanted: Wanted, of: Standardized | Stats |
 
 
 def _overflowed(call: Call, dy: Array, dx: Array) -> bool:
-    """Whether a sum over a group may have had no room, which the first number of each group tells."""
+    """Whether a sum over a group overflowed, where that can be read."""
     plan, arrays = call.plan, [each for each in (call.x, call.gamma) if each is not None]
     if call.stats is not None or math.prod(plan.view.shape) == 0 or not plan.library.plain(dy, dx, *arrays):
         return False
-    return not bool(plan.library.xp.all(plan.library.xp.isfinite(plan.groups.first(dx))))
+    return not sums_had_room(plan, dx)

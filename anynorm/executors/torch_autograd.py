@@ -16,7 +16,7 @@ from anynorm.kernels import Array, Stats
 
 
 def forward(call: Call, *, keep: bool) -> Normalized:
-    """`eager.normalize`; as one node of the graph, where autograd records and nothing else traces or transforms."""
+    """`eager.forward`; as one node of the graph, where autograd records and nothing else traces or transforms."""
     library = call.plan.library
     if library.chunked and chunks.takes(call):
         return chunks.forward(call)
@@ -32,7 +32,7 @@ def forward(call: Call, *, keep: bool) -> Normalized:
 
 
 def _shared(call: Call) -> Call:
-    """The call with gamma and beta as what all replicas share, where they do: as `pull` adds up their gradients."""
+    """The call with gamma and beta as what all replicas share, where they do: their gradients are summed over all."""
     if call.all_reduce is None:
         return call
     library, short = call.plan.library, call.plan.short

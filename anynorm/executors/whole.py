@@ -5,12 +5,12 @@ from typing import Any
 
 from anynorm import kernels
 from anynorm.arrays import cast
-from anynorm.calls import Call, Wanted, at_once, weighed, weighted_sums
+from anynorm.calls import Call, Wanted, compiled, weighed, weighted_sums
 from anynorm.calls.conditions import in_range, root
 from anynorm.calls.results import Gradients, Normalized
 from anynorm.calls.views import from_view
 from anynorm.executors.parameters import near_power, parameter_gradients, run_of_ones
-from anynorm.kernels import Array, Standardized, Stats, replicas, weighting
+from anynorm.kernels import NO_STATS, Array, Standardized, Stats, replicas, weighting
 
 
 def forward(call: Call) -> Normalized:
@@ -24,20 +24,20 @@ def forward(call: Call) -> Normalized:
 
 def statistics(call: Call) -> Stats:
     """The statistics of a call."""
-    stats: Stats = at_once(call, "statistics", lambda call: standardize(call).stats)
+    stats: Stats = compiled(call, "statistics", lambda call: standardize(call).stats)
     return stats
 
 
 def backward(call: Call, dy: Array, wanted: Wanted, of: Standardized | None) -> Gradients:
     """The gradients of a call; without `of`, what x was standardized to, all is done in arithmetic to be recorded."""
-    gradients: Gradients = at_once(weighed(call), ("gradients", wanted), partial(_gradients, wanted), dy, of)
+    gradients: Gradients = compiled(weighed(call), ("gradients", wanted), partial(_gradients, wanted), dy, of)
     return gradients
 
 
 def _gradients(wanted: Wanted, call: Call, dy: Array, of: Standardized | None) -> Gradients:
     plan = call.plan
     if of is None and call.x is None:  # nothing that is wanted depends on it
-        stats = call.stats or Stats(None, None, None)
+        stats = call.stats or NO_STATS
         of = Standardized(None, None if call.stats is None else root(plan, stats), stats)
     elif of is None:
         of = standardize(call)
@@ -61,13 +61,13 @@ def _gradients(wanted: Wanted, call: Call, dy: Array, of: Standardized | None) -
 
 def standardized(call: Call) -> tuple[Array, Standardized]:
     """The result of a call, and what x was standardized to."""
-
-    def work(call: Call) -> tuple[Array, Standardized]:
-        of = standardize(call)
-        return affine(call, of), of
-
-    found: tuple[Array, Standardized] = at_once(call, "whole", work)
+    found: tuple[Array, Standardized] = compiled(call, "standardized", _standardized)
     return found
+
+
+def _standardized(call: Call) -> tuple[Array, Standardized]:
+    of = standardize(call)
+    return affine(call, of), of
 
 
 def standardize(call: Call) -> Standardized:
@@ -83,16 +83,18 @@ def standardize(call: Call) -> Standardized:
     weighted = weighted_sums(call)
     if weighted is not None and weighted.join is not None:
         return replicas.standardize(xp, x, groups=weighted, constant=library.constant, subnormal=subnormal)
-    room: Any = kernels if weighted is None else weighting
+    formulas: Any = kernels if weighted is None else weighting
     groups = weighted or plan.groups
     vacant = not plan.nbytes > 0  # NaN is a size that Dask does not know: there it takes no minimum
     rstd_at_zero = 1.0 if plan.tiny else None
     done: Standardized
     if vacant or library.readable(x):
-        done = room.standardize(xp, x, groups=groups, eps=plan.addend, centred=plan.centred, rstd_at_zero=rstd_at_zero)
+        done = formulas.standardize(
+            xp, x, groups=groups, eps=plan.addend, centred=plan.centred, rstd_at_zero=rstd_at_zero
+        )
         if vacant or in_range(plan, done.stats.var):
             return done
-    done = room.standardize_scaled(xp, x, groups=groups, eps=plan.eps, centred=plan.centred, subnormal=subnormal)
+    done = formulas.standardize_scaled(xp, x, groups=groups, eps=plan.eps, centred=plan.centred, subnormal=subnormal)
     return done
 
 
@@ -138,4 +140,4 @@ def length(call: Call) -> Array:
     def work(call: Call) -> Array:
         return call.plan.groups.mean(call.plan.library.xp, standardize(call).xhat * call.x)
 
-    return at_once(call, "length", work)
+    return compiled(call, "length", work)

@@ -5,8 +5,7 @@ from typing import Any, NamedTuple
 
 from anynorm.kernels import weighting
 from anynorm.kernels.ops import Array
-from anynorm.kernels.statistics import Stats
-from anynorm.kernels.statistics import pool as merge_stacked
+from anynorm.kernels.statistics import Stats, merge_stacked
 
 
 class PartStats(NamedTuple):
@@ -16,11 +15,11 @@ class PartStats(NamedTuple):
     number: Any
     """The number of values behind them, or in each group the sum of their weights."""
     level: Array | None = None
-    """For `kernels.pool`."""
+    """For `kernels.merge_stacked`."""
 
 
-def pool(xp: Any, found: list[PartStats], divisor: float) -> PartStats:
-    """The statistics of portions together; a divisor of 1 says that they are sums."""
+def merge_parts(xp: Any, found: list[PartStats], divisor: float) -> PartStats:
+    """The statistics of parts together; a divisor of 1 says that they are sums."""
     number = whole = divisor if divisor == 1 else sum(part_stats.number for part_stats in found)
     if not isinstance(number, (int, float)):
         whole = weighting.positive(xp, number)

@@ -1,10 +1,11 @@
 """(x - mean) / sqrt(var + eps), times gamma, plus beta."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from anynorm.kernels.ops import PURE, Array, Namespace, Ops
 from anynorm.kernels.reductions import Reduction, Sums, WideReduction
-from anynorm.kernels.scaling import extremes, limits, scale_of, smallest_normal
+from anynorm.kernels.scaling import Scale, extremes, limits, scale_of, smallest_normal
 from anynorm.kernels.statistics import Standardized, Stats, deviations, wide_statistics
 
 
@@ -39,19 +40,22 @@ def standardize_scaled(
     numbers that the library flushes to 0, times the power of two that is taken out of the smallest.
     """
     scale = scale_of(xp, *extremes(xp, x, groups=groups), eps=eps, centred=centred)
-    x = scale.apply(xp, x, subnormal)
-    return scale.undo(
-        xp,
-        standardize(
-            xp,
-            x,
-            groups=groups,
-            eps=scale.eps,
-            centred=centred,
-            rstd_at_zero=scale.rstd_at_zero,
-            constant=scale.constant,
-        ),
-    )
+    return standardize_in_scale(xp, x, scale, standardize, groups=groups, centred=centred, subnormal=subnormal)
+
+
+def standardize_in_scale(
+    xp: Namespace,
+    x: Array,
+    scale: Scale,
+    by: Callable[..., Standardized],
+    *,
+    groups: Any,
+    centred: bool,
+    subnormal: Array | None,
+) -> Standardized:
+    """What `by` standardizes x to, once the power of two is taken out."""
+    how = {"eps": scale.eps, "rstd_at_zero": scale.rstd_at_zero, "constant": scale.constant}
+    return scale.undo(xp, by(xp, scale.apply(xp, x, subnormal), groups=groups, centred=centred, **how))
 
 
 def standardize_with(xp: Namespace, x: Array, stats: Stats, *, eps: float | Array) -> Standardized:

@@ -22,6 +22,10 @@ class Stats(NamedTuple):
         return Stats(*recast(xp, self.mean, self.rest, dtype), xp.astype(self.var, dtype, copy=False))
 
 
+NO_STATS = Stats(None, None, None)
+"""Where there are none, or they are not kept."""
+
+
 class Standardized(NamedTuple):
     """An array brought to mean 0 and variance 1 in each of its groups, and what brought it there."""
 
@@ -176,7 +180,7 @@ def centre(
     return ops.subtract(x, rest), mean, rest
 
 
-def pool(xp: Namespace, parts: Stats, share: Array, *, axis: int, level: Array | None = None) -> Stats:
+def merge_stacked(xp: Namespace, parts: Stats, share: Array, *, axis: int, level: Array | None = None) -> Stats:
     """The statistics of all the values of some parts, stacked along `axis`; `share` is the part of the values in each.
 
     The mean of the means is taken away in two stages, as from the values themselves. Where the variance is a mean of

@@ -127,19 +127,7 @@ def standardize_scaled(
 ) -> Standardized:
     """`kernels.standardize_scaled`, where numbers that weigh nothing have no say in the power of two."""
     scale = kernels.scale_of(xp, *bounds(xp, x, groups), eps=eps, centred=centred)
-    x = scale.apply(xp, x, subnormal)
-    return scale.undo(
-        xp,
-        standardize(
-            xp,
-            x,
-            groups=groups,
-            eps=scale.eps,
-            centred=centred,
-            rstd_at_zero=scale.rstd_at_zero,
-            constant=scale.constant,
-        ),
-    )
+    return kernels.standardize_in_scale(xp, x, scale, standardize, groups=groups, centred=centred, subnormal=subnormal)
 
 
 def input_gradient(
@@ -234,8 +222,8 @@ def gradient_sums_of_part(
     return gradient_sums(xp, g, xhat, share, groups=groups, centred=centred, places=places)[1]._replace(level=level)
 
 
-def pool(xp: Namespace, found: list[GradientSums]) -> GradientSums:
-    """What parts of the groups lean, together."""
+def merge_gradient_sums(xp: Namespace, found: list[GradientSums]) -> GradientSums:
+    """What g adds up to over parts of the groups, together."""
     weight = sum(each.weight for each in found)
     shares = [each.weight / positive(xp, weight) for each in found]
     product = sum(each.product for each in found)
@@ -262,7 +250,7 @@ def input_gradient_of_part(
     places: Outputs = NEW,
     exact: bool = False,
 ) -> Array:
-    """`rstd * (g - p * sum(g) - p * xhat * sum(g * xhat))`, by what all parts of the groups lean together."""
+    """`rstd * (g - p * sum(g) - p * xhat * sum(g * xhat))`, by the sums over all parts of the groups."""
     ops, share = places.result, each / positive(xp, sums_of_g.weight)
     if sums_of_g.mean is not None:
         g = ops.subtract(ops.subtract(g, each * sums_of_g.mean), share * sums_of_g.rest)
@@ -283,8 +271,8 @@ def input_gradient_by_sums(
 ) -> Array:
     """`rstd * (g - p * xhat * sum(g * xhat))`, for a g whose sum was taken away, and which has the `power`."""
     of = of._replace(xhat=places.xhat.multiply(of.xhat, share))
-    leaning_of_all = Stats(None, None, sums_of_g.product)
-    return kernels.input_gradient_by_sums(xp, g, leaning_of_all, of, gamma, power, places=places, exact=exact)
+    sums_over_all = Stats(None, None, sums_of_g.product)
+    return kernels.input_gradient_by_sums(xp, g, sums_over_all, of, gamma, power, places=places, exact=exact)
 
 
 def without_padding(xp: Namespace, x: Array, weights: Weights) -> Array:

@@ -28,7 +28,7 @@ from anynorm.executors.blocks.tail import cut, interleaved, repeated
 from anynorm.executors.parameters import near_power, parameter_gradients, run_of_ones
 from anynorm.executors.threads import share
 from anynorm.kernels import PURE, Array, Ops, Outputs, Standardized, Stats, Sums, weighting
-from anynorm.kernels.merging import PartStats, pool
+from anynorm.kernels.merging import PartStats, merge_parts
 from anynorm.kernels.weighting import GradientSums, WeightedSums, Weights
 
 Parameters = list[Array | None]
@@ -284,20 +284,24 @@ def _groups(run: _Run, parts: list[Block], threads: int) -> list[Parameters]:
 
     parameters: list[Parameters] = []
 
-    def survey(block: Block) -> tuple[PartStats | GradientSums, Parameters]:
+    def sums_of_part(block: Block) -> tuple[PartStats | GradientSums, Parameters]:
         with run.piece(block) as piece:
             found = piece.parameters(run)
             return piece.gradient_sums(), found
 
-    def surveys(some: list[Block]) -> list[PartStats | GradientSums]:
-        part_stats, found = zip(*share(survey, some, threads, plan.library.busy), strict=True)
+    def sums_of_parts(some: list[Block]) -> list[PartStats | GradientSums]:
+        part_stats, found = zip(*share(sums_of_part, some, threads, plan.library.busy), strict=True)
         parameters.extend(found)
         return list(part_stats)
 
     def join(found: list[Any]) -> PartStats | GradientSums:
-        return pool(xp, found, plan.groups.divisor) if call.weights is None else weighting.pool(xp, found)
+        return (
+            merge_parts(xp, found, plan.groups.divisor)
+            if call.weights is None
+            else weighting.merge_gradient_sums(xp, found)
+        )
 
-    sums_of_g = tree_reduce(join, surveys, parts)
+    sums_of_g = tree_reduce(join, sums_of_parts, parts)
 
     def apply(block: Block) -> None:
         with run.piece(block) as piece:

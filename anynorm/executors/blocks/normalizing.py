@@ -19,23 +19,23 @@ from anynorm.executors.blocks.parts import (
     SHORT,
     T,
     added,
+    merged,
     numbers,
     only,
     plain_groups,
-    pooled,
     present,
     shared,
     stats_within,
     weights_within,
 )
-from anynorm.executors.blocks.tail import _Tail, _tail, cut, interleaved
+from anynorm.executors.blocks.tail import Tail, cut, interleaved, make_tail
 from anynorm.executors.threads import share
-from anynorm.kernels import PURE, Array, Ops, Scale, Stats, Sums, weighting
+from anynorm.kernels import NO_STATS, PURE, Array, Ops, Scale, Stats, Sums, weighting
 from anynorm.kernels.merging import PartStats
 from anynorm.kernels.weighting import WeightedSums
 
 FEW = 2**16
-"""So many numbers take no room to speak of."""
+"""So many numbers take no memory to speak of."""
 NEAR = 16
 """The square of how many standard deviations a mean may be away from 0 and yet be taken from beta, not from x."""
 
@@ -90,7 +90,7 @@ class _Part(NamedTuple):
     ops: Ops
     squares: Ops
     weighted: WeightedSums | None = None
-    """The groups of a survey, where there are weights."""
+    """The groups of a statistics_only, where there are weights."""
     kept: Array | None = None
     """Where x is taken for what it is, and not for 0; None for everywhere."""
 
@@ -135,7 +135,7 @@ class _Part(NamedTuple):
             left = significant(plan, left, var)
         return d, Stats(mean, rest, var), left
 
-    def finish(self, x: Array, tail: "_Tail") -> None:
+    def finish(self, x: Array, tail: "Tail") -> None:
         """Write the result."""
         if self.y is None:
             return
@@ -167,8 +167,8 @@ class _Run(NamedTuple):
     """Of gamma."""
 
     @contextmanager
-    def part(self, block: Block, *, survey: bool = False, keep_out_padding: bool = False) -> Iterator[_Part]:
-        """A block of the call; only its statistics are asked for, if it is a survey.
+    def part(self, block: Block, *, statistics_only: bool = False, keep_out_padding: bool = False) -> Iterator[_Part]:
+        """A block of the call; only its statistics are asked for, if they are all that is wanted.
 
         A `keep_out_padding` keeps from these what weighs nothing, which no arithmetic does where it is not finite.
         """
@@ -178,14 +178,14 @@ class _Run(NamedTuple):
         shape = tuple(x.shape)
         taken: list[Array] = []
 
-        def room() -> Array:
+        def buffer() -> Array:
             try:
                 taken.append(self.buffers.pop())
             except IndexError:  # and no look beforehand: another thread may be faster
                 taken.append(empty((self.largest,), x, plan.dtype))
             return library.xp.reshape(taken[-1][: math.prod(shape)], shape)
 
-        place = room() if survey or y is None or not self.in_place else y
+        place = buffer() if statistics_only or y is None or not self.in_place else y
         if not self.in_place:
             assign(library, place, x)
             x = place
@@ -193,10 +193,10 @@ class _Run(NamedTuple):
         groups = plain_groups(plan, divisor=min(plan.groups.divisor, float(number)))._replace(
             interleaved=interleaved(plan)
         )
-        dots = added(plan) and (call.weights is None or not survey)
-        squares = PURE if dots or call.stats is not None else library.into(room())
+        dots = added(plan) and (call.weights is None or not statistics_only)
+        squares = PURE if dots or call.stats is not None else library.into(buffer())
         weighted = kept = None
-        if call.weights is not None and survey:
+        if call.weights is not None and statistics_only:
             found = weights_within(plan, call.weights, block, shape)
             weighted = WeightedSums(groups.by(1.0), found, product=squares)
             kept = weighted.weights.each > 0 if keep_out_padding else None
@@ -209,12 +209,17 @@ class _Run(NamedTuple):
             self.buffers.extend(taken)
 
     def each(
-        self, work: Callable[[_Part], T], parts: list[Block], *, survey: bool = False, keep_out_padding: bool = False
+        self,
+        work: Callable[[_Part], T],
+        parts: list[Block],
+        *,
+        statistics_only: bool = False,
+        keep_out_padding: bool = False,
     ) -> list[T]:
         """The results of `work` on each part."""
 
         def of(block: Block) -> T:
-            with self.part(block, survey=survey, keep_out_padding=keep_out_padding) as part:
+            with self.part(block, statistics_only=statistics_only, keep_out_padding=keep_out_padding) as part:
                 return work(part)
 
         return share(of, parts, self.threads, self.call.plan.library.busy)
@@ -224,7 +229,7 @@ def _write(call: Call, y: Array | None, in_place: bool, keep: bool) -> Stats:
     """Write the result to y, where there is one; its statistics, if they are to be kept."""
     plan = call.plan
     axes = () if call.stats is not None else plan.view.axes
-    stats = call.stats or Stats(None, None, None)
+    stats = call.stats or NO_STATS
     if keep and call.stats is None:
         stats = Stats(*(empty(plan.stats.shape, call.x, plan.dtype) for _ in Stats._fields))
     split = bool(axes) and not added(plan)  # then squares take a place of their own
@@ -278,11 +283,13 @@ def _groups(run: _Run, parts: list[Block], scale: Scale | None, *, keep_out_padd
             if done:
                 rstd, slight = root(plan, stats, scale), [] if left is None else [left]
                 part.finish(
-                    d, _tail(run.call, [], rstd, slight, part.gamma, part.beta, folds=folds(plan, rstd, run.extent))
+                    d, make_tail(run.call, [], rstd, slight, part.gamma, part.beta, folds=folds(plan, rstd, run.extent))
                 )
     else:
-        survey = partial(run.each, lambda part: part.part_stats(scale), survey=True, keep_out_padding=keep_out_padding)
-        stats = pooled(plan, survey, parts)
+        statistics_only = partial(
+            run.each, lambda part: part.part_stats(scale), statistics_only=True, keep_out_padding=keep_out_padding
+        )
+        stats = merged(plan, statistics_only, parts)
         done = scale is not None or (in_range(plan, stats.var) and (given is None or resolved(plan, stats)))
         if done and run.y is not None:
             _apply(run, parts, stats, scale)
@@ -290,7 +297,7 @@ def _groups(run: _Run, parts: list[Block], scale: Scale | None, *, keep_out_padd
         return stats if scale is None else scale.undo_stats(stats)
     if given is not None and not keep_out_padding:
         return _groups(run, parts, None, keep_out_padding=True)
-    bounds = run.each(lambda part: part.extremes(), parts, survey=True)
+    bounds = run.each(lambda part: part.extremes(), parts, statistics_only=True)
     bottom, top = bounds[0]
     for low, high in bounds[1:]:
         bottom, top = xp.minimum(bottom, low), xp.maximum(top, high)
@@ -311,16 +318,16 @@ def _apply(run: _Run, parts: list[Block], stats: Stats, scale: Scale | None) -> 
     fold = folds(plan, rstd, run.extent)
 
     def apply(part: _Part) -> None:
-        part.finish(part.scaled(scale), _tail(run.call, means, rstd, slight, part.gamma, part.beta, folds=fold))
+        part.finish(part.scaled(scale), make_tail(run.call, means, rstd, slight, part.gamma, part.beta, folds=fold))
 
     run.each(apply, parts)
 
 
-def _tail_of(run: _Run, stats: Stats, gamma: Array | None, beta: Array | None) -> _Tail:
+def _tail_of(run: _Run, stats: Stats, gamma: Array | None, beta: Array | None) -> Tail:
     """The tail of statistics that were given."""
     plan = run.call.plan
     rstd, (means, slight) = root(plan, stats), _means(plan, stats)
-    return _tail(run.call, means, rstd, slight, gamma, beta, folds=folds(plan, rstd, run.extent))
+    return make_tail(run.call, means, rstd, slight, gamma, beta, folds=folds(plan, rstd, run.extent))
 
 
 def _means(plan: Plan, stats: Stats, scale: Scale | None = None) -> tuple[list[Array], list[Array]]:

@@ -9,7 +9,7 @@ from anynorm.arrays.blocks import STRETCH, Block, within
 from anynorm.calls import Call, Plan, ready
 from anynorm.executors.blocks.tail import cut, interleaved
 from anynorm.kernels import Array, Stats, Sums, weighting
-from anynorm.kernels.merging import PartStats, pool
+from anynorm.kernels.merging import PartStats, merge_parts
 from anynorm.kernels.weighting import Weights
 from anynorm.settings import current, default_threads
 
@@ -21,7 +21,7 @@ SHORT = 16
 EVEN = 4
 """Threads share so many blocks evenly, if they are no more."""
 PENDING = 16
-"""So many parts of a group are pooled at a time, and then so many of these: few roundings follow each other."""
+"""So many parts of a group are merged at a time, and then so many of these: few roundings follow each other."""
 
 
 def numbers(plan: Plan, arrays: int, *, made: int = 0, beside: int = 0) -> tuple[int, int, int]:
@@ -32,11 +32,11 @@ def numbers(plan: Plan, arrays: int, *, made: int = 0, beside: int = 0) -> tuple
     with the numbers that each thread makes `beside` them.
     Of the threads in force the blocks, and so the last bits of a result, know nothing.
     """
-    room = plan.room
+    numbers_of_block = plan.block_numbers
     together = min(default_threads(), STRETCH) if plan.library.threaded else 1
-    most, largest = together * room // arrays, STRETCH * room // arrays
+    most, largest = together * numbers_of_block // arrays, STRETCH * numbers_of_block // arrays
     if made:
-        spare = room * 5 // 4 // (default_threads() if plan.library.products else 1)
+        spare = numbers_of_block * 5 // 4 // (default_threads() if plan.library.products else 1)
         spare = max(spare - beside, spare // 2) // made
         most, largest = min(most, spare), min(largest, spare)
     return max(1, most), max(1, largest), EVEN if plan.library.products else 1
@@ -57,7 +57,7 @@ def shared(plan: Plan, made: int) -> int:
     """How many threads share a call; each makes so many numbers, all together less than twice `block_bytes`."""
     if not plan.library.products:
         return 1
-    return max(1, min(current().threads, int(plan.nbytes // SHARED), plan.room * 7 // 4 // max(made, 1)))
+    return max(1, min(current().threads, int(plan.nbytes // SHARED), plan.block_numbers * 7 // 4 // max(made, 1)))
 
 
 def tree_reduce(join: Callable[[list[T]], T], each: Callable[[list[Block]], list[T]], parts: list[Block]) -> T:
@@ -72,9 +72,9 @@ def tree_reduce(join: Callable[[list[T]], T], each: Callable[[list[Block]], list
     return found[0] if len(found) == 1 else join(found)
 
 
-def pooled(plan: Plan, each: Callable[[list[Block]], list[PartStats]], parts: list[Block]) -> Stats:
+def merged(plan: Plan, each: Callable[[list[Block]], list[PartStats]], parts: list[Block]) -> Stats:
     """The statistics of all parts together."""
-    return tree_reduce(lambda found: pool(plan.library.xp, found, plan.groups.divisor), each, parts).stats
+    return tree_reduce(lambda found: merge_parts(plan.library.xp, found, plan.groups.divisor), each, parts).stats
 
 
 def weights_within(plan: Plan, given: Weights, block: Block, shape: tuple[int, ...]) -> Weights:

@@ -9,12 +9,12 @@ from anynorm.calls import Call, Plan
 from anynorm.kernels import Array
 
 RUN = 32
-"""Shorter runs are strewn."""
+"""Groups in shorter runs are interleaved."""
 ROWS = 16
 """Beside so many rows, what there is for each group is small."""
 
 
-class _Tail(NamedTuple):
+class Tail(NamedTuple):
     """What makes the result of x, once the statistics are known: less means, times rstd and gamma, plus beta."""
 
     means: list[Array]
@@ -26,18 +26,18 @@ class _Tail(NamedTuple):
         """Whether it takes no more, where a library multiplies and adds in one."""
         return not self.means and len(self.factors) == 1
 
-    def repeated(self, plan: Plan, x: Array) -> "_Tail":
+    def repeated(self, plan: Plan, x: Array) -> "Tail":
         """With its values `repeated` beside x."""
         means, factors = ([repeated(plan, each, x) for each in some] for some in (self.means, self.factors))
-        return _Tail(means, factors, repeated(plan, self.beta, x))
+        return Tail(means, factors, repeated(plan, self.beta, x))
 
-    def within(self, block: Block) -> "_Tail":
+    def within(self, block: Block) -> "Tail":
         """That of a block."""
         means, factors = ([each[within(each, block)] for each in some] for some in (self.means, self.factors))
-        return _Tail(means, factors, cut(self.beta, block))
+        return Tail(means, factors, cut(self.beta, block))
 
 
-def _tail(
+def make_tail(
     call: Call,
     means: list[Array],
     rstd: Array,
@@ -46,18 +46,18 @@ def _tail(
     beta: Array | None,
     *,
     folds: bool,
-) -> _Tail:
+) -> Tail:
     """Of these means, and of slight ones: beside the spread they are so small that beta loses nothing by them."""
     plan = call.plan
     if not folds and gamma is not None and (call.stats is not None or plan.eps > 1):
         # what lies between may be out of range
-        return _Tail(means + slight, [*kernels.factors(plan.library.xp, gamma, rstd)], beta)
+        return Tail(means + slight, [*kernels.factors(plan.library.xp, gamma, rstd)], beta)
     if not folds:
-        return _Tail(means + slight, [rstd] if gamma is None else [rstd, gamma], beta)
+        return Tail(means + slight, [rstd] if gamma is None else [rstd, gamma], beta)
     scale = rstd if gamma is None else rstd * gamma
     for mean in slight:
         beta = -(mean * scale) if beta is None else beta - mean * scale
-    return _Tail(means, [scale], beta)
+    return Tail(means, [scale], beta)
 
 
 def interleaved(plan: Plan) -> bool:
@@ -73,7 +73,7 @@ def interleaved(plan: Plan) -> bool:
 
 
 def repeated(plan: Plan, value: Array | None, x: Array) -> Array | None:
-    """A value for each group, as long as a run of x where these are strewn: it goes with many of them at once."""
+    """A value for each group, as long as a run of x where these are interleaved: it goes with many of them at once."""
     if value is None or value.shape[-1] != 1 or not interleaved(plan):
         return value
     return value * plan.library.xp.ones(x.shape[-1], dtype=plan.dtype, device=plan.library.device(x))

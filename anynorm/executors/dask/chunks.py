@@ -1,4 +1,4 @@
-"""How a call on a chunked, lazy array is run: chunk by chunk, each by the schedule of the chunk's own library.
+"""How a call on a chunked, lazy array is run: chunk by chunk, each by an executor of the chunk's own library.
 
 Groups that lie within a chunk make one block-parallel graph. Where they are spread over chunks, their statistics are
 taken of each chunk and merged, and then applied to chunks that are made a second time: those of the first would all
@@ -252,7 +252,7 @@ class Merged(NamedTuple):
 
 
 class Pulled(NamedTuple):
-    """The gradients of a chunk; in a group of many, the part that its values have in the group's leaning."""
+    """The gradients of a chunk; in a group of many, the part that its values have in the group's sums."""
 
     dx: Array | None
     dgamma: Array | None
@@ -359,8 +359,8 @@ def _merge(job: Job, parts: Any, axis: Any, keepdims: bool) -> Part:  # noqa: AR
             if job.centred:
                 mean, rest = mean * ratio, rest * ratio
             part_stats.append(PartStats(Stats(mean, rest, var * ratio * ratio), 1.0 if job.sums else own))
-        pooled = merging.pool(xp, part_stats, 1.0 if job.sums else math.nan)
-        return _exact(job, joint._replace(stats=pooled.stats))
+        merged = merging.merge_parts(xp, part_stats, 1.0 if job.sums else math.nan)
+        return _exact(job, joint._replace(stats=merged.stats))
 
 
 def _settle(job: Job, part: Part) -> Merged:
@@ -451,7 +451,7 @@ def _merge_gradient_sums(job: Job, parts: Any, axis: Any, keepdims: bool) -> Par
     if isinstance(found[0], GradientSums):
         library = library_of("dy", found[0].product)
         with library.quiet():
-            return weighting.pool(library.xp, found)
+            return weighting.merge_gradient_sums(library.xp, found)
     found = [part_stats for part_stats in found if part_stats.number] or found[:1]
     first: PartStats = found[0]
     if len(found) == 1:
@@ -459,8 +459,8 @@ def _merge_gradient_sums(job: Job, parts: Any, axis: Any, keepdims: bool) -> Par
     library, number = library_of("dy", first.stats.var), sum(part_stats.number for part_stats in found)
     with library.quiet():
         if not job.sums:
-            return merging.pool(library.xp, found, number)
-        return merging.pool(library.xp, [each._replace(number=1.0) for each in found], 1.0)
+            return merging.merge_parts(library.xp, found, number)
+        return merging.merge_parts(library.xp, [each._replace(number=1.0) for each in found], 1.0)
 
 
 def _input_gradient(

@@ -8,7 +8,8 @@ from anynorm.arrays import name_of
 from anynorm.arrays.library import Library
 from anynorm.calls import Plan
 from anynorm.executors.programs import compiled
-from anynorm.executors.programs.cpu import Access, Kind, Program, Written, programs
+from anynorm.executors.programs.cpu import programs
+from anynorm.executors.programs.printer import Access, Kind, Program, Written
 from anynorm.executors.programs.trace import Operand, TracedNamespace, TracedSums, Tracer
 from anynorm.executors.threads import share
 from anynorm.kernels import Array
@@ -238,8 +239,8 @@ def _loops(
     sizes += [math.prod(shape) for shape in shapes]
     sizes += [groups, width]
     numbers = plan.eps, plan.groups.divisor
-    told = (library.offset, *sizes, 0, 8, *numbers), (library.offset, *sizes, 1, 0, *numbers)
-    heads = [(*each, *told[0]) for each in ranges], [(*each, *told[1]) for each in ranges]
+    ahead = (library.offset, *sizes, 0, 8, *numbers), (library.offset, *sizes, 1, 0, *numbers)
+    heads = [(*each, *ahead[0]) for each in ranges], [(*each, *ahead[1]) for each in ranges]
     shared = sum(each is not None for each in inputs) if in_place else -1
     assert library.new is not None
     nowhere = library.new((8 * len(ranges),), library.xp.float64)

@@ -13,7 +13,7 @@ from anynorm.calls import Call, Normalized, Plan, Wanted
 from anynorm.executors.programs import cuda
 from anynorm.executors.programs.cuda import Program, Shape
 from anynorm.executors.programs.trace import Operand, TracedScalar, TracedSums
-from anynorm.kernels import Array, Standardized, Stats
+from anynorm.kernels import NO_STATS, Array, Standardized, Stats
 
 Arrays = Sequence[Array | None]
 Found = tuple[Sequence[TracedScalar], Sequence[TracedScalar]]
@@ -33,7 +33,7 @@ def takes(call: Call, arrays: list[Array]) -> bool:
     )
 
 
-def normalize(call: Call, *, keep: bool) -> Normalized:
+def forward(call: Call, *, keep: bool) -> Normalized:
     """The result of a call, in `out` where there is one; and its statistics, if they are to be kept."""
     plan, out, xp = call.plan, call.out, call.plan.library.xp
     direct = out is not None and apart(call, out) and _alone(call, out)
@@ -58,7 +58,7 @@ def normalize(call: Call, *, keep: bool) -> Normalized:
     return Normalized(out, call.stats or _stats(plan, found))
 
 
-def survey(call: Call) -> Stats:
+def statistics(call: Call) -> Stats:
     """The statistics of a call."""
 
     def body(words: Any, numbers: list[Any], sums: TracedSums) -> Found:
@@ -66,11 +66,11 @@ def survey(call: Call) -> Stats:
         return [], [each for each in of.stats if each is not None]
 
     kinds = [call.plan.library.xp.float64] * (3 if call.plan.centred else 1)
-    return _stats(call.plan, _run(call.plan, "survey", call.plan.view.axes, [call.x], [], kinds, body))
+    return _stats(call.plan, _run(call.plan, "statistics", call.plan.view.axes, [call.x], [], kinds, body))
 
 
-def gradients(call: Call, dy: Array, wanted: Wanted, stats: Stats) -> tuple[Array | None, ...] | None:
-    """`pullbacks.pull` by statistics in float64, or such as were given; None where numbers must be scaled."""
+def backward(call: Call, dy: Array, wanted: Wanted, stats: Stats) -> tuple[Array | None, ...] | None:
+    """`eager.backward` by statistics in float64, or such as were given; None where numbers must be scaled."""
     plan, given, xp = call.plan, call.stats is not None, call.plan.library.xp
     if not given and name_of(plan.dtype) != "float32":
         return None
@@ -151,7 +151,7 @@ def _standardized(plan: Plan, words: Any, x: TracedScalar | None, sums: TracedSu
 
 def _stats(plan: Plan, found: list[Array]) -> Stats:
     if not found:
-        return Stats(None, None, None)
+        return NO_STATS
     return Stats(*found) if plan.centred else Stats(None, None, *found)
 
 

@@ -11,13 +11,12 @@ from typing import Any, NamedTuple
 from anynorm import kernels
 from anynorm.arrays import empty, name_of
 from anynorm.calls import Call, Gradients, Normalized, Plan, Wanted
-from anynorm.calls.conditions import in_range
+from anynorm.calls.conditions import in_range, sums_had_room
 from anynorm.executors.programs import compiled, cpu_run, cuda_run
-from anynorm.executors.programs.cpu import Written
 from anynorm.executors.programs.cuda_run import apart
+from anynorm.executors.programs.printer import Written
 from anynorm.executors.programs.trace import TracedSums, TracedWeightedSums
-from anynorm.kernels import Array, Standardized, Stats, replicas
-from anynorm.kernels import weighting as weighting
+from anynorm.kernels import NO_STATS, Array, Standardized, Stats, replicas, weighting
 from anynorm.kernels.weighting import Weights
 from anynorm.settings import current
 
@@ -62,9 +61,6 @@ def _arrays(call: Call) -> list[Array]:
     return [array for array in arrays if array is not None]
 
 
-NOTHING = Stats(None, None, None)
-
-
 class Found(NamedTuple):
     """The statistics of each group, as arrays or as numbers of a program."""
 
@@ -81,7 +77,7 @@ def forward(call: Call, *, keep: bool) -> Normalized | None:
     plan, out = call.plan, call.out
     if plan.library.programs is not None:
         with plan.library.programs.on(call.x):
-            return cuda_run.normalize(call, keep=keep)
+            return cuda_run.forward(call, keep=keep)
     careful, place, in_place = _careful(call), None, False
     if out is not None and apart(call, out):
         place = plan.to_view(out)
@@ -114,7 +110,7 @@ def forward(call: Call, *, keep: bool) -> Normalized | None:
         return None
     stats = call.stats
     if stats is None and not (keep or careful):
-        stats = NOTHING
+        stats = NO_STATS
     elif stats is None:
         found = known or _of(call, ran[0])
         if known is None and careful and not _in_range(call, found):
@@ -132,7 +128,7 @@ def statistics(call: Call) -> Stats | None:
     plan = call.plan
     if plan.library.programs is not None:
         with plan.library.programs.on(call.x):
-            return cuda_run.survey(call)
+            return cuda_run.statistics(call)
     found = _statistics(call)
     return None if found is None else _stats(plan, found)
 
@@ -204,7 +200,7 @@ def backward(call: Call, dy: Array, wanted: Wanted, stats: Stats) -> Gradients |
     plan, given, weights = call.plan, call.stats is not None, _weights(call)
     if plan.library.programs is not None:
         with plan.library.programs.on(dy):
-            return cuda_run.gradients(call, dy, wanted, stats)
+            return cuda_run.backward(call, dy, wanted, stats)
     twice, of_x, weight, here = _twice(plan), wanted.dtype is not None, None, None
     if twice and not given and not _variances_in_range(call, stats.var):
         return None
@@ -259,7 +255,7 @@ def backward(call: Call, dy: Array, wanted: Wanted, stats: Stats) -> Gradients |
         ran = run("backward", of_x, brief, results, [shapes[i] for i in brief], body)
         if ran is None:
             return None
-        if twice and of_x and dx is not None and not given and not _finite(plan, dx):  # the sums had no room
+        if twice and of_x and dx is not None and not given and not sums_had_room(plan, dx):
             return None
         for i, total in zip(brief, ran[1], strict=True):
             found[i] = plan.library.xp.astype(total, plan.dtype, copy=False)
@@ -269,11 +265,6 @@ def backward(call: Call, dy: Array, wanted: Wanted, stats: Stats) -> Gradients |
             if found[i] is None:
                 return None
     return dx, *found
-
-
-def _finite(plan: Plan, dx: Array) -> bool:
-    """Whether all sums over groups had room, which the first number of each group tells."""
-    return bool(plan.library.xp.all(plan.library.xp.isfinite(plan.groups.first(dx))))
 
 
 def _joined_input_gradient(call: Call, dx: Array, dy: Array, stats: Stats, here: Array | None) -> None:
