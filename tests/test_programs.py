@@ -94,6 +94,12 @@ def test_a_folder_that_cannot_be_written_to_is_done_without(tmp_path):
     assert run.stdout == "0.0\n", run.stderr
 
 
+def test_the_first_call_of_a_process_may_come_at_its_exit():
+    code = f"import atexit; atexit.register(lambda: exec({LARGE + 'print(abs(y).max())'!r}))"
+    run = in_a_process(code)
+    assert (run.returncode, run.stdout, run.stderr) == (0, "0.0\n", "")
+
+
 def test_a_kind_is_compiled_once_and_never_for_a_size(monkeypatch):
     monkeypatch.setattr(cpu_run, "_known", {})
     monkeypatch.setattr(cpu_run, "_programs", {})

@@ -38,6 +38,10 @@ class State(NamedTuple):
 @cache
 def state() -> State:
     """Whether numba can be imported; it refuses a NumPy that is newer than it knows."""
+    if "numba" not in sys.modules and not threading.main_thread().is_alive():
+        return State(
+            None, "cannot be imported any more: the interpreter exits"
+        )  # it would be taken apart before its parts
     try:
         import numba
     except ModuleNotFoundError as error:
