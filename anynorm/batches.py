@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Never, TypeVar
 
-from anynorm import calls, kernels
+from anynorm import calls, executors, kernels
 from anynorm.arrays import library_of, pytree
 from anynorm.calls import Call, views
-from anynorm.executors import eager
-from anynorm.executors.dask import chunks
+from anynorm.calls.layouts import NORMALIZE
 from anynorm.kernels import Array, Namespace, Stats
 from anynorm.keywords import checks_fields, checks_names, refuse
 from anynorm.statistics import Statistics, cast_with, check_alike, pooled
@@ -165,8 +164,8 @@ class Moments(Statistics[ArrayT]):
 
 def of(x: ArrayT, *, axis: Axis, weights: Any = None) -> Moments[ArrayT]:
     """The moments of one array."""
-    call = calls.over(x, None, None, axis=axis, eps=0.0, weights=weights)
-    return moments_of(call, chunks.statistics(call) if chunks.takes(call) else eager.statistics(call))
+    call = calls.prepare(NORMALIZE, (axis,), x, weights=weights)
+    return moments_of(call, executors.statistics(call))
 
 
 def moments_of(call: Call, stats: Stats) -> Moments[Any]:
@@ -175,11 +174,8 @@ def moments_of(call: Call, stats: Stats) -> Moments[Any]:
     parts = library.quietly(partial(_settled, call.plan.dtype), *stats)
     count: Any = call.plan.layout.group_size
     rest: Any = None
-    if count != count and call.weights is None:  # a number that Dask does not know yet
-        count = views.statistic(call, chunks.count(call))
-    if call.weights is not None:
-        counted = (chunks.count(call), None) if chunks.takes(call) else calls.counted(call)
-        count, rest = (None if each is None else views.statistic(call, each) for each in counted)
+    if call.weights is not None or count != count:  # a number that Dask does not know yet
+        count, rest = (None if part is None else views.statistic(call, part) for part in executors.count(call))
     mean, mean_rest, var = (views.statistic(call, each) for each in parts)
     return Moments._with_rest(mean, mean_rest, var, count, rest)
 

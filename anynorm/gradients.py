@@ -6,12 +6,10 @@ from copy import deepcopy
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
-from anynorm import batches, calls, norms
+from anynorm import batches, executors, norms
 from anynorm.arrays import check_bool, check_device, check_known_sizes, compute_dtype, one_library, pytree
 from anynorm.arrays.library import Library
-from anynorm.calls import Call, Fit, Plan, Wanted, views
-from anynorm.executors import eager, whole
-from anynorm.executors.dask import chunks
+from anynorm.calls import Call, Fit, Norm, Plan, Wanted, layouts, prepare
 from anynorm.kernels import Array, Standardized, Stats
 from anynorm.kernels.weighting import Weights
 from anynorm.keywords import refuse
@@ -71,59 +69,37 @@ def vjp(norm: Callable[..., Any], x: Array, /, *params: Array | None, **options:
     >>> bool(np.isclose(dx.sum(), 0)), float(dgamma[0].round(3))
     (True, -0.926)
     """
-    arguments = _arguments(norm, x, params, options)
-    wants_moments, given = arguments.pop("return_moments", False), arguments.get("moments")
+    entry, arguments = _arguments(norm, x, params, options)
+    names, moments = entry.arrays, arguments.get("moments")
+    wants_moments = arguments.pop("return_moments", False)
     check_bool("return_moments", wants_moments)
-    call = _CALLS[norm](**arguments)
+    arrays = [arguments.pop(name) for name in names]
+    call = prepare(entry.norm, tuple([arguments.pop(name) for name in entry.norm.options]), *arrays, **arguments)
     plan = call.plan
-    names = [name for name in arguments if name in ("x", "gamma", "beta", "v", "g")]
     if plan.library.chunked:
-        check_known_sizes(plan.library, **{name: arguments[name] for name in names})
-    of: Standardized | Stats
-    with plan.library.quiet():
-        # what the pullback keeps is its own, but for x: the caller may do to gamma, y and the moments what they like
-        kept, gamma = None, None if call.gamma is None else call.gamma * 1.0
-        if call.stats is not None:
-            call = call._replace(stats=Stats(*(None if each is None else each * 1.0 for each in call.stats)))
-        if call.weights is not None and not plan.library.chunked:
-            each = plan.library.xp.asarray(call.weights.each, copy=True)
-            call = call._replace(weights=call.weights._replace(each=each))
-        if chunks.takes(call):  # an array of Dask cannot be written to
-            kept, (y, of) = call.x, chunks.forward(call)
-            stats = of
-        elif eager.keeps_x(call):
-            kept = plan.library.constant(call.x)
-            if call.out is not None and plan.library.overlap(call.x, call.out):
-                kept = plan.library.xp.asarray(kept, copy=True)
-            y, of = eager.forward(call)
-            stats = of
-        else:
-            call = calls.weighed(call)
-            y, of = whole.standardized(call)
-            stats = of.stats
-            if call.gamma is None and call.beta is None:
-                of = of._replace(xhat=of.xhat * 1.0)
-            if call.out is not None:
-                call.out[...] = y
-                y = call.out
-    params_passed = names[1 : _arity(names, arguments, params)]
-    parameters = tuple(_primal(arguments[name], plan.beta if name == "beta" else plan.gamma) for name in params_passed)
+        check_known_sizes(plan.library, **dict(zip(names, arrays, strict=True)))
+    (y, stats), call, of = executors.linearize(call)
+    while len(arrays) > 1 + len(params) and arrays[-1] is None:  # one that was given by name has those before it
+        arrays.pop()
+    fits = (plan.gamma, plan.beta)
+    parameters = tuple([_primal(array, fit) for array, fit in zip(arrays[1:], fits, strict=False)])
+    reads_x = call.stats is None or (len(parameters) > 0 and parameters[0] is not None)
     pullback = Pullback(
         of=of,
-        x=kept,
-        version=_version(plan.library, kept) if call.stats is None or any(parameters[:1]) else None,
-        gamma=gamma,
+        x=call.x,
+        version=_version(plan.library, call.x) if reads_x else None,
+        gamma=call.gamma,
         given=call.stats,
         weights=call.weights,
         all_reduce=call.all_reduce,
         chunks=call.chunks,
         plan=plan,
-        dtype=call.x.dtype,
+        dtype=arrays[0].dtype,
         parameters=parameters,
     )
     if not wants_moments:
         return y, pullback
-    return (y, batches.moments_of(call, stats) if given is None else given), pullback
+    return (y, batches.moments_of(call, stats) if moments is None else moments), pullback
 
 
 class _Primal(NamedTuple):
@@ -185,22 +161,15 @@ class Pullback:
 
     def _pull(self, dy: Array) -> tuple[Array | None, ...]:
         plan, library = self.plan, self.plan.library
-        wanted = Wanted(self.dtype, tuple(None if primal is None else primal.full for primal in self.parameters))
+        wanted = Wanted(self.dtype, tuple([None if primal is None else primal.full for primal in self.parameters]))
+        call = Call(plan, self.x, self.gamma, None, self.given, None, self.weights, self.all_reduce, self.chunks)
         with library.quiet():
-            call = Call(plan, self.x, self.gamma, None, self.given, None, self.weights, self.all_reduce)
-            dy = views.to_view(plan, dy, dtype=plan.dtype if library.chunked else dy.dtype)
-            if chunks.takes(call):
-                dx, *gradients = chunks.backward(call, dy, wanted)
-                found = [chunks.from_view(plan, dx, self.dtype, self.chunks)]
-            else:
-                dx, *gradients = eager.backward(call, dy, wanted, self.of)
-                found = [views.from_view(plan, dx, self.dtype)]
-            for primal, d in zip(self.parameters, gradients, strict=True):
+            dx, *gradients = executors.backward(call, dy, wanted, self.of)
+            for i, (primal, d) in enumerate(zip(self.parameters, gradients, strict=True)):
                 if primal is not None and d is not None:
                     d = d if tuple(d.shape) == primal.shape else library.xp.reshape(d, primal.shape)
-                    d = d if d.dtype == primal.dtype else library.astype(d, primal.dtype)
-                found.append(d)
-        return tuple(found)
+                    gradients[i] = d if d.dtype == primal.dtype else library.astype(d, primal.dtype)
+        return dx, *gradients
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Pullback":
         try:
@@ -218,56 +187,62 @@ class Pullback:
         return self.x if isinstance(self.of, Stats) else self.of.xhat
 
 
-_CALLS: dict[Callable[..., Any], Callable[..., Call]] = {
-    norms.normalize: calls.over,
-    norms.layer_norm: calls.over,
-    norms.batch_norm: calls.batch,
-    norms.instance_norm: calls.instance,
-    norms.group_norm: calls.group,
-    norms.rms_norm: calls.rms,
-    norms.weight_norm: calls.weight,
+class _Entry(NamedTuple):
+    """A norm as `vjp` calls it."""
+
+    norm: Norm
+    signature: inspect.Signature
+    arrays: list[str]
+    """The names of its arrays, which are passed by position."""
+    by_name: list[str]
+    """What may be passed by name."""
+    defaults: dict[str, Any]
+
+
+def _entry(function: Callable[..., Any], norm: Norm) -> _Entry:
+    signature = inspect.signature(function)
+    kinds = {name: parameter.kind for name, parameter in signature.parameters.items()}
+    return _Entry(
+        norm,
+        signature,
+        [name for name, kind in kinds.items() if kind is not inspect.Parameter.KEYWORD_ONLY],
+        [name for name, kind in kinds.items() if kind is not inspect.Parameter.POSITIONAL_ONLY],
+        {name: parameter.default for name, parameter in signature.parameters.items()},
+    )
+
+
+_NORMS: dict[Callable[..., Any], Norm] = {
+    norms.normalize: layouts.NORMALIZE,
+    norms.layer_norm: layouts.LAYER,
+    norms.batch_norm: layouts.BATCH,
+    norms.instance_norm: layouts.INSTANCE,
+    norms.group_norm: layouts.GROUP,
+    norms.rms_norm: layouts.RMS,
+    norms.weight_norm: layouts.WEIGHT,
 }
-_SIGNATURES = {norm: inspect.signature(norm) for norm in _CALLS}
-_DEFAULTS = {
-    norm: {name: each.default for name, each in signature.parameters.items()} for norm, signature in _SIGNATURES.items()
-}
-_BY_POSITION, _BY_NAME = (
-    {
-        norm: [name for name, each in signature.parameters.items() if each.kind is not other]
-        for norm, signature in _SIGNATURES.items()
-    }
-    for other in (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_ONLY)
-)
+_ENTRIES = {function: _entry(function, norm) for function, norm in _NORMS.items()}
 
 
 def _arguments(
     norm: Callable[..., Any], x: Array, params: tuple[Array | None, ...], options: dict[str, Any]
-) -> dict[str, Any]:
+) -> tuple[_Entry, dict[str, Any]]:
     """Every argument of the norm by its name."""
-    signature = _SIGNATURES.get(norm) if inspect.isfunction(norm) else None
-    if signature is None:
-        norms = ", ".join(each.__name__ for each in _CALLS)
-        raise TypeError(f"norm must be one of anynorm's {norms}, got {getattr(norm, '__name__', norm)!r}")
-    names = _BY_POSITION[norm][: 1 + len(params)]
-    arguments = _DEFAULTS[norm] | dict(zip(names, (x, *params), strict=False)) | options
-    if unknown := [name for name in options if name not in _BY_NAME[norm]]:
+    entry = _ENTRIES.get(norm) if inspect.isfunction(norm) else None
+    if entry is None:
+        names = ", ".join(function.__name__ for function in _ENTRIES)
+        raise TypeError(f"norm must be one of anynorm's {names}, got {getattr(norm, '__name__', norm)!r}")
+    if unknown := [name for name in options if name not in entry.by_name]:
         refuse(unknown, norm)
+    passed = entry.arrays[: 1 + len(params)]
+    arguments = entry.defaults | dict(zip(passed, (x, *params), strict=False)) | options
     # in lists, as Dynamo takes no generator
-    missing = any([each is inspect.Parameter.empty for each in arguments.values()])  # noqa: C419
-    if missing or len(names) <= len(params) or any([name in options for name in names]):  # noqa: C419
+    missing = any([value is inspect.Parameter.empty for value in arguments.values()])  # noqa: C419
+    if missing or len(passed) <= len(params) or any([name in options for name in passed]):  # noqa: C419
         try:
-            signature.bind(x, *params, **options)
+            entry.signature.bind(x, *params, **options)
         except TypeError as error:
             raise TypeError(f"{norm.__name__}: {error}") from None
-    return arguments
-
-
-def _arity(arrays: list[str], arguments: dict[str, Any], params: tuple[Array | None, ...]) -> int:
-    """How many gradients: as many as arrays were passed, by position or, those before them included, by name."""
-    last = len(arrays) - 1
-    while last > len(params) and arguments[arrays[last]] is None:
-        last -= 1
-    return max(last, len(params)) + 1
+    return entry, arguments
 
 
 def _primal(parameter: Array | None, fit: Fit | None) -> _Primal | None:

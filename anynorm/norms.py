@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from typing import Any, Literal, Never, TypeVar, overload
 
-from anynorm import calls
+from anynorm import executors
 from anynorm.arrays import check_bool
 from anynorm.batches import Axis, Moments, moments_of, of
-from anynorm.calls import Call
-from anynorm.executors import torch_autograd
+from anynorm.calls import Call, prepare
+from anynorm.calls.layouts import BATCH, GROUP, INSTANCE, LAYER, NORMALIZE, RMS, WEIGHT
 from anynorm.kernels import Array
 from anynorm.keywords import checks_names, refuse
 from anynorm.statistics import Statistics
@@ -33,12 +33,6 @@ def normalize(
     x: ArrayT, /, gamma: Array | None = None, beta: Array | None = None, *, axis: Axis, eps: float = 1e-5,
     weights: Array | None = None, moments: GivenT, return_moments: Literal[True], out: ArrayT | None = None,
 ) -> tuple[ArrayT, GivenT]: ...  # fmt: skip
-@overload
-def normalize(
-    x: ArrayT, /, gamma: Array | None = None, beta: Array | None = None, *, axis: Axis, eps: float = 1e-5,
-    weights: Array | None = None, moments: Statistics[Any] | None = None, return_moments: bool,
-    out: ArrayT | None = None,
-) -> ArrayT | tuple[ArrayT, Statistics[Any]]: ...  # fmt: skip
 @checks_names
 def normalize(
     x: ArrayT,
@@ -116,11 +110,8 @@ def normalize(
     """
     if others:
         refuse(others, normalize)
-    return _run(
-        calls.over(x, gamma, beta, axis=axis, eps=eps, weights=weights, moments=moments, out=out),
-        moments,
-        return_moments,
-    )
+    call = prepare(NORMALIZE, (axis,), x, gamma, beta, eps=eps, weights=weights, moments=moments, out=out)
+    return _run(call, moments, return_moments)
 
 
 @overload
@@ -133,11 +124,6 @@ def layer_norm(
     x: ArrayT, /, gamma: Array | None = None, beta: Array | None = None, *, axis: Axis = -1, eps: float = 1e-5,
     weights: Array | None = None, return_moments: Literal[True], out: ArrayT | None = None,
 ) -> tuple[ArrayT, Moments[ArrayT]]: ...  # fmt: skip
-@overload
-def layer_norm(
-    x: ArrayT, /, gamma: Array | None = None, beta: Array | None = None, *, axis: Axis = -1, eps: float = 1e-5,
-    weights: Array | None = None, return_moments: bool, out: ArrayT | None = None,
-) -> ArrayT | tuple[ArrayT, Statistics[Any]]: ...  # fmt: skip
 @checks_names
 def layer_norm(
     x: ArrayT,
@@ -198,7 +184,7 @@ def layer_norm(
     """
     if others:
         refuse(others, layer_norm)
-    return _run(calls.over(x, gamma, beta, axis=axis, eps=eps, weights=weights, out=out), None, return_moments)
+    return _run(prepare(LAYER, (axis,), x, gamma, beta, eps=eps, weights=weights, out=out), None, return_moments)
 
 
 @overload
@@ -220,13 +206,6 @@ def batch_norm(
     weights: Array | None = None, moments: GivenT, return_moments: Literal[True], out: ArrayT | None = None,
     all_reduce: AllReduce | None = None,
 ) -> tuple[ArrayT, GivenT]: ...  # fmt: skip
-@overload
-def batch_norm(
-    x: ArrayT, /, gamma: Array | None = None, beta: Array | None = None, *, channel_axis: int = 1, eps: float = 1e-5,
-    weights: Array | None = None, moments: Statistics[Any] | None = None, return_moments: bool,
-    out: ArrayT | None = None,
-    all_reduce: AllReduce | None = None,
-) -> ArrayT | tuple[ArrayT, Statistics[Any]]: ...  # fmt: skip
 @checks_names
 def batch_norm(
     x: ArrayT,
@@ -302,17 +281,8 @@ def batch_norm(
     """
     if others:
         refuse(others, batch_norm)
-    call = calls.batch(
-        x,
-        gamma,
-        beta,
-        channel_axis=channel_axis,
-        eps=eps,
-        weights=weights,
-        moments=moments,
-        out=out,
-        all_reduce=all_reduce,
-    )
+    options: dict[str, Any] = {"eps": eps, "weights": weights, "moments": moments, "out": out, "all_reduce": all_reduce}
+    call = prepare(BATCH, (channel_axis,), x, gamma, beta, **options)
     return _run(call, moments, return_moments)
 
 
@@ -326,11 +296,6 @@ def instance_norm(
     x: ArrayT, /, gamma: Array | None = None, beta: Array | None = None, *, channel_axis: int = 1, eps: float = 1e-5,
     weights: Array | None = None, return_moments: Literal[True], out: ArrayT | None = None,
 ) -> tuple[ArrayT, Moments[ArrayT]]: ...  # fmt: skip
-@overload
-def instance_norm(
-    x: ArrayT, /, gamma: Array | None = None, beta: Array | None = None, *, channel_axis: int = 1, eps: float = 1e-5,
-    weights: Array | None = None, return_moments: bool, out: ArrayT | None = None,
-) -> ArrayT | tuple[ArrayT, Statistics[Any]]: ...  # fmt: skip
 @checks_names
 def instance_norm(
     x: ArrayT,
@@ -392,11 +357,8 @@ def instance_norm(
     """
     if others:
         refuse(others, instance_norm)
-    return _run(
-        calls.instance(x, gamma, beta, channel_axis=channel_axis, eps=eps, weights=weights, out=out),
-        None,
-        return_moments,
-    )
+    call = prepare(INSTANCE, (channel_axis,), x, gamma, beta, eps=eps, weights=weights, out=out)
+    return _run(call, None, return_moments)
 
 
 @overload
@@ -409,11 +371,6 @@ def group_norm(
     x: ArrayT, /, gamma: Array | None = None, beta: Array | None = None, *, groups: int, channel_axis: int = 1,
     eps: float = 1e-5, weights: Array | None = None, return_moments: Literal[True], out: ArrayT | None = None,
 ) -> tuple[ArrayT, Moments[ArrayT]]: ...  # fmt: skip
-@overload
-def group_norm(
-    x: ArrayT, /, gamma: Array | None = None, beta: Array | None = None, *, groups: int, channel_axis: int = 1,
-    eps: float = 1e-5, weights: Array | None = None, return_moments: bool, out: ArrayT | None = None,
-) -> ArrayT | tuple[ArrayT, Statistics[Any]]: ...  # fmt: skip
 @checks_names
 def group_norm(
     x: ArrayT,
@@ -478,7 +435,7 @@ def group_norm(
     """
     if others:
         refuse(others, group_norm)
-    call = calls.group(x, gamma, beta, groups=groups, channel_axis=channel_axis, eps=eps, weights=weights, out=out)
+    call = prepare(GROUP, (groups, channel_axis), x, gamma, beta, eps=eps, weights=weights, out=out)
     return _run(call, None, return_moments)
 
 
@@ -537,8 +494,7 @@ def rms_norm(
     """
     if others:
         refuse(others, rms_norm)
-    call = calls.rms(x, gamma, beta, axis=axis, eps=eps, weights=weights, out=out)
-    return torch_autograd.forward(call, keep=False).y  # type: ignore[no-any-return]
+    return _run(prepare(RMS, (axis,), x, gamma, beta, eps=eps, weights=weights, out=out), None, False)  # type: ignore[return-value]
 
 
 @checks_names
@@ -585,8 +541,7 @@ def weight_norm(v: ArrayT, g: Array, /, *, axis: Axis = 0, out: ArrayT | None = 
     """
     if others:
         refuse(others, weight_norm)
-    call = calls.weight(v, g, axis=axis, out=out)
-    return torch_autograd.forward(call, keep=False).y  # type: ignore[no-any-return]
+    return _run(prepare(WEIGHT, (axis,), v, g, out=out), None, False)  # type: ignore[return-value]
 
 
 @checks_names
@@ -633,7 +588,7 @@ def moments(x: ArrayT, /, *, axis: Axis, weights: Array | None = None, **others:
 
 def _run(call: Call, given: Statistics[Any] | None, return_moments: bool) -> ArrayT | tuple[ArrayT, Statistics[Any]]:
     check_bool("return_moments", return_moments)
-    done = torch_autograd.forward(call, keep=return_moments)
+    done = executors.forward(call, keep=return_moments)
     y: ArrayT = done.y
     if not return_moments:
         return y

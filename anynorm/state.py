@@ -6,7 +6,7 @@ from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from typing import Any, Never, TypeVar
 
-from anynorm import calls, files
+from anynorm import calls, executors, files
 from anynorm.arrays import (
     as_ints,
     check_int,
@@ -21,8 +21,7 @@ from anynorm.arrays import (
 from anynorm.arrays.counts import is_number
 from anynorm.batches import Axis, Moments
 from anynorm.calls import views
-from anynorm.executors import whole
-from anynorm.executors.dask import chunks
+from anynorm.calls.layouts import DIRECTION, WEIGHT
 from anynorm.files import Value
 from anynorm.kernels import Array, Namespace, Stats, weighted_mean
 from anynorm.keywords import checks_fields, checks_names, refuse
@@ -300,7 +299,7 @@ class WeightNorm(Value[ArrayT]):
 
     def __post_init__(self) -> None:
         flush_pytrees()
-        calls.weight(self.v, self.g, axis=self.axis)
+        calls.prepare(WEIGHT, (self.axis,), self.v, self.g)
         object.__setattr__(self, "axis", as_ints(self.axis))
 
     @classmethod
@@ -326,9 +325,8 @@ class WeightNorm(Value[ArrayT]):
         """
         if others:
             refuse(others, cls.from_weight)
-        call = calls.direction(w, axis=axis, name="w")
-        length = chunks.length(call) if chunks.takes(call) else whole.length(call)
-        return cls(w, views.statistic(call, length), axis=axis)
+        call = calls.prepare(DIRECTION, (axis,), w)
+        return cls(w, views.statistic(call, executors.length(call)), axis=axis)
 
     @property
     def weight(self) -> ArrayT:

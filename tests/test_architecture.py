@@ -25,6 +25,7 @@ FLOORS = (
     {"executors.eager"},
     {"executors.dask"},
     {"executors.torch_autograd"},
+    {"executors"},
     {"batches"},
     {"norms"},
     {"gradients", "state"},
@@ -39,7 +40,7 @@ def name_of(path):
 
 
 MODULES = sorted(name_of(path) for path in PACKAGE.rglob("*.py"))
-BUILT = [name for name in MODULES if name not in ("", "executors") and not name.startswith(COMMAND_LINE)]
+BUILT = [name for name in MODULES if name and not name.startswith(COMMAND_LINE)]
 
 
 def text_of(module):
@@ -67,7 +68,12 @@ def own_imports(module):
 
 def floor(module):
     """The number of its floor, and which of those there it belongs to."""
-    found = [(i, name) for i, names in enumerate(FLOORS) for name in names if f"{module}.".startswith(f"{name}.")]
+    found = [
+        (i, name)
+        for i, names in enumerate(FLOORS)
+        for name in names
+        if module == name or (name != "executors" and module.startswith(f"{name}."))
+    ]
     assert len(found) == 1, module
     return found[0]
 

@@ -17,6 +17,7 @@ import anynorm
 from anynorm import calls
 from anynorm.arrays import library_of, memory_order
 from anynorm.arrays.blocks import blocks
+from anynorm.calls import layouts
 from anynorm.calls import plan as plans
 from anynorm.executors.blocks import normalizing, tail
 
@@ -175,8 +176,9 @@ SHORT_RUNS = [
     ],
 )
 def test_which_groups_are_strewn_over_memory(norm, shape, options, expected):
-    prepare = calls.group if norm is anynorm.group_norm else calls.batch
-    call = prepare(np.ones(shape), None, None, eps=1e-5, **{"channel_axis": 1, **options})
+    entry = layouts.GROUP if norm is anynorm.group_norm else layouts.BATCH
+    options = {"channel_axis": 1, **options}
+    call = calls.prepare(entry, tuple(options[name] for name in entry.options), np.ones(shape), eps=1e-5)
     assert tail.interleaved(call.plan) is expected
 
 

@@ -1,6 +1,6 @@
 """What mypy, strict, infers for a user: it reads this file, and nothing runs it."""
 
-from typing import Any, assert_type
+from typing import assert_type
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +10,7 @@ import anynorm
 Floats = NDArray[np.float32]
 
 
-def use(x: Floats, gamma: NDArray[np.float64], flag: bool) -> None:
+def use(x: Floats, gamma: NDArray[np.float64]) -> None:
     """A result has the type of x, whatever gamma has; moments come where they are asked for."""
     assert_type(anynorm.layer_norm(x, gamma), Floats)
     assert_type(anynorm.rms_norm(x, gamma), Floats)
@@ -24,5 +24,3 @@ def use(x: Floats, gamma: NDArray[np.float64], flag: bool) -> None:
         anynorm.batch_norm(x, moments=running, return_moments=True), tuple[Floats, anynorm.RunningStats[Floats]]
     )
     assert_type(anynorm.group_norm(x, groups=3, return_moments=True), tuple[Floats, anynorm.Moments[Floats]])
-    either: Floats | tuple[Floats, Any] = anynorm.instance_norm(x, return_moments=flag)
-    assert either is not None

@@ -1,8 +1,9 @@
 """One call of a norm: its arguments, checked before anything is computed, and what they determine."""
 
 from anynorm.calls.call import Call, Wanted, compiled
+from anynorm.calls.layouts import Norm
 from anynorm.calls.plan import Fit, Plan
-from anynorm.calls.prepare import batch, chunk, direction, group, instance, over, rms, weight
+from anynorm.calls.prepare import prepare
 from anynorm.calls.results import Gradients, Normalized
 from anynorm.calls.weights import counted, ready, weighed, weighted_sums
 
@@ -10,20 +11,14 @@ __all__ = [
     "Call",
     "Fit",
     "Gradients",
+    "Norm",
     "Normalized",
     "Plan",
     "Wanted",
-    "batch",
-    "chunk",
     "compiled",
     "counted",
-    "direction",
-    "group",
-    "instance",
-    "over",
+    "prepare",
     "ready",
-    "rms",
     "weighed",
-    "weight",
     "weighted_sums",
 ]

@@ -1,6 +1,7 @@
 """Which axes share a mean and a variance: all that tells one norm from another (Figure 1 of Wu & He, 2018)."""
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from anynorm.arrays import check_axes, check_int, same_shape
@@ -179,3 +180,27 @@ def _others(rank: int, kept: tuple[int, ...]) -> tuple[int, ...]:
     if not axes:
         raise ValueError(f"x must have more than the {len(kept)} axes that keep statistics of their own, got {rank}")
     return axes
+
+
+class Norm(NamedTuple):
+    """What tells one norm from another: which axes share a mean, whether it is taken away, and what divides a sum."""
+
+    layout: Callable[..., Layout]
+    """From the shape of x and the values of the `options`."""
+    options: tuple[str, ...]
+    centred: bool = True
+    divisor: int | None = None
+    """None is the number of elements in a group."""
+    names: tuple[str, str] = ("x", "gamma")
+    """What the first two arrays are called in errors."""
+    gamma_required: bool = False
+
+
+NORMALIZE = LAYER = Norm(over, ("axis",))
+BATCH = Norm(batch, ("channel_axis",))
+INSTANCE = Norm(instance, ("channel_axis",))
+GROUP = Norm(group, ("groups", "channel_axis"))
+RMS = Norm(over, ("axis",), centred=False)
+WEIGHT = Norm(weight, ("axis",), centred=False, divisor=1, names=("v", "g"), gamma_required=True)
+DIRECTION = WEIGHT._replace(names=("w", "g"), gamma_required=False)
+"""A weight brought to length 1."""

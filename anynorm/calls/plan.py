@@ -2,7 +2,7 @@
 
 import math
 import operator
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from typing import Any, NamedTuple
 
 from anynorm import kernels
@@ -20,7 +20,7 @@ from anynorm.arrays import (
 )
 from anynorm.arrays.library import Library
 from anynorm.calls import layouts
-from anynorm.calls.layouts import Layout, View
+from anynorm.calls.layouts import Layout, Norm, View
 from anynorm.kernels import Array, Limits, Sums
 from anynorm.settings import current
 
@@ -99,31 +99,18 @@ MOST_PLANS = 1024
 _plans: dict[Hashable, Plan] = {}
 
 
-def plan_of(
-    layout_of: Callable[..., Layout],
-    options: tuple[Any, ...],
-    arrays: tuple[Array | None, ...],
-    names: tuple[str, str],
-    *,
-    out: Any,
-    eps: float,
-    centred: bool,
-    divisor: int | None,
-) -> Plan:
-    """The plan of a call of x, gamma, beta, a mean, a variance and weights: kept for the next call like it.
-
-    `names` are those of the first two arrays in errors.
-    """
-    library = library_of(names[0], arrays[0])
-    key = _key(library, layout_of, options, eps, (centred, divisor), out, arrays)
+def plan_of(norm: Norm, options: tuple[Any, ...], arrays: tuple[Array | None, ...], *, eps: float, out: Any) -> Plan:
+    """The plan of a call of x, gamma, beta, a mean, a variance and weights: kept for the next call like it."""
+    library = library_of(norm.names[0], arrays[0])
+    key = _key(library, norm, options, arrays, eps, out)
     try:
         plan = None if key is None else _plans.get(key)
     except TypeError:  # something in it cannot be hashed
         key = plan = None
     if plan is None:
-        every = zip((*names, "beta", "moments.mean", "moments.var", "weights"), arrays, strict=True)
+        every = zip((*norm.names, "beta", "moments.mean", "moments.var", "weights"), arrays, strict=True)
         named = {name: array for i, (name, array) in enumerate(every) if array is not None or i == 0}
-        plan = _plan(layout_of, options, named, out, eps, centred, divisor)
+        plan = _plan(norm, options, named, eps, out)
         if key is not None:
             if len(_plans) >= MOST_PLANS:
                 _plans.clear()
@@ -132,19 +119,13 @@ def plan_of(
 
 
 def _key(
-    library: Library,
-    layout_of: Callable[..., Layout],
-    options: tuple[Any, ...],
-    eps: Any,
-    norm: tuple[bool, int | None],
-    out: Any,
-    arrays: tuple[Any, ...],
+    library: Library, norm: Norm, options: tuple[Any, ...], arrays: tuple[Any, ...], eps: Any, out: Any
 ) -> Hashable:
     """All that determines a plan; None where it is not to be kept."""
     if library.traced():
         return None
     try:
-        key = [layout_of, eps, type(eps), norm, _order(library, arrays[0], out)]
+        key = [norm.layout, norm.centred, norm.divisor, eps, type(eps), _order(library, arrays[0], out)]
         for value in options:  # 1 is True, to a dictionary
             if type(value) is tuple:
                 key += (tuple(map(_fixed, value)), tuple(map(type, value)))
@@ -167,22 +148,14 @@ def _fixed(value: Any) -> Any:
     return value if value is None or type(value) is int else operator.index(value)
 
 
-def _plan(
-    layout_of: Callable[..., Layout],
-    options: tuple[Any, ...],
-    arrays: dict[str, Array],
-    out: Any,
-    eps: float,
-    centred: bool,
-    divisor: float | None,
-) -> Plan:
+def _plan(norm: Norm, options: tuple[Any, ...], arrays: dict[str, Array], eps: float, out: Any) -> Plan:
     (name, x), *others = arrays.items()
     library = one_library(**arrays)
     dtype = compute_dtype(library, name, x)
     shape = tuple(x.shape)
     if not shape:
         raise ValueError(f"{name} must have at least one axis, got a 0-d array")
-    layout = layout_of(shape, *options)
+    layout = norm.layout(shape, *options)
     given = "moments.mean" in arrays
     if _unknown(shape if layout.channel is not None else () if given or library.chunked else (layout.group_size,)):
         raise ValueError(
@@ -198,7 +171,7 @@ def _plan(
         check_device(library, name, x, other, array)
     stats = tuple(1 if axis in view.axes else n for axis, n in enumerate(view.shape))
     size = math.prod(view.shape)
-    divisor = float(max(layout.group_size if divisor is None else divisor, 1))
+    divisor = float(max(layout.group_size if norm.divisor is None else norm.divisor, 1))
     with library.quiet():  # an eps may be too large for the dtype
         number, addend = (library.number(n, dtype, x) for n in (divisor, eps))
     groups = Sums(view.axes, divisor, library.block if number is None else library.plain_block, number=number)
@@ -222,7 +195,7 @@ def _plan(
         groups=groups,
         eps=eps,
         addend=eps if addend is None else addend,
-        centred=centred,
+        centred=norm.centred,
         dtype=dtype,
         limits=limits,
         tiny=eps < limits.eps,

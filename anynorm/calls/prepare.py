@@ -1,12 +1,11 @@
-"""The arguments of each norm as a call: all of them checked before anything is computed."""
+"""The arguments of a norm as a call: all of them checked before anything is computed."""
 
 from collections.abc import Callable
 from typing import Any
 
 from anynorm.arrays import cast, check_out, check_weights, counts, full_chunks, library_of, zeros
-from anynorm.calls import layouts
 from anynorm.calls.call import Call
-from anynorm.calls.layouts import Layout
+from anynorm.calls.layouts import Norm
 from anynorm.calls.plan import Fit, Plan, plan_of
 from anynorm.calls.weights import count_weights, sum_weights
 from anynorm.kernels import Array, Stats, replicas
@@ -15,142 +14,46 @@ from anynorm.kernels.weighting import Weights
 from anynorm.statistics import Statistics, stats_of
 
 
-def over(
+def prepare(
+    norm: Norm,
+    options: tuple[Any, ...],
     x: Array,
-    gamma: Array | None,
-    beta: Array | None,
+    gamma: Array | None = None,
+    beta: Array | None = None,
     *,
-    axis: Any,
-    eps: float,
-    weights: Array | None = None,
-    moments: Any = None,
-    out: Array | None = None,
-) -> Call:
-    """`normalize`, `layer_norm`, `moments`."""
-    return _prepare(layouts.over, (axis,), x, gamma, beta, eps, weights, moments, out)
-
-
-def rms(
-    x: Array,
-    gamma: Array | None,
-    beta: Array | None,
-    *,
-    axis: Any,
-    eps: float,
-    weights: Array | None = None,
-    out: Array | None = None,
-) -> Call:
-    """`rms_norm`."""
-    return _prepare(layouts.over, (axis,), x, gamma, beta, eps, weights, None, out, False)
-
-
-def chunk(
-    x: Array,
-    gamma: Array | None,
-    beta: Array | None,
-    *,
-    axes: tuple[int, ...],
-    eps: float,
-    weights: Array | None,
-    centred: bool,
-    divisor: int | None,
-) -> Call:
-    """A part of an array that is run by itself."""
-    return _prepare(layouts.chunk, (axes,), x, gamma, beta, eps, weights, None, None, centred, divisor)
-
-
-def batch(
-    x: Array,
-    gamma: Array | None,
-    beta: Array | None,
-    *,
-    channel_axis: Any,
-    eps: float,
+    eps: float = 0.0,
     weights: Array | None = None,
     moments: Any = None,
     out: Array | None = None,
     all_reduce: Callable[[Array], Any] | None = None,
 ) -> Call:
-    """`batch_norm`."""
+    """A call of the norm with these values of `norm.options`; an error where an argument does not fit."""
     if all_reduce is not None and not callable(all_reduce):
         raise TypeError(f"all_reduce must be a function of an array, got {type(all_reduce).__name__}")
-    call = _prepare(layouts.batch, (channel_axis,), x, gamma, beta, eps, weights, moments, out)
-    return call if all_reduce is None else _of_replicas(call, weights, all_reduce)
-
-
-def instance(
-    x: Array,
-    gamma: Array | None,
-    beta: Array | None,
-    *,
-    channel_axis: Any,
-    eps: float,
-    weights: Array | None = None,
-    out: Array | None = None,
-) -> Call:
-    """`instance_norm`."""
-    return _prepare(layouts.instance, (channel_axis,), x, gamma, beta, eps, weights, None, out)
-
-
-def group(
-    x: Array,
-    gamma: Array | None,
-    beta: Array | None,
-    *,
-    groups: Any,
-    channel_axis: Any,
-    eps: float,
-    weights: Array | None = None,
-    out: Array | None = None,
-) -> Call:
-    """`group_norm`."""
-    return _prepare(layouts.group, (groups, channel_axis), x, gamma, beta, eps, weights, None, out)
-
-
-def weight(v: Array, g: Array, *, axis: Any, out: Array | None = None) -> Call:
-    """Weight normalization is RMS normalization with a sum in place of the mean, no eps, and g for gamma."""
-    library_of("g", g)
-    return direction(v, g, axis=axis, out=out)
-
-
-def direction(v: Array, g: Array | None = None, *, axis: Any, out: Array | None = None, name: str = "v") -> Call:
-    """`v`, in an argument of this name, brought to length 1."""
-    return _prepare(layouts.weight, (axis,), v, g, None, 0.0, None, None, out, False, 1, (name, "g"))
-
-
-def _prepare(
-    layout_of: Callable[..., Layout],
-    options: tuple[Any, ...],
-    x: Array,
-    gamma: Array | None,
-    beta: Array | None,
-    eps: float,
-    weights: Array | None,
-    moments: Any,
-    out: Array | None,
-    centred: bool = True,
-    divisor: int | None = None,
-    names: tuple[str, str] = ("x", "gamma"),
-) -> Call:
+    if norm.gamma_required:
+        library_of(norm.names[1], gamma)
     mean = var = None
     if moments is not None:
         if not isinstance(moments, Statistics):
             raise TypeError(f"moments must be Moments or RunningStats, got {type(moments).__name__}")
         mean, var = moments.mean, moments.var
-    arrays = (x, gamma, beta, mean, var, weights)
-    plan = plan_of(layout_of, options, arrays, names, out=out, eps=eps, centred=centred, divisor=divisor)
+    plan = plan_of(norm, options, (x, gamma, beta, mean, var, weights), eps=eps, out=out)
     if out is not None:
-        check_out(plan.library, names[0], x, out, [each for each in (gamma, beta, mean, var) if each is not None])
+        check_out(
+            plan.library, norm.names[0], x, out, [array for array in (gamma, beta, mean, var) if array is not None]
+        )
     chunks = x.chunks if plan.library.chunked else None
     x = plan.to_view(x)
-    given = None if moments is None else _given(plan, moments)
-    params, found = (_ready(plan, gamma, plan.gamma), _ready(plan, beta, plan.beta)), None
+    stats = None if moments is None else _given(plan, moments)
+    gamma_beside, beta_beside = _ready(plan, gamma, plan.gamma), _ready(plan, beta, plan.beta)
+    weights_beside = None
     if weights is not None:
         check_weights(plan.library, weights, plan.dtype)
         if not plan.given:  # to moments that are given they make no difference
             with plan.library.quiet():
-                found = _placed(plan, plan.library.constant(weights))
-    return Call(plan, x, *params, given, out, found, None, chunks)
+                weights_beside = _placed(plan, plan.library.constant(weights))
+    call = Call(plan, x, gamma_beside, beta_beside, stats, out, weights_beside, None, chunks)
+    return call if all_reduce is None else _of_replicas(call, weights, all_reduce)
 
 
 def _given(plan: Plan, moments: Statistics[Any]) -> Stats:

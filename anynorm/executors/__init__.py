@@ -1,1 +1,71 @@
-"""The ways in which a call is run."""
+"""How a call is run: on whole arrays, by programs, in blocks, chunk by chunk, as a node of autograd.
+
+Others use the five functions below and `length`; `eager` chooses between the executors of arrays that are there now.
+"""
+
+from typing import Any
+
+from anynorm import calls
+from anynorm.calls import Call, Gradients, Normalized, Wanted, views
+from anynorm.executors import eager, torch_autograd, whole
+from anynorm.executors.dask import chunks
+from anynorm.kernels import Array, Standardized, Stats
+
+
+def forward(call: Call, *, keep: bool = True) -> Normalized:
+    """The result of a call, as the caller's x was, and its statistics beside the view if they are to be kept."""
+    if call.plan.library.chunked and chunks.takes(call):
+        return chunks.forward(call)
+    if call.plan.library.records is not None:
+        return torch_autograd.forward(call, keep=keep)
+    return eager.forward(call, keep=keep)
+
+
+def statistics(call: Call) -> Stats:
+    """The statistics of a call, beside the view."""
+    return chunks.statistics(call) if chunks.takes(call) else eager.statistics(call)
+
+
+def count(call: Call) -> Any:
+    """How many numbers each group has, or the sum of their weights and what rounding took from it, beside the view."""
+    if chunks.takes(call):
+        return chunks.count(call), None
+    return calls.counted(call)
+
+
+def length(call: Call) -> Array:
+    """The norm of each group of a call of `calls.layouts.DIRECTION`, beside the view."""
+    return chunks.length(call) if chunks.takes(call) else whole.length(call)
+
+
+def linearize(call: Call) -> tuple[Normalized, Call, Standardized | Stats]:
+    """The result of a call, and what `backward` needs of it: the call, and its statistics or what x became.
+
+    Of all arrays but x the call that is returned has copies.
+    """
+    plan, xp = call.plan, call.plan.library.xp
+    weights, stats = call.weights, call.stats
+    if weights is not None and not plan.library.chunked:
+        weights = weights._replace(each=xp.asarray(weights.each, copy=True))
+    if stats is not None:
+        stats = Stats(*[None if array is None else array * 1.0 for array in stats])
+    gamma = None if call.gamma is None else call.gamma * 1.0
+    # a compiler does not follow `_replace` of a tuple with a function in it
+    call = Call(plan, call.x, call.gamma, call.beta, stats, call.out, weights, call.all_reduce, call.chunks)
+    of: Standardized | Stats
+    if chunks.takes(call):
+        done = chunks.forward(call)
+        x, of = call.x, done.stats
+    else:
+        done, x, of = eager.linearize(call)
+    return done, Call(plan, x, gamma, None, stats, None, weights, call.all_reduce, call.chunks), of
+
+
+def backward(call: Call, dy: Array, wanted: Wanted, of: Standardized | Stats) -> Gradients:
+    """The gradients of sum(y * dy), dy as y is: of x as it was, those of the parameters beside the view."""
+    plan = call.plan
+    if chunks.takes(call):
+        dx, *parameters = chunks.backward(call, views.to_view(plan, dy, dtype=plan.dtype), wanted)
+        return chunks.from_view(plan, dx, wanted.dtype, call.chunks), *parameters
+    dx, *parameters = eager.backward(call, views.to_view(plan, dy, dtype=dy.dtype), wanted, of)
+    return views.from_view(plan, dx, wanted.dtype), *parameters

@@ -33,16 +33,34 @@ def statistics(call: Call) -> Stats:
     return whole.statistics(call)
 
 
-def keeps_x(call: Call) -> bool:
-    """Whether a gradient is computed of x and its statistics, and not of what x was standardized to."""
-    return programs.supports(call) or blocks.supports(call)
+def linearize(call: Call) -> tuple[Normalized, Array | None, Standardized | Stats]:
+    """The result of a call, and what a gradient needs of it: x and its statistics, or what x was standardized to."""
+    library, supported = call.plan.library, [executor for executor in EXECUTORS if executor.supports(call)]
+    if supported:
+        x = library.constant(call.x)
+        if call.out is not None and library.overlap(call.x, call.out):
+            x = library.xp.asarray(x, copy=True)
+        for executor in supported:
+            done: Normalized | None = executor.forward(call, keep=True)
+            if done is not None:
+                return done, x, done.stats
+        done = whole.forward(call)
+        return done, x, done.stats
+    y, of = whole.standardized(call)
+    if call.gamma is None and call.beta is None:
+        with library.quiet():
+            of = of._replace(xhat=of.xhat * 1.0)  # y is the caller's
+    if call.out is not None:
+        call.out[...] = y
+        y = call.out
+    return Normalized(y, of.stats), None, of
 
 
 def backward(call: Call, dy: Array, wanted: Wanted, of: Standardized | Stats | None) -> Gradients:
     """The gradients of sum(y * dy), where dy stands beside the view; over all replicas, where there are any.
 
-    `of` is what x was standardized to, or the statistics that the call gave; without it all that is done is recorded,
-    if anything records.
+    `of` is the call's statistics, or what x was standardized to; without it all that is done is recorded, if anything
+    records.
     """
     found: Gradients | None = None
     if isinstance(of, Stats) and programs.supports(call, dy):

@@ -11,19 +11,13 @@ from typing import Any
 from anynorm.calls import Call, Wanted, views
 from anynorm.calls.results import Normalized
 from anynorm.executors import eager
-from anynorm.executors.dask import chunks
 from anynorm.kernels import Array, Stats
 
 
 def forward(call: Call, *, keep: bool) -> Normalized:
     """`eager.forward`; as one node of the graph, where autograd records and nothing else traces or transforms."""
-    library = call.plan.library
-    if library.chunked and chunks.takes(call):
-        return chunks.forward(call)
-    records = library.records
-    if records is None:
-        return eager.forward(call, keep=keep)
-    given = call.stats or ()
+    given, records = call.stats or (), call.plan.library.records
+    assert records is not None
     arrays = [each for each in (call.x, call.gamma, call.beta, *given) if each is not None]
     if not records(arrays) or any(each is not None and each.requires_grad for each in given):
         return eager.forward(_shared(call), keep=keep)

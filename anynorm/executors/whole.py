@@ -135,7 +135,7 @@ def _without_xhat(call: Call, of: Standardized) -> Array | None:
 
 
 def length(call: Call) -> Array:
-    """The norm of each group of `calls.direction`, beside the view: v along its own direction."""
+    """The norm of each group of a call of `DIRECTION`, beside the view: v along its own direction."""
 
     def work(call: Call) -> Array:
         return call.plan.groups.mean(call.plan.library.xp, standardize(call).xhat * call.x)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from anynorm import calls, kernels
 from anynorm.arrays import compute_dtype, counts, in_chunks, library_of, same_shape
-from anynorm.calls import Call, Plan, Wanted, layouts, views
+from anynorm.calls import Call, Norm, Plan, Wanted, layouts, views
 from anynorm.calls.results import Gradients, Normalized
 from anynorm.executors import eager
 from anynorm.executors.dask.graph import STATISTICS, again
@@ -572,7 +572,8 @@ def _with_spread(call: Call, stats: Stats) -> Call:
 def _eager(job: Job, x: Array, gamma: Array | None, beta: Array | None, given: Array | None = None) -> Call:
     """The call on a chunk."""
     divisor = 1 if job.sums else None
-    return calls.chunk(x, gamma, beta, axes=job.axes, eps=job.eps, weights=given, centred=job.centred, divisor=divisor)
+    norm = Norm(layouts.chunk, ("axes",), job.centred, divisor)
+    return calls.prepare(norm, (job.axes,), x, gamma, beta, eps=job.eps, weights=given)
 
 
 def _beside_chunk(job: Job, x: Array, stats: Stats) -> Stats:
