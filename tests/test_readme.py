@@ -14,10 +14,11 @@ import anynorm
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+START = (ROOT / "docs" / "start.md").read_text()
 
 
 class Use(NamedTuple):
-    """What a block of the section "Use" does, for the oracle."""
+    """What a block of the first steps does, for the oracle."""
 
     heading: str
     shape: tuple[int, ...]
@@ -37,7 +38,7 @@ USES = {
 OTHERS = ["Training step", "Inference step", "A batch norm from a PyTorch checkpoint"]
 
 
-def block(heading, text=README):
+def block(heading, text=START):
     """The code under a heading."""
     return re.search(rf"^#+ {re.escape(heading)}$.*?^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)[1]
 
@@ -174,10 +175,10 @@ def test_a_module_without_momentum_goes_on_with_the_mean_of_pytorch(backend, tra
 
 
 @pytest.mark.cells("numpy")
-def test_no_block_of_the_readme_is_left_out():
-    assert README.count("```python\n") == len(USES) + len(OTHERS)
+def test_no_block_of_the_first_steps_is_left_out():
+    assert START.count("```python\n") == len(USES) + len(OTHERS)
     found = [block(heading) for heading in (*(use.heading for use in USES.values()), *OTHERS)]
-    assert len(set(found)) == README.count("```python\n")
+    assert len(set(found)) == START.count("```python\n")
 
 
 @pytest.mark.cells("numpy")
@@ -191,17 +192,25 @@ def test_the_set_up_lines_can_be_found(name):
 def test_the_printed_errors_are_those_that_are_measured(backend):
     script, whole = load("measure_numerics"), (ROOT / "docs" / "numerics.md").read_text()
     column = {"numpy": "anynorm, NumPy", "torch": "anynorm, PyTorch", "jax": "anynorm, JAX"}[backend.library]
-    shown = 0
     for measure in script.MEASURES:
         printed = re.search(rf"^{re.escape(measure.title)}:\n\n((?:\|.*\n)+)", whole, re.MULTILINE)[1]
         names, _, *lines = ([cell.strip() for cell in line.split("|")[1:-1]] for line in printed.splitlines())
         for given, line in zip(script.INPUTS, lines, strict=True):
             assert line[0] == given.title
             assert script.error(column, measure, given) <= 2 * float(line[names.index(column)])
-            shown += f"| {' | '.join(line)} |" in README
-    assert shown == len(
-        re.findall(r"^\| (?:mean|std) ", README, re.MULTILINE)
-    )  # the README shows rows of these tables and no others
+
+
+@pytest.mark.cells("numpy")
+def test_the_errors_in_the_readme_are_those_of_the_table():
+    text = (ROOT / "docs" / "numerics.md").read_text()
+    titles, *rows = re.search(r"^Layer norm, shape \(256, 1000\):\n\n((?:\|.*\n)+)", text, re.MULTILINE)[1].splitlines()
+    (row,) = [row for row in rows if row.startswith("| mean 1e4 |")]
+    errors = dict(zip(map(str.strip, titles.split("|")), map(str.strip, row.split("|")), strict=True))
+    digits = " ".join(re.search(r"^- \*\*Digits\..*?(?=^- )", README, re.MULTILINE | re.DOTALL)[0].split())
+    assert (
+        f"is {errors['anynorm, NumPy']} on NumPy; that of `torch.nn.functional` is {errors['torch.nn.functional']}."
+        in digits
+    )
 
 
 @pytest.mark.cells("numpy")
