@@ -587,7 +587,8 @@ def moments(x: ArrayT, /, *, axis: Axis, weights: Array | None = None, **others:
 
 
 def _run(call: Call, given: Statistics[Any] | None, return_moments: bool) -> ArrayT | tuple[ArrayT, Statistics[Any]]:
-    check_bool("return_moments", return_moments)
+    if type(return_moments) is not bool:
+        check_bool("return_moments", return_moments)
     done = executors.forward(call, keep=return_moments)
     y: ArrayT = done.y
     if not return_moments:

@@ -102,15 +102,22 @@ _plans: dict[Hashable, Plan] = {}
 def plan_of(norm: Norm, options: tuple[Any, ...], arrays: tuple[Array | None, ...], *, eps: float, out: Any) -> Plan:
     """The plan of a call of x, gamma, beta, a mean, a variance and weights: kept for the next call like it."""
     library = library_of(norm.names[0], arrays[0])
-    key = _key(library, norm, options, arrays, eps, out)
-    try:
-        plan = None if key is None else _plans.get(key)
-    except TypeError:  # something in it cannot be hashed
-        key = plan = None
+    key = order = plan = None
+    if not library.traced():
+        try:
+            order = _order(library, arrays[0], out)
+            key = _key(library, norm, options, arrays, eps, order)
+            plan = _plans.get(key)
+        except (
+            AttributeError,
+            TypeError,
+            RuntimeError,
+        ):  # no array, no hash; PyTorch raises the last of sparse tensors
+            key = None
     if plan is None:
         every = zip((*norm.names, "beta", "moments.mean", "moments.var", "weights"), arrays, strict=True)
         named = {name: array for i, (name, array) in enumerate(every) if array is not None or i == 0}
-        plan = _plan(norm, options, named, eps, out)
+        plan = _plan(norm, options, named, eps, order)
         if key is not None:
             if len(_plans) >= MOST_PLANS:
                 _plans.clear()
@@ -119,27 +126,22 @@ def plan_of(norm: Norm, options: tuple[Any, ...], arrays: tuple[Array | None, ..
 
 
 def _key(
-    library: Library, norm: Norm, options: tuple[Any, ...], arrays: tuple[Any, ...], eps: Any, out: Any
+    library: Library, norm: Norm, options: tuple[Any, ...], arrays: tuple[Any, ...], eps: Any, order: Any
 ) -> Hashable:
-    """All that determines a plan; None where it is not to be kept."""
-    if library.traced():
-        return None
-    try:
-        key = [norm.layout, norm.centred, norm.divisor, eps, type(eps), _order(library, arrays[0], out)]
-        for value in options:  # 1 is True, to a dictionary
-            if type(value) is tuple:
-                key += (tuple(map(_fixed, value)), tuple(map(type, value)))
-            else:
-                key += (_fixed(value), type(value))
-        for array in arrays:
-            if array is None:
-                key.append(None)
-                continue
-            key += (type(array), array.dtype, array.shape)
-            if library.kind is not None:
-                key.append(library.kind(array))
-    except (AttributeError, TypeError, RuntimeError):  # PyTorch raises the last of sparse tensors
-        return None
+    """All that determines a plan."""
+    key = [norm.layout, norm.centred, norm.divisor, eps, type(eps), order]
+    for value in options:  # 1 is True, to a dictionary
+        if type(value) is tuple:
+            key += (tuple(map(_fixed, value)), tuple(map(type, value)))
+        else:
+            key += (_fixed(value), type(value))
+    for array in arrays:
+        if array is None:
+            key.append(None)
+            continue
+        key += (type(array), array.dtype, array.shape)
+        if library.kind is not None:
+            key.append(library.kind(array))
     return tuple(key)
 
 
@@ -148,7 +150,9 @@ def _fixed(value: Any) -> Any:
     return value if value is None or type(value) is int else operator.index(value)
 
 
-def _plan(norm: Norm, options: tuple[Any, ...], arrays: dict[str, Array], eps: float, out: Any) -> Plan:
+def _plan(
+    norm: Norm, options: tuple[Any, ...], arrays: dict[str, Array], eps: float, order: tuple[int, ...] | None
+) -> Plan:
     (name, x), *others = arrays.items()
     library = one_library(**arrays)
     dtype = compute_dtype(library, name, x)
@@ -164,7 +168,7 @@ def _plan(norm: Norm, options: tuple[Any, ...], arrays: dict[str, Array], eps: f
         )
     eps = float(check_real("eps", eps, least=0))
     shapes = {other: _shape(library, layout, other, array) for other, array in others}
-    view = _view(layout, list(shapes.values()), _order(library, x, out))
+    view = _view(layout, list(shapes.values()), order)
     fits = {other: _fit(library, array, view.of(shapes[other])) for other, array in others}
     gamma = fits.get("gamma", fits.get("g"))
     for other, array in others:
@@ -213,8 +217,6 @@ def _plan(norm: Norm, options: tuple[Any, ...], arrays: dict[str, Array], eps: f
 
 def _order(library: Library, x: Array, out: Any) -> tuple[int, ...] | None:
     """The axes of x, and of `out`, as they follow each other in memory, () for their own order; None if they do not."""
-    if library.traced():
-        return None
     order = memory_order(library, x)
     if order is None or out is None or (known_library(out) is library and memory_order(library, out) == order):
         return order
