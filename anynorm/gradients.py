@@ -69,15 +69,14 @@ def vjp(norm: Callable[..., Any], x: Array, /, *params: Array | None, **options:
     >>> bool(np.isclose(dx.sum(), 0)), float(dgamma[0].round(3))
     (True, -0.926)
     """
-    entry, arguments = _arguments(norm, x, params, options)
-    names, moments = entry.arrays, arguments.get("moments")
-    wants_moments = arguments.pop("return_moments", False)
-    check_bool("return_moments", wants_moments)
-    arrays = [arguments.pop(name) for name in names]
-    call = prepare(entry.norm, tuple([arguments.pop(name) for name in entry.norm.options]), *arrays, **arguments)
+    entry, arrays, options = _arguments(norm, x, params, options)
+    wants_moments, moments = options.pop("return_moments", False), options.get("moments")
+    if type(wants_moments) is not bool:
+        check_bool("return_moments", wants_moments)
+    call = prepare(entry.norm, tuple([options.pop(name) for name in entry.norm.options]), *arrays, **options)
     plan = call.plan
     if plan.library.chunked:
-        check_known_sizes(plan.library, **dict(zip(names, arrays, strict=True)))
+        check_known_sizes(plan.library, **dict(zip(entry.arrays, arrays, strict=True)))
     (y, stats), call, of = executors.linearize(call)
     while len(arrays) > 1 + len(params) and arrays[-1] is None:  # one that was given by name has those before it
         arrays.pop()
@@ -94,7 +93,7 @@ def vjp(norm: Callable[..., Any], x: Array, /, *params: Array | None, **options:
         all_reduce=call.all_reduce,
         chunks=call.chunks,
         plan=plan,
-        dtype=arrays[0].dtype,
+        dtype=x.dtype,
         parameters=parameters,
     )
     if not wants_moments:
@@ -193,21 +192,25 @@ class _Entry(NamedTuple):
     norm: Norm
     signature: inspect.Signature
     arrays: list[str]
-    """The names of its arrays, which are passed by position."""
-    by_name: list[str]
+    """The names of what is passed by position."""
+    by_name: frozenset[str]
     """What may be passed by name."""
+    required: frozenset[str]
     defaults: dict[str, Any]
+    """Of all but the arrays."""
 
 
 def _entry(function: Callable[..., Any], norm: Norm) -> _Entry:
     signature = inspect.signature(function)
-    kinds = {name: parameter.kind for name, parameter in signature.parameters.items()}
+    arguments = signature.parameters.values()
+    arrays = [argument.name for argument in arguments if argument.kind is not argument.KEYWORD_ONLY]
     return _Entry(
         norm,
         signature,
-        [name for name, kind in kinds.items() if kind is not inspect.Parameter.KEYWORD_ONLY],
-        [name for name, kind in kinds.items() if kind is not inspect.Parameter.POSITIONAL_ONLY],
-        {name: parameter.default for name, parameter in signature.parameters.items()},
+        arrays,
+        frozenset(argument.name for argument in arguments if argument.kind is not argument.POSITIONAL_ONLY),
+        frozenset(argument.name for argument in arguments if argument.default is argument.empty),
+        {argument.name: argument.default for argument in arguments if argument.name not in arrays},
     )
 
 
@@ -225,24 +228,25 @@ _ENTRIES = {function: _entry(function, norm) for function, norm in _NORMS.items(
 
 def _arguments(
     norm: Callable[..., Any], x: Array, params: tuple[Array | None, ...], options: dict[str, Any]
-) -> tuple[_Entry, dict[str, Any]]:
-    """Every argument of the norm by its name."""
+) -> tuple[_Entry, list[Array | None], dict[str, Any]]:
+    """The norm, its arrays in their order, and all its other arguments by their names."""
     entry = _ENTRIES.get(norm) if inspect.isfunction(norm) else None
     if entry is None:
         names = ", ".join(function.__name__ for function in _ENTRIES)
         raise TypeError(f"norm must be one of anynorm's {names}, got {getattr(norm, '__name__', norm)!r}")
-    if unknown := [name for name in options if name not in entry.by_name]:
-        refuse(unknown, norm)
-    passed = entry.arrays[: 1 + len(params)]
-    arguments = entry.defaults | dict(zip(passed, (x, *params), strict=False)) | options
-    # in lists, as Dynamo takes no generator
-    missing = any([value is inspect.Parameter.empty for value in arguments.values()])  # noqa: C419
-    if missing or len(passed) <= len(params) or any([name in options for name in passed]):  # noqa: C419
+    if not entry.by_name.issuperset(options):
+        refuse([name for name in options if name not in entry.by_name], norm)
+    arrays, passed = [x, *params], entry.arrays[: 1 + len(params)]
+    # in a list, as Dynamo takes no generator
+    twice = any([name in options for name in passed])  # noqa: C419
+    if twice or len(arrays) > len(entry.arrays) or not entry.required.issubset([*passed, *options]):
         try:
             entry.signature.bind(x, *params, **options)
         except TypeError as error:
             raise TypeError(f"{norm.__name__}: {error}") from None
-    return entry, arguments
+    every = entry.defaults | options
+    arrays += [every.pop(name, None) for name in entry.arrays[len(passed) :]]
+    return entry, arrays, every
 
 
 def _primal(parameter: Array | None, fit: Fit | None) -> _Primal | None:

@@ -35,15 +35,17 @@ def statistics(call: Call) -> Stats:
 
 def linearize(call: Call) -> tuple[Normalized, Array | None, Standardized | Stats]:
     """The result of a call, and what a gradient needs of it: x and its statistics, or what x was standardized to."""
-    library, supported = call.plan.library, [executor for executor in EXECUTORS if executor.supports(call)]
-    if supported:
-        x = library.constant(call.x)
-        if call.out is not None and library.overlap(call.x, call.out):
-            x = library.xp.asarray(x, copy=True)
-        for executor in supported:
+    library, x = call.plan.library, None
+    for executor in EXECUTORS:
+        if executor.supports(call):
+            if x is None:
+                x = library.constant(call.x)
+                if call.out is not None and library.overlap(call.x, call.out):
+                    x = library.xp.asarray(x, copy=True)
             done: Normalized | None = executor.forward(call, keep=True)
             if done is not None:
                 return done, x, done.stats
+    if x is not None:
         done = whole.forward(call)
         return done, x, done.stats
     y, of = whole.standardized(call)
