@@ -6,7 +6,7 @@ from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from typing import Any, Never, TypeVar
 
-from anynorm import calls, executors, files
+from anynorm import calls, executors, values
 from anynorm.arrays import (
     as_ints,
     check_int,
@@ -22,11 +22,12 @@ from anynorm.arrays.counts import is_number
 from anynorm.batches import Axis, Moments
 from anynorm.calls import views
 from anynorm.calls.layouts import DIRECTION, WEIGHT
-from anynorm.files import Value
+from anynorm.files import check_names
 from anynorm.kernels import Array, Namespace, Stats, weighted_mean
 from anynorm.keywords import checks_fields, checks_names, refuse
 from anynorm.norms import weight_norm
 from anynorm.statistics import Statistics, cast_with, check_alike, describe, pooled, stats_of
+from anynorm.values import Value
 
 ArrayT = TypeVar("ArrayT")
 
@@ -382,12 +383,11 @@ def save(states: Mapping[str, Value[Any]], path: str | os.PathLike[str], **other
         refuse(others, save)
     if not isinstance(states, Mapping):
         raise TypeError(f"states must be a dict of states by name, got {type(states).__name__}")
-    files.check_number(len(states))
+    check_names(states)
     for name, state in states.items():
-        files.check_name(name)
         if type(state) not in _KINDS.values():
             raise TypeError(f"states must hold {', '.join(_KINDS)}, got {type(state).__name__} as {name!r}")
-    files.write(path, dict(states), single=False)
+    values.write(path, states)
 
 
 @checks_names
@@ -432,7 +432,7 @@ def load(path: str | os.PathLike[str], like: Any = None, **others: Never) -> dic
     """
     if others:
         refuse(others, load)
-    return files.read(path, _KINDS, like, single=False)
+    return values.read(path, _KINDS, like, single=False)
 
 
 _KINDS: dict[str, type[Value[Any]]] = {"Moments": Moments, "RunningStats": RunningStats, "WeightNorm": WeightNorm}

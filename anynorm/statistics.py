@@ -22,8 +22,8 @@ from anynorm.arrays import (
 )
 from anynorm.arrays.counts import Counted, is_number
 from anynorm.arrays.library import Library
-from anynorm.files import Value
 from anynorm.kernels import Array, Namespace, Stats, merge, recast
+from anynorm.values import Value
 
 ArrayT = TypeVar("ArrayT")
 
