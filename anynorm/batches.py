@@ -10,7 +10,7 @@ from anynorm.arrays import library_of, pytree
 from anynorm.calls import Call, views
 from anynorm.calls.layouts import NORMALIZE
 from anynorm.kernels import Array, Namespace, Stats
-from anynorm.keywords import checks_fields, checks_names, refuse
+from anynorm.keywords import checks_names, refuse
 from anynorm.statistics import Statistics, cast_with, check_alike, pooled
 
 ArrayT = TypeVar("ArrayT")
@@ -18,7 +18,7 @@ Axis = int | tuple[int, ...] | None
 
 
 @pytree("mean", "var", "count", "_rest", "_count_rest")
-@checks_fields
+@checks_names
 @dataclass(frozen=True, eq=False, repr=False)
 class Moments(Statistics[ArrayT]):
     r"""Mean, biased variance and count of the values of each group.

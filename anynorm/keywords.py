@@ -3,54 +3,39 @@
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, cast
 
-FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
-KindT = TypeVar("KindT", bound=type)
-
-
-class Nothing:
-    """In place of an argument that is missing: the checks refuse it as they do any other kind."""
-
-    def __repr__(self) -> str:
-        return "Nothing"
+CallableT = TypeVar("CallableT", bound=Callable[..., Any])
 
 
-def checks_names(function: FunctionT) -> FunctionT:
-    """The same function, which takes unknown names as ``**others`` to `refuse` them, and does not show that it does.
+def checks_names(made: CallableT) -> CallableT:
+    """The function, or the class by its constructor, that refuses arguments of unknown names with some advice."""
+    signature, kind = inspect.signature(made), isinstance(made, type)
+    parameters = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
+    known = frozenset(each.name for each in parameters if each.kind is not each.POSITIONAL_ONLY)
+    target: Any = made
+    function = target.__init__ if kind else target
 
-    Arguments that are missing become `Nothing`, so that a call reaches `refuse` also without them. There is no
-    wrapper: a call takes as long as before, and compilers read the function itself.
-    """
-    signature = inspect.signature(function)
-    *parameters, _ = signature.parameters.values()
-    missing = {each.name: Nothing() for each in parameters if each.default is each.empty}
-    by_name = {each.name for each in parameters if each.kind is each.KEYWORD_ONLY}
-    made: Any = function
-    made.__defaults__ = (*(missing[name] for name in missing if name not in by_name), *(made.__defaults__ or ()))
-    made.__kwdefaults__ = (made.__kwdefaults__ or {}) | {name: missing[name] for name in missing if name in by_name}
-    made.__signature__ = signature.replace(parameters=parameters)
-    return function
-
-
-def checks_fields(kind: KindT) -> KindT:
-    """The same dataclass, whose constructor refuses unknown names."""
-    made: Any = kind
-    init, known = made.__init__, frozenset(inspect.signature(kind).parameters)
-
-    @wraps(init)
-    def __init__(self: Any, *arguments: Any, **options: Any) -> None:  # noqa: N807
+    @wraps(function)
+    def checked(*arguments: Any, **options: Any) -> Any:
         if not known.issuperset(options):
-            refuse([name for name in options if name not in known], kind)
-        init(self, *arguments, **options)
+            refuse([name for name in options if name not in known], made)
+        return function(*arguments, **options)
 
-    made.__init__ = __init__
-    return kind
+    if kind:
+        target.__init__ = checked
+        return made
+    checked.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return cast(CallableT, checked)
 
 
 def refuse(names: Iterable[str], function: Callable[..., Any]) -> NoReturn:
     """A TypeError that says what each of these names is called in the function."""
-    parameters = inspect.signature(function).parameters
+    parameters = {
+        name: each
+        for name, each in inspect.signature(function).parameters.items()
+        if name not in ("self", "cls") and each.kind is not each.VAR_KEYWORD
+    }
     reasons = [f"no argument {name!s:.40}{_advice(name, parameters)}" for name in names]
     raise TypeError(f"{function.__name__} has {'; '.join(reasons[:8])}")
 

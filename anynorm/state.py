@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
-from typing import Any, Never, TypeVar
+from typing import Any, TypeVar
 
 from anynorm import calls, executors, values
 from anynorm.arrays import (
@@ -23,8 +23,8 @@ from anynorm.batches import Axis, Moments
 from anynorm.calls import views
 from anynorm.calls.layouts import DIRECTION, WEIGHT
 from anynorm.files import check_names
-from anynorm.kernels import Array, Namespace, Stats, weighted_mean
-from anynorm.keywords import checks_fields, checks_names, refuse
+from anynorm.kernels import Array, Namespace, weighted_mean
+from anynorm.keywords import checks_names
 from anynorm.norms import weight_norm
 from anynorm.statistics import Statistics, cast_with, check_alike, describe, pooled, stats_of
 from anynorm.values import Value
@@ -33,7 +33,7 @@ ArrayT = TypeVar("ArrayT")
 
 
 @pytree("mean", "var", "count", "_rest", "_var_rest", "_count_rest")
-@checks_fields
+@checks_names
 @dataclass(frozen=True, eq=False, repr=False)
 class RunningStats(Statistics[ArrayT]):
     r"""Running mean and variance of each channel, for inference.
@@ -100,7 +100,6 @@ class RunningStats(Statistics[ArrayT]):
         like: ArrayT,
         momentum: float | None = 0.9,
         correction: float = 0,
-        **others: Never,
     ) -> "RunningStats[ArrayT]":
         """Mean 0 and variance 1, nothing seen.
 
@@ -122,8 +121,6 @@ class RunningStats(Statistics[ArrayT]):
         TypeError, ValueError
             If an argument is of the wrong kind, or num_channels is negative.
         """
-        if others:
-            refuse(others, cls.init)
         channels = check_int("num_channels", num_channels)
         if channels < 0:
             raise ValueError(f"num_channels must be at least 0, got {channels}")
@@ -155,18 +152,21 @@ class RunningStats(Statistics[ArrayT]):
         if not isinstance(moments, Moments):
             raise TypeError(f"moments must be Moments, got {type(moments).__name__}")
         check_alike(self, "moments", moments)
-        if is_number(moments.count) and moments.count == 0:
-            return self
         if self.momentum is None:
-            return self._joined(moments)
-        library, dtype = library_of("mean", self.mean), compute_dtype(library_of("mean", self.mean), "mean", self.mean)
-        old, batch, number = stats_of(self, dtype), stats_of(moments, dtype), is_number(moments.count)
+            return self._pooled(moments)
+        number = is_number(moments.count)
+        if number and moments.count == 0:
+            return self
+        library = library_of("mean", self.mean)
+        dtype = compute_dtype(library, "mean", self.mean)
+        mean, rest, _ = stats_of(self, dtype)
         var, var_rest = cast_with(library, self.var, self._var_rest, dtype)
-        seen = [] if number else [counts.floating(library, moments.count, dtype)]
-        bessel = _bessel(moments.count, self.correction) if number else None
-        work = partial(_moved, self.momentum, self.correction, bessel)
-        mean, rest, var, var_rest = library.quietly(work, old.mean, old.rest, var, var_rest, *batch, *seen)
-        return self._with(Stats(mean, rest, var), var_rest, counts.added(library, self._counted, moments._counted))
+        batch = stats_of(moments, dtype)
+        batch = batch._replace(var=self._corrected(batch.var, moments.count))
+        count = [] if number else [counts.floating(library, moments.count, dtype)]
+        work = partial(_moved, self.momentum)
+        mean, rest, var, var_rest = library.quietly(work, mean, rest, var, var_rest, *batch, *count)
+        return self._with(mean, rest, var, var_rest, counts.added(library, self._counted, moments._counted))
 
     def merge(self, other: "RunningStats[ArrayT]") -> "RunningStats[ArrayT]":
         """The statistics of all that both have seen, as if one pass had seen it; for ``momentum=None`` alone.
@@ -194,65 +194,81 @@ class RunningStats(Statistics[ArrayT]):
             raise ValueError(f"momentum must be None in both to merge, got {self.momentum} and {other.momentum}")
         if self.correction != other.correction:
             raise ValueError(f"correction must be the same in both, got {self.correction} and {other.correction}")
-        return self._joined(other._biased())
+        return self._pooled(other._biased())
 
-    def _joined(self, others: Statistics[ArrayT]) -> "RunningStats[ArrayT]":
+    def _pooled(self, others: Statistics[ArrayT]) -> "RunningStats[ArrayT]":
         if is_number(others.count) and others.count == 0:
             return self
         joint, counted = pooled(self._biased(), others)
-        return self._with(joint._replace(var=self._corrected(joint.var, counted[0], 1)), None, counted)
+        return self._with(joint.mean, joint.rest, self._corrected(joint.var, counted[0]), None, counted)
 
     def _biased(self) -> Moments[ArrayT]:
         """These statistics with the variance divided by count, in the dtype that they are computed in."""
         mean, rest, var = stats_of(self, compute_dtype(library_of("mean", self.mean), "mean", self.mean))
         if not is_number(self.count) or self.count > 0:
-            var = self._corrected(var, self.count, -1)
+            var = self._corrected(var, self.count, back=True)
         return Moments._with_rest(mean, rest, var, *self._counted)
 
-    def _corrected(self, var: Any, count: Any, power: int) -> Any:
-        """A variance of `count` values, corrected; or no longer, with -1 for a power."""
+    def _corrected(self, var: Any, count: Any, *, back: bool = False) -> Any:
+        """The corrected variance of `count` values from the biased one, or `back`."""
         if not self.correction:
             return var
+        number = is_number(count)
+        if number and count <= self.correction:
+            raise ValueError(
+                (
+                    f"statistics of one value have no variance with correction={self.correction}, got count {count}"
+                    if count == 1
+                    else f"count must be more than correction={self.correction}, got {count}"
+                )
+                + ": leave this batch out, or keep statistics with correction=0"
+            )
         library = library_of("var", var)
-        if is_number(count):
-            bessel = _bessel(count, self.correction)
-            return library.quietly(partial(_corrected, self.correction, bessel, power), var)[0]
-        count = counts.floating(library, count, var.dtype)
-        return library.quietly(partial(_corrected, self.correction, None, power), var, count)[0]
+        work = partial(_corrected, self.correction, count if number else None, back)
+        return library.quietly(work, var, *([] if number else [counts.floating(library, count, var.dtype)]))[0]
 
-    def _with(self, sample: Stats, var_rest: Any, counted: counts.Counted) -> "RunningStats[ArrayT]":
+    def _with(self, mean: Any, rest: Any, var: Any, var_rest: Any, counted: counts.Counted) -> "RunningStats[ArrayT]":
         library, dtype = library_of("mean", self.mean), self.mean.dtype  # type: ignore[attr-defined]
-        mean, rest = cast_with(library, sample.mean, sample.rest, dtype)
-        var, var_rest = cast_with(library, sample.var, var_rest, dtype)
+        mean, rest = cast_with(library, mean, rest, dtype)
+        var, var_rest = cast_with(library, var, var_rest, dtype)
         conventions = {"momentum": self.momentum, "correction": self.correction}
         return RunningStats._with_rest(mean, rest, var, *counted, _var_rest=var_rest, **conventions)
 
 
-def _moved(
-    momentum: float, correction: float, bessel: float | None, xp: Namespace, *arrays: Array
-) -> tuple[Array, ...]:
-    """Old statistics and those of a batch, to the new ones; the count of the batch comes last where it is an array."""
+def _moved(momentum: float, xp: Namespace, *arrays: Array) -> tuple[Array, ...]:
+    """Mean, variance and what rounding took from each, moved toward those of a batch by 1 - momentum.
+
+    The arrays are (mean, rest, var, var_rest), (mean, rest, var) of the batch, and its count where that is an array.
+    """
     mean, rest, var, var_rest, batch_mean, batch_rest, batch_var, *count = arrays
-    shares, nothing = (momentum, 1 - momentum), xp.zeros_like(batch_var)
-    batch_var = batch_var * (_bessel_of_each(xp, count[0], correction, var) if bessel is None else bessel)
-    found = (
+    shares = (momentum, 1 - momentum)
+    moved = (
         *weighted_mean(xp, (mean, rest), (batch_mean, batch_rest), shares),
-        *weighted_mean(xp, (var, var_rest), (batch_var, nothing), shares),
+        *weighted_mean(xp, (var, var_rest), (batch_var, xp.zeros_like(batch_var)), shares),
     )
     if not count:
-        return found
-    return tuple(xp.where(count[0] > 0, new, old) for new, old in zip(found, arrays[:4], strict=True))
+        return moved
+    return tuple(xp.where(count[0] > 0, new, old) for new, old in zip(moved, arrays[:4], strict=True))
 
 
-def _corrected(correction: float, bessel: float | None, power: int, xp: Namespace, var: Array, *count: Array) -> Any:
-    """A biased variance to the corrected one, or back; the count comes last where it is an array."""
-    if bessel is None:
-        bessel = _bessel_of_each(xp, count[0], correction, var)
-    return (var * bessel if power > 0 else var / bessel,)
+def _corrected(
+    correction: float, number: float | None, back: bool, xp: Namespace, var: Array, *count: Array
+) -> tuple[Array]:
+    """A variance times n / (n - correction), or `back`; n is the number, or the array that comes last.
+
+    It stays as it is in a group of too few values.
+    """
+    if number is not None:
+        factor: Any = number / (number - correction)
+    else:
+        (n,) = count
+        more = xp.where(n > correction, n - correction, xp.full_like(n, float("inf")))
+        factor = xp.astype(1 + correction / more, var.dtype, copy=False)
+    return (var / factor if back else var * factor,)
 
 
 @pytree("v", "g")
-@checks_fields
+@checks_names
 @dataclass(frozen=True, eq=False, repr=False)
 class WeightNorm(Value[ArrayT]):
     r"""A weight by its direction and magnitude, :math:`\mathbf{w} = g \mathbf{v} / \|\mathbf{v}\|`.
@@ -305,7 +321,7 @@ class WeightNorm(Value[ArrayT]):
 
     @classmethod
     @checks_names
-    def from_weight(cls, w: ArrayT, axis: Axis = 0, **others: Never) -> "WeightNorm[ArrayT]":
+    def from_weight(cls, w: ArrayT, axis: Axis = 0) -> "WeightNorm[ArrayT]":
         r"""The state whose weight is w: v is w, and g its norm, in float32 for 2-byte floats.
 
         Parameters
@@ -324,8 +340,6 @@ class WeightNorm(Value[ArrayT]):
         TypeError, ValueError
             As in `weight_norm`.
         """
-        if others:
-            refuse(others, cls.from_weight)
         call = calls.prepare(DIRECTION, (axis,), w)
         return cls(w, views.statistic(call, executors.length(call)), axis=axis)
 
@@ -339,7 +353,7 @@ class WeightNorm(Value[ArrayT]):
 
 
 @checks_names
-def save(states: Mapping[str, Value[Any]], path: str | os.PathLike[str], **others: Never) -> None:
+def save(states: Mapping[str, Value[Any]], path: str | os.PathLike[str]) -> None:
     """Save states by name, all in one file.
 
     Parameters
@@ -379,8 +393,6 @@ def save(states: Mapping[str, Value[Any]], path: str | os.PathLike[str], **other
     ...     anynorm.load(f"{folder}/norms.npz")["bn2"]
     RunningStats(numpy float64 (3,), count=0, momentum=0.9, correction=0)
     """
-    if others:
-        refuse(others, save)
     if not isinstance(states, Mapping):
         raise TypeError(f"states must be a dict of states by name, got {type(states).__name__}")
     check_names(states)
@@ -391,7 +403,7 @@ def save(states: Mapping[str, Value[Any]], path: str | os.PathLike[str], **other
 
 
 @checks_names
-def load(path: str | os.PathLike[str], like: Any = None, **others: Never) -> dict[str, Any]:
+def load(path: str | os.PathLike[str], like: Any = None) -> dict[str, Any]:
     """The states that `save` put into a file.
 
     Parameters
@@ -430,34 +442,7 @@ def load(path: str | os.PathLike[str], like: Any = None, **others: Never) -> dic
     Traceback (most recent call last):
     ValueError: path must end in .npz or .safetensors, got norms.pickle
     """
-    if others:
-        refuse(others, load)
     return values.read(path, _KINDS, like, single=False)
 
 
 _KINDS: dict[str, type[Value[Any]]] = {"Moments": Moments, "RunningStats": RunningStats, "WeightNorm": WeightNorm}
-
-
-def _bessel(count: float, correction: float) -> float:
-    """What turns a biased variance of `count` values into a corrected one."""
-    if not correction:
-        return 1
-    if count <= correction:
-        raise ValueError(
-            (
-                f"statistics of one value have no variance with correction={correction}, got count {count}"
-                if count == 1
-                else f"count must be more than correction={correction}, got {count}"
-            )
-            + ": leave this batch out, or keep statistics with correction=0"
-        )
-    return count / (count - correction)
-
-
-def _bessel_of_each(xp: Namespace, count: Array, correction: float, var: Array) -> Any:
-    """The same for each of some counts; 1, where there are too few values."""
-    if not correction:
-        return 1
-    some = count > correction
-    more = xp.where(some, count - correction, xp.ones_like(count))
-    return xp.astype(xp.where(some, count / more, xp.ones_like(count)), var.dtype, copy=False)

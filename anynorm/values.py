@@ -3,12 +3,12 @@
 import os
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any, Generic, Never, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 from anynorm import files
 from anynorm.arrays import Bits, compute_dtype, from_bits, library_of, moved, to_bits
 from anynorm.files import Record
-from anynorm.keywords import checks_names, refuse
+from anynorm.keywords import checks_names
 
 ArrayT = TypeVar("ArrayT")
 StrPath = str | os.PathLike[str]
@@ -18,7 +18,7 @@ class Value(Generic[ArrayT]):
     """What a frozen dataclass of arrays, numbers and axes needs to be saved, loaded and moved."""
 
     @checks_names
-    def save(self, path: StrPath, **others: Never) -> None:
+    def save(self, path: StrPath) -> None:
         """Save this state, and its conventions with it.
 
         Parameters
@@ -51,13 +51,11 @@ class Value(Generic[ArrayT]):
         ...     anynorm.RunningStats.load(f"{folder}/bn1.npz")
         RunningStats(numpy float64 (3,), count=0, momentum=0.99, correction=0)
         """
-        if others:
-            refuse(others, self.save)
         write(path, {"": self})
 
     @classmethod
     @checks_names
-    def load(cls, path: StrPath, like: Any = None, **others: Never) -> Self:
+    def load(cls, path: StrPath, like: Any = None) -> Self:
         """The state that `save` put into a file.
 
         Parameters
@@ -82,8 +80,6 @@ class Value(Generic[ArrayT]):
         ImportError
             If a package is missing.
         """
-        if others:
-            refuse(others, cls.load)
         state: Self
         (state,) = read(path, {cls.__name__: cls}, like, single=True).values()
         return state
