@@ -3,14 +3,14 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Never, TypeVar
+from typing import Any, TypeVar
 
 from anynorm import calls, executors, kernels
 from anynorm.arrays import library_of, pytree
 from anynorm.calls import Call, views
 from anynorm.calls.layouts import NORMALIZE
 from anynorm.kernels import Array, Namespace, Stats
-from anynorm.keywords import checks_names, refuse
+from anynorm.keywords import checks_names
 from anynorm.statistics import Statistics, cast_with, check_alike, pooled
 
 ArrayT = TypeVar("ArrayT")
@@ -62,9 +62,7 @@ class Moments(Statistics[ArrayT]):
 
     @classmethod
     @checks_names
-    def over(
-        cls, batches: Iterable[ArrayT], *, axis: Axis, progress: bool = False, **others: Never
-    ) -> "Moments[ArrayT]":
+    def over(cls, batches: Iterable[ArrayT], *, axis: Axis, progress: bool = False) -> "Moments[ArrayT]":
         """The moments of all batches together, of which one at a time need be in memory.
 
         Parameters
@@ -96,8 +94,6 @@ class Moments(Statistics[ArrayT]):
         >>> seen.mean, seen.count
         (array([2.5, 2.5]), 4)
         """
-        if others:
-            refuse(others, cls.over)
         if not isinstance(batches, Iterable):
             raise TypeError(f"batches must be an iterable of arrays, got {type(batches).__name__}")
         # equals are merged with equals, as in a tournament: the rounding errors grow with the logarithm of their number

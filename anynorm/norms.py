@@ -1,7 +1,7 @@
 """The named norms. They differ in which axes share a mean and a variance; `layouts.py` says which."""
 
 from collections.abc import Callable
-from typing import Any, Literal, Never, TypeVar, overload
+from typing import Any, Literal, TypeVar, overload
 
 from anynorm import executors
 from anynorm.arrays import check_bool
@@ -9,7 +9,7 @@ from anynorm.batches import Axis, Moments, moments_of, of
 from anynorm.calls import Call, prepare
 from anynorm.calls.layouts import BATCH, GROUP, INSTANCE, LAYER, NORMALIZE, RMS, WEIGHT
 from anynorm.kernels import Array
-from anynorm.keywords import checks_names, refuse
+from anynorm.keywords import checks_names
 from anynorm.statistics import Statistics
 
 ArrayT = TypeVar("ArrayT")
@@ -46,7 +46,6 @@ def normalize(
     moments: Statistics[Any] | None = None,
     return_moments: bool = False,
     out: ArrayT | None = None,
-    **others: Never,
 ) -> ArrayT | tuple[ArrayT, Statistics[Any]]:
     r"""Bring x to mean 0 and variance 1 over any axes, then scale and shift it.
 
@@ -108,8 +107,6 @@ def normalize(
     array([[-1.,  1.],
            [-1.,  1.]])
     """
-    if others:
-        refuse(others, normalize)
     call = prepare(NORMALIZE, (axis,), x, gamma, beta, eps=eps, weights=weights, moments=moments, out=out)
     return _run(call, moments, return_moments)
 
@@ -136,7 +133,6 @@ def layer_norm(
     weights: Array | None = None,
     return_moments: bool = False,
     out: ArrayT | None = None,
-    **others: Never,
 ) -> ArrayT | tuple[ArrayT, Statistics[Any]]:
     r"""Layer normalization: each sample by the mean and variance over its own features.
 
@@ -182,8 +178,6 @@ def layer_norm(
     array([[-2.,  3.],
            [ 0.,  1.]])
     """
-    if others:
-        refuse(others, layer_norm)
     return _run(prepare(LAYER, (axis,), x, gamma, beta, eps=eps, weights=weights, out=out), None, return_moments)
 
 
@@ -220,7 +214,6 @@ def batch_norm(
     return_moments: bool = False,
     out: ArrayT | None = None,
     all_reduce: AllReduce | None = None,
-    **others: Never,
 ) -> ArrayT | tuple[ArrayT, Statistics[Any]]:
     r"""Batch normalization: each channel by its mean and variance over the batch and the space.
 
@@ -279,8 +272,6 @@ def batch_norm(
     >>> anynorm.batch_norm(np.array([[2.0, 2.0]]), moments=running, eps=0)
     array([[1., 0.]])
     """
-    if others:
-        refuse(others, batch_norm)
     options: dict[str, Any] = {"eps": eps, "weights": weights, "moments": moments, "out": out, "all_reduce": all_reduce}
     call = prepare(BATCH, (channel_axis,), x, gamma, beta, **options)
     return _run(call, moments, return_moments)
@@ -308,7 +299,6 @@ def instance_norm(
     weights: Array | None = None,
     return_moments: bool = False,
     out: ArrayT | None = None,
-    **others: Never,
 ) -> ArrayT | tuple[ArrayT, Statistics[Any]]:
     r"""Instance normalization: each channel of each sample by its mean and variance over the space.
 
@@ -355,8 +345,6 @@ def instance_norm(
     array([[[-1.,  1.],
             [-1.,  1.]]])
     """
-    if others:
-        refuse(others, instance_norm)
     call = prepare(INSTANCE, (channel_axis,), x, gamma, beta, eps=eps, weights=weights, out=out)
     return _run(call, None, return_moments)
 
@@ -384,7 +372,6 @@ def group_norm(
     weights: Array | None = None,
     return_moments: bool = False,
     out: ArrayT | None = None,
-    **others: Never,
 ) -> ArrayT | tuple[ArrayT, Statistics[Any]]:
     r"""Group normalization: each run of C / groups channels of each sample by its mean and variance.
 
@@ -433,8 +420,6 @@ def group_norm(
     >>> anynorm.group_norm(np.array([[1.0, 3.0, 10.0, 30.0]]), groups=2, eps=0)
     array([[-1.,  1., -1.,  1.]])
     """
-    if others:
-        refuse(others, group_norm)
     call = prepare(GROUP, (groups, channel_axis), x, gamma, beta, eps=eps, weights=weights, out=out)
     return _run(call, None, return_moments)
 
@@ -450,7 +435,6 @@ def rms_norm(
     eps: float = 1e-5,
     weights: Array | None = None,
     out: ArrayT | None = None,
-    **others: Never,
 ) -> ArrayT:
     r"""Root mean square normalization: layer normalization that takes no mean away.
 
@@ -492,13 +476,11 @@ def rms_norm(
     array([[0.2, 1.4],
            [1. , 1. ]])
     """
-    if others:
-        refuse(others, rms_norm)
     return _run(prepare(RMS, (axis,), x, gamma, beta, eps=eps, weights=weights, out=out), None, False)  # type: ignore[return-value]
 
 
 @checks_names
-def weight_norm(v: ArrayT, g: Array, /, *, axis: Axis = 0, out: ArrayT | None = None, **others: Never) -> ArrayT:
+def weight_norm(v: ArrayT, g: Array, /, *, axis: Axis = 0, out: ArrayT | None = None) -> ArrayT:
     r"""Weight normalization: the weight of direction v and magnitude g.
 
     .. math:: \mathbf{w} = \frac{g}{\|\mathbf{v}\|} \mathbf{v}
@@ -539,13 +521,11 @@ def weight_norm(v: ArrayT, g: Array, /, *, axis: Axis = 0, out: ArrayT | None = 
     array([[6., 8.],
            [0., 1.]])
     """
-    if others:
-        refuse(others, weight_norm)
     return _run(prepare(WEIGHT, (axis,), v, g, out=out), None, False)  # type: ignore[return-value]
 
 
 @checks_names
-def moments(x: ArrayT, /, *, axis: Axis, weights: Array | None = None, **others: Never) -> Moments[ArrayT]:
+def moments(x: ArrayT, /, *, axis: Axis, weights: Array | None = None) -> Moments[ArrayT]:
     r"""Mean, biased variance and count over some axes.
 
     .. math:: \mu = \frac{1}{n} \sum_i x_i, \qquad \sigma^2 = \frac{1}{n} \sum_i (x_i - \mu)^2
@@ -581,8 +561,6 @@ def moments(x: ArrayT, /, *, axis: Axis, weights: Array | None = None, **others:
     >>> anynorm.moments(np.ones((8, 3, 5, 5), dtype=np.float32), axis=(0, 2, 3))
     Moments(numpy float32 (3,), count=200)
     """
-    if others:
-        refuse(others, moments)
     return of(x, axis=axis, weights=weights)
 
 

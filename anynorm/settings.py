@@ -3,10 +3,10 @@
 import os
 from contextlib import ContextDecorator
 from contextvars import ContextVar
-from typing import Any, NamedTuple, Never
+from typing import Any, NamedTuple
 
 from anynorm.arrays import check_int
-from anynorm.keywords import checks_names, refuse
+from anynorm.keywords import checks_names
 
 ENGINES = ("auto", "numba", "arrays")
 MOST_THREADS = 4
@@ -45,7 +45,6 @@ def options(
     engine: str | None = None,
     threads: int | None = None,
     block_bytes: int | None = None,
-    **others: Never,
 ) -> Within:
     """Say how the calls inside a ``with`` are run; results are the same to rounding.
 
@@ -87,8 +86,6 @@ def options(
     ...     anynorm.layer_norm(np.array([[1.0, 3.0]]), eps=0)
     array([[-1.,  1.]])
     """
-    if others:
-        refuse(others, options)
     named: dict[str, Any] = {}
     if engine is not None:
         named["engine"] = _engine("engine", engine)
