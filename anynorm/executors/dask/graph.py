@@ -1,8 +1,12 @@
-"""A lazy array a second time: its chunks are made anew, by other names, and so need not be held in between."""
+"""What Dask's graphs are made of here: maps over chunks, reductions over them, and an array that is made a second time.
+
+The chunks in between may be anything; an array's `_meta` then says what they become in the end.
+"""
 
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
+from operator import itemgetter
 from typing import Any
 
 from anynorm.kernels import Array
@@ -10,6 +14,42 @@ from anynorm.kernels import Array
 STATISTICS = "anynorm-statistics"
 """What the names of merged statistics begin with: they are small, and are never made twice."""
 MANY = 8
+
+
+def map_chunks(task: Callable[..., Any], x: Array, *others: Array | None, dtype: Any = None, axes: Any = ()) -> Array:
+    """The task on each chunk of x and those of the others; what it gives is of length 1 along `axes`."""
+    inds = tuple(range(x.ndim))
+    pairs = [each for array in (x, *others) for each in (array, None if array is None else inds)]
+    meta = x._meta if dtype is None else x._meta.astype(dtype)
+    how = {"adjust_chunks": dict.fromkeys(axes, 1), "align_arrays": False, "meta": meta, "token": "anynorm"}
+    blocks: Array = _dask("array").blockwise(task, inds, *pairs, **how)
+    return blocks
+
+
+def reduce_chunks(
+    combine: Callable[[list[Any]], Any],
+    parts: Array,
+    axes: tuple[int, ...],
+    *,
+    name: str = "anynorm-sum",
+) -> Array:
+    """Chunks of length 1 along the axes, combined in a tree."""
+    tree: Array = _dask("array").reduction(
+        parts,
+        partial(_of_list, itemgetter(0)),
+        partial(_of_list, combine),
+        axis=axes,
+        keepdims=True,
+        concatenate=False,
+        dtype=parts.dtype,
+        meta=parts._meta,
+        name=name,
+    )
+    return tree
+
+
+def _of_list(combine: Callable[[list[Any]], Any], parts: Any, axis: Any, keepdims: bool) -> Any:  # noqa: ARG001
+    return combine(list(_dask("core").flatten([parts])))
 
 
 def again(x: Array, after: Array) -> Array:
