@@ -171,7 +171,8 @@ def moments_of(call: Call, stats: Stats) -> Moments[Any]:
     count: Any = call.plan.layout.group_size
     rest: Any = None
     if call.weights is not None or count != count:  # a number that Dask does not know yet
-        count, rest = (None if part is None else views.statistic(call, part) for part in executors.count(call))
+        counted = (chunks.count(call), None) if chunks.takes(call) else calls.counted(call)
+        count, rest = (None if each is None else views.statistic(call, each) for each in counted)
     mean, mean_rest, var = (views.statistic(call, each) for each in parts)
     return Moments._with_rest(mean, mean_rest, var, count, rest)
 

@@ -145,33 +145,25 @@ def pooled(these: Statistics[ArrayT], others: Statistics[ArrayT]) -> tuple[Stats
     library, dtype = library_of("mean", these.mean), common_dtype(these, others)
     first, second = stats_of(these, dtype), stats_of(others, dtype)
     counted = counts.added(library, these._counted, others._counted)
-    one, other = these.count, others.count
-    if is_number(one) and is_number(other):
-        if one == 0 or other == 0:
-            alone = first if other == 0 else second
-            return Stats(*(each * 1.0 for each in alone)), counted  # not the arrays of another state
-        shares = (one / counted[0], other / counted[0])
-        return Stats(*library.quietly(partial(_merged, shares), *first, *second)), counted
-    one, other = (counts.floating(library, each, dtype) for each in (one, other))
-    found = [each for each in (one, other) if not is_number(each)]
-    known = tuple(each if is_number(each) else None for each in (one, other))
-    return Stats(*library.quietly(partial(_merged_by_counts, known), *first, *second, *found)), counted
+    each = [counts.floating(library, value.count, dtype) for value in (these, others)]
+    known = tuple(count if is_number(count) else None for count in each)
+    arrays = [count for count in each if not is_number(count)]
+    return Stats(*library.quietly(partial(_merged, known), *first, *second, *arrays)), counted
 
 
-def _merged(shares: tuple[Any, Any], xp: Namespace, *parts: Array) -> Stats:
-    """Of six arrays, the parts of two spreads."""
-    return merge(xp, Stats(*parts[:3]), Stats(*parts[3:]), shares)
-
-
-def _merged_by_counts(known: tuple[float | None, ...], xp: Namespace, *parts: Array) -> Stats:
-    """The same by counts: those that are known, and behind the six arrays those that are arrays."""
+def _merged(known: tuple[float | None, ...], xp: Namespace, *parts: Array) -> Stats:
+    """Two statistics, by counts: those that are known, and behind the six arrays those that are arrays."""
     first, second, left = Stats(*parts[:3]), Stats(*parts[3:6]), iter(parts[6:])
-    one, other = (next(left) if each is None else each for each in known)
+    one, other = (next(left) if count is None else count for count in known)
     both = one + other
+    if is_number(both):
+        if one and other:
+            return merge(xp, first, second, (one / both, other / both))
+        return Stats(*(part * 1.0 for part in (second if other else first)))  # not the arrays of another state
     some = xp.where(both > 0, both, xp.ones_like(both))
     one, other = one + xp.zeros_like(both), other + xp.zeros_like(both)
-    shares = (xp.astype(each / some, first.mean.dtype, copy=False) for each in (one, other))
-    joint = merge(xp, first, second, (next(shares), next(shares)))
+    shares = [xp.astype(count / some, first.mean.dtype, copy=False) for count in (one, other)]
+    joint = merge(xp, first, second, (shares[0], shares[1]))
 
     def chosen(first: Array, second: Array, joint: Array) -> Array:
         return xp.where(other == 0, first, xp.where(one == 0, second, joint))

@@ -75,15 +75,10 @@ def backward(call: Call, dy: Array, wanted: Wanted) -> Gradients:
         if merged.name not in dy.dask.layers:  # else it waits for them as it is
             dy = again(dy, merged)
         found = _map(partial(tasks.gradient_sums, wanted), call, dy, merged)
-        sums = map_chunks(itemgetter(0), found, dtype=dtype, axes=axes)
-        sums = reduce_chunks(tasks.combine_gradient_sums, sums, axes, name=STATISTICS)
+        sums = reduce_chunks(tasks.combine_gradient_sums, found, axes, of=itemgetter(0), dtype=dtype, name=STATISTICS)
         dx = _map(tasks.input_gradient, _again(call, sums), again(dy, sums), merged, sums, last)
     parameters = (
-        None
-        if shape is None
-        else reduce_chunks(
-            tasks.add, map_chunks(itemgetter(i), found, dtype=dtype, axes=layouts.ones(shape)), layouts.ones(shape)
-        )
+        None if shape is None else reduce_chunks(tasks.add, found, layouts.ones(shape), of=itemgetter(i), dtype=dtype)
         for i, shape in enumerate(wanted.parameters, start=1)
     )
     return dx, *parameters

@@ -6,7 +6,6 @@ The chunks in between may be anything; an array's `_meta` then says what they be
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
-from operator import itemgetter
 from typing import Any
 
 from anynorm.kernels import Array
@@ -28,24 +27,23 @@ def map_chunks(task: Callable[..., Any], x: Array, *others: Array | None, dtype:
 
 def reduce_chunks(
     combine: Callable[[list[Any]], Any],
-    parts: Array,
+    x: Array,
     axes: tuple[int, ...],
     *,
+    of: Callable[[Any], Any] | None = None,
+    dtype: Any = None,
     name: str = "anynorm-sum",
 ) -> Array:
-    """Chunks of length 1 along the axes, combined in a tree."""
-    tree: Array = _dask("array").reduction(
-        parts,
-        partial(_of_list, itemgetter(0)),
-        partial(_of_list, combine),
-        axis=axes,
-        keepdims=True,
-        concatenate=False,
-        dtype=parts.dtype,
-        meta=parts._meta,
-        name=name,
-    )
+    """The chunks along some axes, or something `of` each, combined in a tree to one of length 1."""
+    meta = x._meta if dtype is None else x._meta.astype(dtype)
+    chunk, together = partial(_of_chunk, of), partial(_of_list, combine)
+    how = {"keepdims": True, "concatenate": False, "dtype": meta.dtype, "meta": meta, "name": name}
+    tree: Array = _dask("array").reduction(x, chunk, together, axis=axes, **how)
     return tree
+
+
+def _of_chunk(of: Callable[[Any], Any] | None, chunk: Any, axis: Any, keepdims: bool) -> Any:  # noqa: ARG001
+    return chunk if of is None else of(chunk)
 
 
 def _of_list(combine: Callable[[list[Any]], Any], parts: Any, axis: Any, keepdims: bool) -> Any:  # noqa: ARG001

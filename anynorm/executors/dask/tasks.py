@@ -131,11 +131,11 @@ def chunk_stats(chunk: Chunk) -> ChunkStats:
         # a unit of 1 would drown those of the chunks that have weights
         unit = xp.astype(weights.sums > 0, plan.dtype) if weights.unit is None else weights.unit
         weight, unit, count = one * weights.sums, one * unit, calls.counted(call)[0]
-    low, high = (xp.astype(each, plan.dtype, copy=False) for each in (low, high))
+    low, high = (one * xp.astype(each, plan.dtype, copy=False) for each in (low, high))
     part = ChunkStats(chunk.job, low, high, NO_STATS, weight, unit, count)
     call = call._replace(x=_times(xp, x, part.scale.unit))
-    part = part._replace(scaled=eager.statistics(call))
-    return ChunkStats(chunk.job, *_reshaped(part[1:], plan.layout.keepdims_shape))
+    _, *found = part._replace(scaled=eager.statistics(call))
+    return ChunkStats(chunk.job, *(_reshaped(each, plan.layout.keepdims_shape) for each in found))
 
 
 def combine_stats(parts: list[ChunkStats]) -> ChunkStats:
@@ -244,8 +244,7 @@ def _times(xp: Namespace, x: Array, unit: Array) -> Array:
 
 
 def _reshaped(found: Any, shape: tuple[int, ...]) -> Any:
-    """An array, or each of a tuple of them, in another shape."""
+    """An array, or each of `Stats`, in another shape."""
     if isinstance(found, tuple):
-        made = (_reshaped(each, shape) for each in found)
-        return type(found)(*made) if hasattr(found, "_fields") else tuple(made)
+        return type(found)(*(_reshaped(each, shape) for each in found))
     return None if found is None else library_of("x", found).xp.reshape(found, shape)
