@@ -167,20 +167,20 @@ def of(x: ArrayT, *, axis: Axis, weights: Any = None) -> Moments[ArrayT]:
 def moments_of(call: Call, stats: Stats) -> Moments[Any]:
     """The moments that a call took, as the caller sees them."""
     library = call.plan.library
-    parts = library.quietly(partial(_settled, call.plan.dtype), *stats)
+    mean, mean_rest, var = library.quietly(partial(_copied, call.plan.dtype), *stats)
     count: Any = call.plan.layout.group_size
     rest: Any = None
     if call.weights is not None or count != count:  # a number that Dask does not know yet
         counted = (chunks.count(call), None) if chunks.takes(call) else calls.counted(call)
-        count, rest = (None if each is None else views.statistic(call, each) for each in counted)
-    mean, mean_rest, var = (views.statistic(call, each) for each in parts)
+        count, rest = (None if value is None else views.statistic(call, value) for value in counted)
+    mean, mean_rest, var = (views.statistic(call, value) for value in (mean, mean_rest, var))
     return Moments._with_rest(mean, mean_rest, var, count, rest)
 
 
-def _settled(dtype: Any, xp: Namespace, *parts: Array) -> tuple[Array, ...]:
-    """A spread in a dtype, in arrays of its own: a gradient may need the others."""
-    stats = Stats(*parts).astype(xp, dtype)
-    return *kernels.renormalized(xp, stats.mean, stats.rest), stats.var * 1.0
+def _copied(dtype: Any, xp: Namespace, *parts: Array) -> tuple[Array, ...]:
+    """Statistics in a dtype, in new arrays: a gradient may need the others."""
+    mean, rest, var = Stats(*parts).astype(xp, dtype)
+    return *kernels.renormalized(xp, mean, rest), var * 1.0
 
 
 def _shown(batches: Iterable[ArrayT]) -> Iterable[ArrayT]:

@@ -142,7 +142,8 @@ def check_alike(these: Statistics[Any], name: str, others: Statistics[Any]) -> N
 
 def pooled(these: Statistics[ArrayT], others: Statistics[ArrayT]) -> tuple[Stats, Counted]:
     """Mean, biased variance and count of both together, from mean and biased variance of each."""
-    library, dtype = library_of("mean", these.mean), common_dtype(these, others)
+    library = library_of("mean", these.mean)
+    dtype = library.xp.result_type(*(compute_dtype(library, "mean", value.mean) for value in (these, others)))
     first, second = stats_of(these, dtype), stats_of(others, dtype)
     counted = counts.added(library, these._counted, others._counted)
     each = [counts.floating(library, value.count, dtype) for value in (these, others)]
@@ -169,12 +170,6 @@ def _merged(known: tuple[float | None, ...], xp: Namespace, *parts: Array) -> St
         return xp.where(other == 0, first, xp.where(one == 0, second, joint))
 
     return Stats(*map(chosen, first, second, joint))
-
-
-def common_dtype(these: Statistics[Any], others: Statistics[Any]) -> Any:
-    """The dtype that both are computed in."""
-    library = library_of("mean", these.mean)
-    return library.xp.result_type(*(compute_dtype(library, "mean", each.mean) for each in (these, others)))
 
 
 def stats_of(these: Statistics[Any], dtype: Any) -> Stats:

@@ -57,42 +57,42 @@ def again(x: Array, after: Array) -> Array:
     others wait for each, and one may be asked for without the rest.
     """
     # not dask.graph_manipulation.clone, which leaves a slice or a rechunked array on the chunks that it was made of
-    graph, blockwise = x.dask, _dask("blockwise").Blockwise
-    names = _made(x)
+    graph, seed = x.dask, after.name
+    names = _layers_to_clone(x)
     if not names:
         return x
+    rename = partial(_dask("base").clone_key, seed=seed)
     keys = {key for name in names for key in graph.layers[name].get_output_keys()}
-    external = graph.get_all_external_keys()
-    rename = partial(_dask("base").clone_key, seed=after.name)
-    blocker = _dask("graph_manipulation").checkpoint(after) if after.npartitions <= MANY else None
-    bind_to = None if blocker is None else blocker.key
+    external, graphs, bind_to = graph.get_all_external_keys(), [graph], None
+    if after.npartitions <= MANY:
+        blocker = _dask("graph_manipulation").checkpoint(after)
+        graphs, bind_to = [graph, blocker.dask], blocker.key
     layers, dependencies = {}, {}
     for name in names:
         layer = graph.layers[name]
-        if isinstance(layer, blockwise):
-            made, bound = layer.clone(keys, after.name, bind_to)
+        if isinstance(layer, _dask("blockwise").Blockwise):
+            layer, bound = layer.clone(keys, seed, bind_to)
         else:
-            made, bound = _renamed(layer, keys, external, rename, bind_to)
-        layers[rename(name)] = made
-        dependencies[rename(name)] = {rename(each) if each in names else each for each in graph.dependencies[name]}
+            layer, bound = _clone(layer, keys, external, rename, bind_to)
+        layers[rename(name)] = layer
+        dependencies[rename(name)] = {rename(other) if other in names else other for other in graph.dependencies[name]}
         dependencies[rename(name)] |= {bind_to} if bound else set()
     new = _dask("highlevelgraph").HighLevelGraph
-    whole = new.merge(graph, new(layers, dependencies), *([] if blocker is None else [blocker.dask]))
-    return type(x)(whole, rename(x.name), x.chunks, meta=x._meta)
+    return type(x)(new.merge(*graphs, new(layers, dependencies)), rename(x.name), x.chunks, meta=x._meta)
 
 
-def _made(x: Array) -> list[str]:
-    """The layers of the graph that are made again."""
+def _layers_to_clone(x: Array) -> list[str]:
+    """The names of the layers below x, down to statistics and data that is there."""
     names, waiting = dict[str, None](), [x.name]
     while waiting:
         name = waiting.pop()
-        if name not in names and not name.startswith(STATISTICS) and not _held(x.dask.layers[name]):
+        if name not in names and not name.startswith(STATISTICS) and not _is_data(x.dask.layers[name]):
             names[name] = None
             waiting += sorted(x.dask.dependencies[name])
     return list(names)
 
 
-def _held(layer: Any) -> bool:
+def _is_data(layer: Any) -> bool:
     """Whether a layer is data, here or on a cluster, which need not be made; or shuffled by the cluster itself."""
     if isinstance(layer, _dask("blockwise").Blockwise):
         return False
@@ -102,11 +102,11 @@ def _held(layer: Any) -> bool:
     )
 
 
-def _renamed(layer: Any, keys: set[Any], external: set[Any], rename: Callable[..., Any], bind_to: Any) -> Any:
-    """The tasks of a layer by other names; those that rest on no renamed task wait for `bind_to`."""
+def _clone(layer: Any, keys: set[Any], external: set[Any], rename: Callable[..., Any], bind_to: Any) -> Any:
+    """As `Blockwise.clone`: the tasks by other names; those that rest on no renamed task wait for `bind_to`."""
     spec, tasks, bound = _dask("_task_spec"), {}, False
     for key, node in spec.convert_legacy_graph(dict(layer), all_keys=external).items():
-        others = {each: rename(each) for each in node.dependencies if each in keys}
+        others = {other: rename(other) for other in node.dependencies if other in keys}
         task = node.substitute(others, key=rename(key))
         if bind_to is not None and not others:
             task, bound = spec.Task(rename(key), _first, task, spec.TaskRef(bind_to)), True
