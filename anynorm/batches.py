@@ -171,8 +171,7 @@ def moments_of(call: Call, stats: Stats) -> Moments[Any]:
     count: Any = call.plan.layout.group_size
     rest: Any = None
     if call.weights is not None or count != count:  # a number that Dask does not know yet
-        counted = (chunks.count(call), None) if chunks.takes(call) else calls.counted(call)
-        count, rest = (None if value is None else views.statistic(call, value) for value in counted)
+        count, rest = (None if value is None else views.statistic(call, value) for value in executors.count(call))
     mean, mean_rest, var = (views.statistic(call, value) for value in (mean, mean_rest, var))
     return Moments._with_rest(mean, mean_rest, var, count, rest)
 

@@ -57,7 +57,7 @@ def count(call: Call) -> Array:
 
 
 def length(call: Call) -> Array:
-    """The norm of each group of `calls.direction`, beside the view."""
+    """The norm of each group of a call of `layouts.DIRECTION`, beside the view."""
     return map_chunks(attrgetter("length"), _merged(call), dtype=call.plan.dtype)
 
 

@@ -13,7 +13,7 @@ from anynorm import calls, kernels
 from anynorm.arrays import library_of
 from anynorm.arrays.blocks import Block
 from anynorm.arrays.library import Library
-from anynorm.calls import Call, Wanted, views
+from anynorm.calls import Call, Norm, Wanted, layouts, views
 from anynorm.calls.results import Gradients, Normalized
 from anynorm.executors import eager
 from anynorm.kernels import NO_STATS, Array, Namespace, Scale, Standardized, Stats, Sums, weighting
@@ -23,7 +23,7 @@ from anynorm.settings import options
 
 
 class Job(NamedTuple):
-    """What a task is told of a call, as `calls.chunk` takes it; small, as it travels to other processes."""
+    """What a task is told of a call; small, as it travels to other processes."""
 
     axes: tuple[int, ...]
     eps: float
@@ -53,7 +53,9 @@ class Chunk(NamedTuple):
 
     def call(self, *given: Array | None) -> Call:
         """The call on it; by statistics beside x, if they are given."""
-        call = calls.chunk(self.x, self.gamma, self.beta, weights=self.weights, **self.job._asdict())
+        axes, eps, centred, divisor = self.job
+        norm = Norm(layouts.chunk, ("axes",), centred, divisor)
+        call = calls.prepare(norm, (axes,), self.x, self.gamma, self.beta, eps=eps, weights=self.weights)
         return call._replace(stats=_reshaped(Stats(*given), call.plan.stats.shape)) if given else call
 
 
@@ -87,7 +89,7 @@ class ChunkStats(NamedTuple):
 
     @property
     def length(self) -> Array:
-        """The norm of each group of `calls.direction`."""
+        """The norm of each group of a call of `layouts.DIRECTION`."""
         library = library_of("x", self.high)
         with library.quiet():
             return library.xp.sqrt(self.scaled.var) / self.scale.unit
