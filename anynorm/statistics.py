@@ -157,7 +157,7 @@ def _merged(known: tuple[float | None, ...], xp: Namespace, *parts: Array) -> St
     first, second, left = Stats(*parts[:3]), Stats(*parts[3:6]), iter(parts[6:])
     one, other = (next(left) if count is None else count for count in known)
     both = one + other
-    if is_number(both):
+    if None not in known:
         if one and other:
             return merge(xp, first, second, (one / both, other / both))
         return Stats(*(part * 1.0 for part in (second if other else first)))  # not the arrays of another state
