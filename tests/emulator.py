@@ -30,9 +30,7 @@ extern "C" void run(int blocks, int splits, int threads, void **a, long long gro
         normalized(ARGUMENTS, groups, count, divisor);
 }
 """
-ASSEMBLY = """
-struct Half { unsigned short bits; };
-struct Bfloat { unsigned short bits; };
+PORTABLE = """
 __device__ float plus(float a, float b) { return a + b; }
 __device__ float minus(float a, float b) { return a - b; }
 __device__ float times(float a, float b) { return a * b; }
@@ -40,7 +38,8 @@ __device__ double widened(float x) { return x; }
 __device__ float narrowed(double x) { return x; }
 __device__ float read(const Half &x) { _Float16 y; memcpy(&y, &x.bits, 2); return y; }
 __device__ void write(Half &y, float x) { _Float16 z = x; memcpy(&y.bits, &z, 2); }
-""" + cuda.ASSEMBLY[cuda.ASSEMBLY.index("__device__ float read(const Bfloat") :]
+"""
+"""What is written in words of the machine."""
 
 
 def launch(text, grid, threads, arrays, sizes, large):
@@ -57,10 +56,13 @@ def _compiled(text):
     signature = re.search(r"void normalized\((.*), Index groups", text)[1]
     kinds = [re.sub(r"(.*\*).*", r"\1", each) for each in signature.split(", ")]
     arguments = ", ".join(f"({kind})a[{i}]" for i, kind in enumerate(kinds))
-    assert cuda.ASSEMBLY in text
-    source = HEAD + text.replace(cuda.ASSEMBLY, ASSEMBLY) + TAIL.replace("ARGUMENTS", arguments)
+    portable = re.sub(r"#define SAY.*|.*(SAY|asm)\(.*", "", cuda.preamble())
+    at = portable.index("__device__")
+    portable = portable[:at] + PORTABLE + portable[at:]
+    assert cuda.preamble() in text
+    source = HEAD + text.replace(cuda.preamble(), portable) + TAIL.replace("ARGUMENTS", arguments)
     path = Path(_folder().name) / f"{hashlib.sha256(source.encode()).hexdigest()[:24]}.so"
-    command = ["g++", "-O0", "-std=c++14", "-shared", "-fPIC", "-w", "-x", "c++", "-", "-o", str(path)]
+    command = ["g++", "-O0", "-std=c++17", "-shared", "-fPIC", "-w", "-x", "c++", "-", "-o", str(path)]
     made = subprocess.run(command, input=source, text=True, capture_output=True)
     assert made.returncode == 0, made.stderr + source
     function = ctypes.CDLL(path).run

@@ -8,9 +8,8 @@ from anynorm.arrays import name_of
 from anynorm.arrays.library import Library
 from anynorm.calls import Plan
 from anynorm.executors.programs import compiled
-from anynorm.executors.programs.cpu import programs
-from anynorm.executors.programs.printer import Access, Kind, Program, Written
-from anynorm.executors.programs.trace import Operand, TracedNamespace, TracedSums, Tracer
+from anynorm.executors.programs.cpu import Access, Kind, Program, programs
+from anynorm.executors.programs.trace import Operand, TracedNamespace, TracedSums, Tracer, Written
 from anynorm.executors.threads import share
 from anynorm.kernels import Array
 from anynorm.settings import current
@@ -33,33 +32,32 @@ SUMS = 2**16
 Body = Callable[[type[TracedNamespace], list[Any], TracedSums], Written]
 
 
-class Loops(NamedTuple):
-    """The programs of a call and how they are run, found once for arrays that lie alike."""
+class Nest(NamedTuple):
+    """The axes of a call in the order of the loops, and how arrays lie along them."""
 
-    plan: Plan
+    sizes: tuple[int, ...]
+    operands: list[Operand | None]
+    kept: int
+    reduced: int
+    """How many there are of the groups, and of the numbers of a group; the rest are those of a tile."""
+
+
+class Ready(NamedTuple):
+    """The programs of a call and all that they are told but the arrays, found once for arrays that lie alike."""
+
     functions: list[Callable[..., int]]
-    programs: list[Program]
-    alone: bool
-    """Whether there is one, which runs in one piece."""
-    heads: tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]
-    """What each piece is told before the arrays: groups or tiles from start to stop, which part it is, what of the
-    split axis, the offset, the sizes, eps and the divisor; with one place for what there is for all groups, and with
-    one for each."""
-    groups: int
+    partial: list[tuple[int, ...] | None]
+    """The shape of the totals that each leaves to the next, in pieces."""
+    pieces: tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]
+    """The first arguments, for each piece: with one place for what there is for all groups, and with one for each."""
     kept: tuple[int, ...]
-    sums: tuple[tuple[int, ...], ...]
+    """The shape of what there is for each group."""
+    sums: list[tuple[int, ...]]
     """The shapes that the sums for parameters are added up in."""
     shared: int
     """The array that lies where the first input does; -1 for none."""
-    nowhere: Any
-    """Where what there is for each group goes that nobody wants."""
-
-
-def operand(library: Library, x: Array) -> Operand:
-    """How an array lies."""
-    unit = 1 if library.name == "torch" else x.dtype.itemsize
-    steps = tuple(0 if n == 1 else step // unit for n, step in zip(x.shape, library.strides(x), strict=True))
-    return Operand(name_of(x.dtype), tuple(x.shape), steps)
+    unwanted: Array
+    """Where what there is for each group goes that is not kept."""
 
 
 def reads(library: Library, x: Array) -> bool:
@@ -97,220 +95,189 @@ def run(
     assert address is not None
     assert library.new is not None
     assert library.nothing is not None
-    places = (*inputs, *results)
-    key = (id(plan), what, axes, in_place, *[None if each is None else strides(each) for each in places])
-    loops = _known.get(key, key)
-    if loops is key:
+    arrays = (*inputs, *results)
+    key = (id(plan), what, axes, in_place, *[None if x is None else strides(x) for x in arrays])
+    known = _known.get(key)
+    if known is None:
         if len(_known) >= MOST:
             _known.clear()
-        loops = _known[key] = _loops(plan, what, inputs, results, parameters, body, axes, in_place, dtype, of_groups)
-    if loops is None:
+        how = (axes or plan.view.axes, in_place, of_groups, dtype)
+        known = _known[key] = plan, _ready(plan, what, arrays, len(inputs), parameters, body, *how)
+    ready = known[1]
+    if ready is None:
         return None
-    given = [address(each) for each in places if each is not None]
+    given = [address(x) for x in arrays if x is not None]
     if in_place:
-        del given[loops.shared]
-    float64, heads = library.xp.float64, loops.heads[keep]
-    sums = [library.nothing((len(heads), *shape), float64) for shape in loops.sums]
+        del given[ready.shared]
+    float64, pieces = library.xp.float64, ready.pieces[keep]
+    sums = [library.nothing((len(pieces), *shape), float64) for shape in ready.sums]
     if sums:
-        given += [address(each) for each in sums]
-    made = [library.new(loops.kept, dtype or float64) for _ in range(of_groups)] if keep else []
-    last = [address(each) for each in made] if keep else [address(loops.nowhere)] * of_groups
-    if loops.alone:
-        if loops.functions[0](*heads[0], *given, *last):
+        given += [address(x) for x in sums]
+    made = [library.new(ready.kept, dtype or float64) for _ in range(of_groups)] if keep else []
+    last = [address(x) for x in made] if keep else [address(ready.unwanted)] * of_groups
+    if len(ready.functions) == len(pieces) == 1:
+        if ready.functions[0](*pieces[0], *given, *last):
             return None
-    elif not _run_all(loops, heads, given, last):
+    elif not _run_all(plan, ready, pieces, given, last):
         return None
-    if not sums:
-        return made, sums
-    found = [each[0, ...] if len(heads) == 1 else library.xp.sum(each, axis=0) for each in sums]
-    return made, [_summed(library.xp, each, shape) for each, shape in zip(found, parameters, strict=True)]
+    if sums:
+        sums = [_summed(library.xp, x, shape) for x, shape in zip(sums, parameters, strict=True)]
+    return made, sums
 
 
-def _run_all(loops: Loops, heads: list[tuple[Any, ...]], given: list[int], last: list[int]) -> bool:
+def _run_all(plan: Plan, ready: Ready, pieces: list[tuple[Any, ...]], given: list[int], last: list[int]) -> bool:
     """Run one program after another, each in its pieces; False where an array lies at an odd place."""
-    plan, library = loops.plan, loops.plan.library
+    library, totals, before = plan.library, list[Array](), list[int]()
     assert library.new is not None
     assert library.address is not None
     threads = current().threads if plan.nbytes >= SHARED else 1
-    before: list[int] = []
-    totals = []
-    for function, program in zip(loops.functions, loops.programs, strict=True):
-        after = last
-        if program.totals:
-            partial = library.new((len(heads), program.totals, loops.groups), library.xp.float64)
-            after = [library.address(partial)]
-        rest = (*given, *before, *after)
-        if max(share(lambda head: function(*head, *rest), heads, threads)):  # noqa: B023
+    for function, shape in zip(ready.functions, ready.partial, strict=True):
+        partial = None if shape is None else library.new(shape, library.xp.float64)
+        arrays = (*given, *before, *(last if partial is None else [library.address(partial)]))
+        if max(share(lambda piece: function(*piece, *arrays), pieces, threads)):  # noqa: B023
             return False
-        if program.totals:
+        if partial is not None:
             totals.append(library.xp.sum(partial, axis=0))
             before.append(library.address(totals[-1]))
     return True
 
 
-def _summed(xp: Any, values: Array, shape: tuple[int, ...]) -> Array:
-    """Values summed to a shape that broadcasts to theirs."""
-    axes = tuple([axis for axis, (n, whole) in enumerate(zip(shape, values.shape, strict=True)) if n < whole])
+def _summed(xp: Any, pieces: Array, shape: tuple[int, ...]) -> Array:
+    """Sums in pieces, added up to a shape that broadcasts to theirs."""
+    values = pieces[0, ...] if pieces.shape[0] == 1 else xp.sum(pieces, axis=0)
+    axes = tuple([axis for axis, (n, m) in enumerate(zip(shape, values.shape, strict=True)) if n < m])
     return xp.sum(values, axis=axes, keepdims=True) if axes else values
 
 
-def _loops(
+def _ready(
     plan: Plan,
     what: Hashable,
-    inputs: Sequence[Array | None],
-    results: Sequence[Array],
+    arrays: Sequence[Array | None],
+    inputs: int,
     parameters: Sequence[tuple[int, ...]],
     body: Body,
-    axes: tuple[int, ...] | None,
+    axes: tuple[int, ...],
     in_place: bool,
-    dtype: Any,
     of_groups: int,
-) -> Loops | None:
-    whole, axes, library = plan.view.shape, axes or plan.view.axes, plan.library
-    arrays = [*inputs, *results]
-    if not all(_readable(library, each) for each in arrays if each is not None):
+    dtype: Any,
+) -> Ready | None:
+    library, shape = plan.library, plan.view.shape
+    if not all(_readable(library, x) for x in arrays if x is not None):
         return None
-    rank, last = len(whole), len(whole) - 1
-    operands = [None if each is None else operand(library, each) for each in arrays]
-    interleaved = last in axes and last - 1 not in axes and rank > 2 and whole[last] < SHORT
-    columns = (interleaved or last not in axes) and _in_columns(whole, axes, operands, interleaved=interleaved)
-    interleaved = interleaved and columns
-    across = last - interleaved
-    # the sums for parameters, in their own memory
-    shapes = [
-        tuple(
-            whole[axis] if interleaved and axis >= across and max(shape[across:]) > 1 else n
-            for axis, n in enumerate(shape)
-        )
-        for shape in parameters
-    ]
-    operands += [Operand("float64", shape, _contiguous(shape)) for shape in shapes]
-    kept = tuple(1 if axis in axes else n for axis, n in enumerate(whole))
-    whole, axes, operands = _arranged(whole, axes, operands, columns=columns, interleaved=interleaved)
-    last = len(whole) - 1
-    across = last - interleaved
-    outer = [axis for axis in axes if not columns or axis < across]
-    groups = math.prod([n for axis, n in enumerate(whole) if axis not in axes])
-    run = whole[last] if interleaved else 1
-    width = max(1, min(whole[across], TILE // run)) if columns else 0
-    items = groups // whole[across] * -(-whole[across] // width) if columns else groups
+    operands = [None if x is None else _operand(library, x) for x in arrays]
+    tile = _tile(shape, axes, operands)
+    # the sums for parameters lie in memory of their own; along a row there is one for all numbers or one for each
+    across = len(shape) - tile
+    sums = [(*each[:across], *shape[across:]) if math.prod(each[across:]) > 1 else each for each in parameters]
+    operands += [Operand("float64", each, _contiguous(each)) for each in sums]
+    nest = _nest(shape, axes, operands, tile)
+    sizes, kept = nest.sizes, tuple(1 if axis in axes else n for axis, n in enumerate(shape))
+    groups, run = math.prod(kept), sizes[-1] if tile == 2 else 1
+    width = max(1, min(sizes[-tile], TILE // run)) if tile else 0
+    items = groups // sizes[-tile] * -(-sizes[-tile] // width) if tile else groups
     # parts of groups, where these are few and large
-    axis = max(outer, key=lambda axis: whole[axis])
-    most = max(1, min([PIECES, *(SUMS // math.prod(shape) for shape in shapes)]))
-    pieces = min(most, math.prod(whole) // LARGE, whole[axis])
-    split = axis if items < FEW and pieces > 1 else None
-    if split is None:
-        pieces = min(most, items) if plan.nbytes >= SHARED else 1
+    loops = range(nest.kept, nest.kept + nest.reduced)
+    longest = max(loops, key=lambda axis: sizes[axis])
+    most = max(1, min([PIECES, *(SUMS // math.prod(each) for each in sums)]))
+    parts = min(most, math.prod(sizes) // LARGE, sizes[longest])
+    split = longest if items < FEW and parts > 1 else None
+    if split is not None:
+        n = sizes[split]
+        ranges = [(0, items, i, n * i // parts, n * (i + 1) // parts) for i in range(parts)]
+    else:
+        parts = min(most, items) if plan.nbytes >= SHARED else 1
+        ranges = [(items * i // parts, items * (i + 1) // parts, i, 0, 0) for i in range(parts)]
     if split is not None and in_place and of_groups:  # the last loop reads the first number of a group again
         return None
-    kind = Kind(
-        len(whole),
-        axes,
-        tuple(None if each is None else _access(each, axes, last) for each in operands),
-        len(inputs),
-        len(results),
-        columns,
-        interleaved,
-        split,
-        0 if in_place else None,
-        name_of(dtype or library.xp.float64),
+    of_group = (*loops, len(sizes) - 1) if tile == 2 else tuple(loops)
+    accesses = tuple(None if each is None else _access(each, of_group) for each in nest.operands)
+    dtype = name_of(dtype or library.xp.float64)
+    kind = Kind(nest.kept, nest.reduced, tile, accesses, inputs, len(sums), split, in_place, dtype)
+    made, functions = _compiled(plan, what, kind, nest.operands[:inputs], body)
+    steps = [
+        step
+        for each, access in zip(nest.operands, accesses, strict=True)
+        if each is not None and access is not None
+        for step, told in zip(each.steps, access.steps, strict=True)
+        if told == 2
+    ]
+    numbers = (library.offset, *sizes, *steps, *map(math.prod, sums), groups, width)
+    one, each_group = (
+        [(*piece, *numbers, *steps_of_groups, plan.eps, plan.groups.divisor) for piece in ranges]
+        for steps_of_groups in ((0, 8), (1, 0))
     )
-    name, key = _name(what), (what, plan.centred, name_of(plan.dtype) == "float64", kind)
-    with compiled.lock:
-        found = _programs.get(key)
-        if found is None:
-            tracer = Tracer(axes, operands[: len(inputs)], wide=True)
-            written = body(TracedNamespace, tracer.numbers, TracedSums(tracer))
-            made = programs(kind, tracer, written, name)
-            found = _programs[key] = (
-                made,
-                [compiled.function_of(name, each.text, each.sizes, each.arrays) for each in made],
-            )
-    made, functions = found
-    if split is None:
-        ranges = [(items * i // pieces, items * (i + 1) // pieces, i, 0, 0) for i in range(pieces)]
-    else:
-        n = whole[split]
-        ranges = [(0, items, i, n * i // pieces, n * (i + 1) // pieces) for i in range(pieces)]
-    sizes = list(whole)
-    for each, access in zip(operands, kind.accesses, strict=True):
-        if each is not None and access is not None:
-            sizes += [each.steps[axis] for axis, step in enumerate(access.steps) if step == 2]
-    sizes += [math.prod(shape) for shape in shapes]
-    sizes += [groups, width]
-    numbers = plan.eps, plan.groups.divisor
-    ahead = (library.offset, *sizes, 0, 8, *numbers), (library.offset, *sizes, 1, 0, *numbers)
-    heads = [(*each, *ahead[0]) for each in ranges], [(*each, *ahead[1]) for each in ranges]
-    shared = sum(each is not None for each in inputs) if in_place else -1
     assert library.new is not None
-    nowhere = library.new((8 * len(ranges),), library.xp.float64)
-    alone = len(made) == len(ranges) == 1
-    return Loops(plan, functions, made, alone, heads, groups, kept, tuple(shapes), shared, nowhere)
+    return Ready(
+        functions,
+        [(parts, each.totals, groups) if each.totals else None for each in made],
+        (one, each_group),
+        kept,
+        sums,
+        sum(x is not None for x in arrays[:inputs]) if in_place else -1,
+        library.new((8 * parts,), library.xp.float64),
+    )
 
 
-def _name(what: Hashable) -> str:
-    return str(what[0] if isinstance(what, tuple) else what).replace(" ", "_")
+def _compiled(
+    plan: Plan, what: Hashable, kind: Kind, inputs: Sequence[Operand | None], body: Body
+) -> tuple[list[Program], list[Callable[..., int]]]:
+    """The programs of a kind, made once."""
+    key = what, plan.centred, name_of(plan.dtype) == "float64", kind
+    with compiled.lock:
+        if key not in _programs:
+            tracer = Tracer(kind.axes, inputs, wide=True)
+            written = body(TracedNamespace, tracer.numbers, TracedSums(tracer))
+            name = str(what[0] if isinstance(what, tuple) else what).replace(" ", "_")
+            made = programs(kind, tracer, written, name)
+            functions = [compiled.function_of(name, each.text, each.sizes, each.arrays) for each in made]
+            _programs[key] = made, functions
+        return _programs[key]
+
+
+def _operand(library: Library, x: Array) -> Operand:
+    """How an array lies."""
+    unit = 1 if library.name == "torch" else x.dtype.itemsize
+    steps = tuple(0 if n == 1 else step // unit for n, step in zip(x.shape, library.strides(x), strict=True))
+    return Operand(name_of(x.dtype), tuple(x.shape), steps)
 
 
 def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
-    steps, step = [], 1
-    for n in reversed(shape):
-        steps.append(0 if n == 1 else step)
-        step *= n
-    return tuple(reversed(steps))
+    return tuple(0 if n == 1 else math.prod(shape[axis + 1 :]) for axis, n in enumerate(shape))
 
 
-def _in_columns(
-    whole: tuple[int, ...], axes: tuple[int, ...], operands: list[Operand | None], *, interleaved: bool
-) -> bool:
-    """Whether rows of groups side by side can be gone through from one number to the next."""
-    across = len(whole) - 1 - interleaved
-    outer = [axis for axis in axes if axis < across]
-    if not outer or math.prod([whole[axis] for axis in outer]) < 2:
-        return False
+def _tile(shape: tuple[int, ...], axes: tuple[int, ...], operands: list[Operand | None]) -> int:
+    """How many of the last axes are gone through along rows of groups side by side, from one number to the next."""
+    last = len(shape) - 1
+    interleaved = last in axes and last - 1 not in axes and last > 1 and shape[last] < SHORT
+    if last in axes and not interleaved:
+        return 0
+    tile = 1 + interleaved
+    if math.prod([shape[axis] for axis in axes if axis <= last - tile]) < 2:
+        return 0
     for each in operands:
-        if each is None or not each.varies(outer):
-            continue
-        tile = each.steps[across:]
-        side_by_side = tile == (whole[-1], 1) if interleaved else tile == (1,)
-        if not side_by_side and any(tile):
-            return False
-    return True
+        steps = each.steps[-tile:] if each is not None and each.varies(axes) else ()
+        if any(steps) and steps != (shape[last], 1)[-tile:]:
+            return 0
+    return tile
 
 
-def _arranged(
-    whole: tuple[int, ...],
-    axes: tuple[int, ...],
-    operands: list[Operand | None],
-    *,
-    columns: bool,
-    interleaved: bool,
-) -> tuple[tuple[int, ...], tuple[int, ...], list[Operand | None]]:
-    """The same with axes in the order of the loops, those of the groups inside, and as many as there mostly are.
+def _nest(shape: tuple[int, ...], axes: tuple[int, ...], operands: list[Operand | None], tile: int) -> Nest:
+    """As many axes as there mostly are: so a program is the same for all norms that are gone through alike."""
+    inside, least = range(len(shape) - tile, len(shape)), 2 - (tile > 0)
+    halves = [[axis for axis in range(len(shape) - tile) if (axis in axes) is within] for within in (False, True)]
+    kept, reduced = ([*[None] * (least - len(some)), *some] for some in halves)
+    order = [*kept, *reduced, *inside]
 
-    So a program is the same for all norms that are gone through alike, whatever the axes of their arrays.
-    """
-    inside = list(range(len(whole) - 1 - interleaved, len(whole))) if columns else []
-    kept, reduced = ([axis for axis in range(len(whole)) if (axis in axes) is within] for within in (False, True))
-    kept, reduced = ([axis for axis in some if axis not in inside] for some in (kept, reduced))
-    order: list[int | None] = [*[None] * (2 - columns - len(kept)), *kept]
-    first = len(order)
-    order += [*[None] * (2 - columns - len(reduced)), *reduced]
-    found = [*range(first, len(order)), *([len(order) + 1] if interleaved else [])]
-    order += inside
-
-    def arranged(values: tuple[int, ...], missing: int) -> tuple[int, ...]:
+    def ordered(values: tuple[int, ...], missing: int) -> tuple[int, ...]:
         return tuple(missing if axis is None else values[axis] for axis in order)
 
-    there = [
-        None if each is None else Operand(each.dtype, arranged(each.shape, 1), arranged(each.steps, 0))
-        for each in operands
-    ]
-    return arranged(whole, 1), tuple(found), there
+    arranged = [each and Operand(each.dtype, ordered(each.shape, 1), ordered(each.steps, 0)) for each in operands]
+    return Nest(ordered(shape, 1), arranged, len(kept), len(reduced))
 
 
-def _access(each: Operand, axes: tuple[int, ...], last: int) -> Access:
+def _access(each: Operand, axes: Sequence[int]) -> Access:
     """0 for the axes of a group along which an array stays, 1 for the last axis if it is side by side there, else 2."""
+    last = len(each.steps) - 1
     inside = last in axes and each.steps[last] != 0
     steps = [2 if step or inside or (axis not in axes and axis != last) else 0 for axis, step in enumerate(each.steps)]
     if each.steps[last] == 1:
@@ -320,5 +287,5 @@ def _access(each: Operand, axes: tuple[int, ...], last: int) -> Access:
 
 MOST = 1024
 """So many calls are remembered."""
-_known: dict[Hashable, Any] = {}
+_known: dict[Hashable, tuple[Plan, Ready | None]] = {}
 _programs: dict[Hashable, tuple[list[Program], list[Callable[..., int]]]] = {}

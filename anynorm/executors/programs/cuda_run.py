@@ -1,6 +1,6 @@
 """The kernels as programs of a GPU, where the library runs the text of one: as few passes as there are.
 
-TracedScalars of up to four bytes are added up in float64, in which each has a square; those of eight are scaled first.
+Numbers of up to four bytes are added up in float64, in which each has a square; those of eight are scaled first.
 """
 
 import threading
@@ -11,13 +11,10 @@ from anynorm import kernels
 from anynorm.arrays import empty, name_of
 from anynorm.calls import Call, Normalized, Plan, Wanted
 from anynorm.executors.programs import cuda
-from anynorm.executors.programs.cuda import Program, Shape
-from anynorm.executors.programs.trace import Operand, TracedScalar, TracedSums
+from anynorm.executors.programs.trace import Operand, TracedNamespace, TracedScalar, TracedSums, Tracer, Written
 from anynorm.kernels import NO_STATS, Array, Standardized, Stats
 
-Arrays = Sequence[Array | None]
-Found = tuple[Sequence[TracedScalar], Sequence[TracedScalar]]
-"""What is written for each number, and what there is for each group."""
+Body = Callable[[Any, list[Any], TracedSums], Written]
 
 
 def takes(call: Call, arrays: list[Array]) -> bool:
@@ -40,13 +37,14 @@ def forward(call: Call, *, keep: bool) -> Normalized:
     place = plan.to_view(out) if direct else empty(plan.view.shape, call.x, call.x.dtype)
     inputs = [call.x, call.gamma, call.beta, *(call.stats or ())]
 
-    def body(words: Any, numbers: list[Any], sums: TracedSums) -> Found:
+    def body(words: Any, numbers: list[Any], sums: TracedSums) -> Written:
         x, gamma, beta, *given = numbers
         if given:
             of = kernels.standardize_with(words, x, Stats(*given), eps=plan.eps)
-            return [kernels.affine(of.xhat, gamma, beta)], []
-        of = _standardized(plan, words, x, sums)
-        return [kernels.affine(of.xhat, gamma, beta)], [each for each in of.stats if keep and each is not None]
+        else:
+            of = _standardized(plan, words, x, sums)
+        kept = [] if given or not keep else [each for each in of.stats if each is not None]
+        return Written([kernels.affine(of.xhat, gamma, beta)], kept)
 
     axes = plan.view.axes if call.stats is None else _rows(plan)
     kinds = [xp.float64] * (0 if call.stats is not None or not keep else 3 if plan.centred else 1)
@@ -61,9 +59,9 @@ def forward(call: Call, *, keep: bool) -> Normalized:
 def statistics(call: Call) -> Stats:
     """The statistics of a call."""
 
-    def body(words: Any, numbers: list[Any], sums: TracedSums) -> Found:
+    def body(words: Any, numbers: list[Any], sums: TracedSums) -> Written:
         of = _standardized(call.plan, words, numbers[0], sums)
-        return [], [each for each in of.stats if each is not None]
+        return Written(of_groups=[each for each in of.stats if each is not None])
 
     kinds = [call.plan.library.xp.float64] * (3 if call.plan.centred else 1)
     return _stats(call.plan, _run(call.plan, "statistics", call.plan.view.axes, [call.x], [], kinds, body))
@@ -87,14 +85,14 @@ def backward(call: Call, dy: Array, wanted: Wanted, stats: Stats) -> tuple[Array
             )
         return Standardized(xhat, rstd, own)
 
-    def of_x(words: Any, numbers: list[Any], sums: TracedSums) -> Found:
+    def of_x(words: Any, numbers: list[Any], sums: TracedSums) -> Written:
         dy, x, gamma, *parts = numbers
         dy = words.astype(dy, name_of(plan.dtype))
         of, centred = standardized(words, x, parts), plan.centred
         if given:
-            return [kernels.affine(dy, gamma, None) * of.rstd], []
+            return Written([kernels.affine(dy, gamma, None) * of.rstd])
         own = kernels.standardizer(words, of.stats, of.rstd, x.dtype)
-        return [kernels.input_gradient_wide(words, dy, x, gamma, of, own, groups=sums, centred=centred)], []
+        return Written([kernels.input_gradient_wide(words, dy, x, gamma, of, own, groups=sums, centred=centred)])
 
     dx = None
     if wanted.dtype is not None:
@@ -110,16 +108,16 @@ def backward(call: Call, dy: Array, wanted: Wanted, stats: Stats) -> tuple[Array
 
         def of_parameters(
             words: Any, numbers: list[Any], _: TracedSums, these: list[int] = these, axes: tuple[int, ...] = axes
-        ) -> Found:
+        ) -> Written:
             dy, x, *parts = numbers
             dy = words.astype(dy, name_of(plan.dtype))
             xhat = None if x is None else standardized(words, x, parts).xhat
             products = [kernels.affine(dy, None if i else xhat, None) for i in these]
             if not axes:
-                return products, []
+                return Written(products)
             wide = [words.astype(each, words.float64) for each in products]
             totals = [words.sum(each, axis=axes, keepdims=True) for each in wide]
-            return [], [words.astype(each, dy.dtype) for each in totals]
+            return Written(of_groups=[words.astype(each, dy.dtype) for each in totals])
 
         inputs = [dy, *([call.x, *parts] if 0 in these else [None] * 4)]
         each = [] if axes else [empty(plan.view.shape, dy, plan.dtype) for _ in these]
@@ -133,8 +131,8 @@ def backward(call: Call, dy: Array, wanted: Wanted, stats: Stats) -> tuple[Array
 def _root(plan: Plan, stats: Stats) -> Array:
     """1 / sqrt(var + eps): a root for each group, and not for each number."""
 
-    def body(words: Any, numbers: list[Any], sums: TracedSums) -> Found:  # noqa: ARG001
-        return [kernels.inverse_root(words, numbers[0] + plan.eps, rstd_at_zero=1.0)], []
+    def body(words: Any, numbers: list[Any], sums: TracedSums) -> Written:  # noqa: ARG001
+        return Written([kernels.inverse_root(words, numbers[0] + plan.eps, rstd_at_zero=1.0)])
 
     rstd = empty(tuple(stats.var.shape), stats.var, stats.var.dtype)
     _run(plan, "root", _rows(plan), [stats.var], [rstd], [], body)
@@ -176,26 +174,26 @@ def _alone(call: Call, out: Array) -> bool:
     """Whether a block reads all of a group before it writes any of it, where it must: it shares the group with none."""
     if not call.plan.library.overlap(call.x, out):
         return True
-    return Shape(call.plan.view.shape, call.plan.view.axes, (_operand(call.x),)).splits == 1
+    view, operands = call.plan.view, (_operand(call.x),)
+    return all(cuda.shape_of(view.shape, view.axes, operands, aligned=each).splits == 1 for each in (False, True))
 
 
-class _Step(NamedTuple):
+class Step(NamedTuple):
     """A program, and what it is started with."""
 
-    program: Program
+    program: cuda.Program
     grid: tuple[int, int]
     partial: tuple[int, int, int] | None
     """The shape of what it leaves to the next, if it is not the last."""
 
 
-class _Steps(NamedTuple):
+class Ready(NamedTuple):
     """What a call needs, found once."""
 
-    plan: Plan
-    steps: list[_Step]
+    steps: list[Step]
     threads: int
     sizes: tuple[int, int, float]
-    """How many groups there are, how many numbers they have, and what a sum is divided by."""
+    """How many groups there are, how many packs of numbers they have, and what a sum is divided by."""
     large: bool
     kept: tuple[int, ...]
     """The shape of what there is for each group."""
@@ -205,10 +203,10 @@ def _run(
     plan: Plan,
     what: Hashable,
     axes: tuple[int, ...],
-    inputs: Arrays,
+    inputs: Sequence[Array | None],
     results: list[Array],
-    kinds: list[Any],
-    body: Callable[[Any, list[Any], TracedSums], Found],
+    dtypes: list[Any],
+    body: Body,
     *,
     apart: bool = True,
 ) -> list[Array]:
@@ -216,20 +214,20 @@ def _run(
     arrays = [*inputs, *results]
     programs, xp = plan.library.programs, plan.library.xp
     assert programs is not None
-    given = [each for each in arrays if each is not None]
-    aligned = all([programs.aligned(each) for each in given])  # noqa: C419 - a generator takes longer
-    layouts = tuple([each if each is None else (each.dtype, each.shape, each.strides) for each in arrays])
-    key = (id(plan), what, aligned, apart, layouts)
-    found = _known.get(key)
-    if found is None:
+    given = [x for x in arrays if x is not None]
+    aligned = all([programs.aligned(x) for x in given])  # noqa: C419 - a generator takes longer
+    key = (id(plan), what, aligned, apart, tuple([x if x is None else (x.dtype, x.shape, x.strides) for x in arrays]))
+    known = _known.get(key)
+    if known is None:
         if len(_known) >= MOST:
             _known.clear()
-        found = _known[key] = _steps(plan, what, axes, inputs, results, body, aligned=aligned, apart=apart)
+        known = _known[key] = plan, _ready(plan, what, axes, arrays, len(inputs), body, aligned=aligned, apart=apart)
+    ready = known[1]
     like, before = given[0], list[Array]()
-    of_groups = [empty(found.kept, like, kind) for kind in kinds]
-    for program, grid, partial in found.steps:
+    of_groups = [empty(ready.kept, like, dtype) for dtype in dtypes]
+    for program, grid, partial in ready.steps:
         places = of_groups if partial is None else [empty(partial, like, xp.float64)]
-        programs.launch(program.text, grid, found.threads, [*given, *before, *places], found.sizes, found.large)
+        programs.launch(program.text, grid, ready.threads, [*given, *before, *places], ready.sizes, ready.large)
         if partial is not None:
             before.append(_together(xp, places[0], program.totals))
     return of_groups
@@ -243,33 +241,36 @@ def _together(xp: Any, partial: Array, totals: tuple[str, ...]) -> Array:
     return xp.stack([taken[how](partial[:, i, :], axis=0) for i, how in enumerate(totals)], axis=0)
 
 
-def _steps(
+def _ready(
     plan: Plan,
     what: Hashable,
     axes: tuple[int, ...],
-    inputs: Arrays,
-    results: list[Array],
-    body: Callable[[Any, list[Any], TracedSums], Found],
+    arrays: list[Array | None],
+    inputs: int,
+    body: Body,
     *,
     aligned: bool,
     apart: bool,
-) -> _Steps:
-    arrays = [*inputs, *results]
-    operands = tuple(None if each is None else _operand(each) for each in arrays)
-    whole = tuple(max(each.shape[axis] for each in operands if each) for axis in range(len(plan.view.shape)))
-    shape = Shape(whole, axes, operands, aligned)
+) -> Ready:
+    operands = tuple(None if x is None else _operand(x) for x in arrays)
+    sizes = tuple(max(each.shape[axis] for each in operands if each) for axis in range(len(plan.view.shape)))
+    shape = cuda.shape_of(sizes, axes, operands, aligned=aligned)
     key = (what, apart, plan.eps, plan.centred, name_of(plan.dtype), plan.view.axes, shape.kind)
     with _lock:
         if key not in _programs:
-            _programs[key] = cuda.programs(shape, len(inputs), body, apart=apart)
-    steps, blocks = [], -(-shape.groups // shape.together)
-    for program in _programs[key]:
-        last = program is _programs[key][-1]
-        splits = 1 if last and not results else shape.splits
-        steps.append(_Step(program, (blocks, splits), None if last else (splits, len(program.totals), shape.groups)))
-    kept = tuple(1 if axis in axes else n for axis, n in enumerate(whole))
-    sizes = (shape.groups, shape.length // shape.pack, plan.groups.divisor)
-    return _Steps(plan, steps, shape.threads, sizes, shape.large, kept)
+            tracer = Tracer(axes, operands[:inputs])
+            written = body(TracedNamespace, tracer.numbers, TracedSums(tracer))
+            _programs[key] = cuda.programs(shape, tracer, written, apart=apart)
+        programs = _programs[key]
+    steps, blocks = list[Step](), -(-shape.groups // shape.together)
+    for program in programs:
+        last = program is programs[-1]
+        splits = 1 if last and inputs == len(arrays) else shape.splits
+        steps.append(Step(program, (blocks, splits), None if last else (splits, len(program.totals), shape.groups)))
+    kept = tuple(1 if axis in axes else n for axis, n in enumerate(sizes))
+    return Ready(
+        steps, shape.lanes * shape.together, (shape.groups, shape.length, plan.groups.divisor), shape.large, kept
+    )
 
 
 def _operand(x: Array) -> Operand:
@@ -279,6 +280,6 @@ def _operand(x: Array) -> Operand:
 
 MOST = 1024
 """So many calls are remembered."""
-_known: dict[Hashable, _Steps] = {}
-_programs: dict[Hashable, list[Program]] = {}
+_known: dict[Hashable, tuple[Plan, Ready]] = {}
+_programs: dict[Hashable, list[cuda.Program]] = {}
 _lock = threading.Lock()

@@ -14,8 +14,7 @@ from anynorm.calls import Call, Gradients, Normalized, Plan, Wanted
 from anynorm.calls.conditions import in_range, sums_had_room
 from anynorm.executors.programs import compiled, cpu_run, cuda_run
 from anynorm.executors.programs.cuda_run import apart
-from anynorm.executors.programs.printer import Written
-from anynorm.executors.programs.trace import TracedSums, TracedWeightedSums
+from anynorm.executors.programs.trace import TracedSums, TracedWeightedSums, Written
 from anynorm.kernels import NO_STATS, Array, Standardized, Stats, replicas, weighting
 from anynorm.kernels.weighting import Weights
 from anynorm.settings import current

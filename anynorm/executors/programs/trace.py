@@ -6,7 +6,7 @@ the next; in the last one the results are written. Nothing of the mathematics is
 """
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from anynorm.kernels import PURE, Namespace, Ops
@@ -23,6 +23,14 @@ class Operand(NamedTuple):
     def varies(self, axes: Iterable[int]) -> bool:
         """Whether it has more than one number along these."""
         return any(self.steps[axis] for axis in axes)
+
+
+def _operator(operation: str, dtype: str | None = None) -> Callable[..., "TracedScalar"]:
+    return lambda x, *others: x.tracer.operation(operation, x, *others, dtype=dtype)
+
+
+def _reflected(operation: str) -> Callable[["TracedScalar", Any], "TracedScalar"]:
+    return lambda x, other: x.tracer.operation(operation, other, x)
 
 
 class TracedScalar:
@@ -42,56 +50,15 @@ class TracedScalar:
         """The first number of each group."""
         return self.tracer.first(self)
 
-    def __add__(self, other: Any) -> "TracedScalar":
-        return self.tracer.operation("add", self, other)
-
-    def __radd__(self, other: Any) -> "TracedScalar":
-        return self.tracer.operation("add", other, self)
-
-    def __sub__(self, other: Any) -> "TracedScalar":
-        return self.tracer.operation("subtract", self, other)
-
-    def __rsub__(self, other: Any) -> "TracedScalar":
-        return self.tracer.operation("subtract", other, self)
-
-    def __mul__(self, other: Any) -> "TracedScalar":
-        return self.tracer.operation("multiply", self, other)
-
-    def __rmul__(self, other: Any) -> "TracedScalar":
-        return self.tracer.operation("multiply", other, self)
-
-    def __truediv__(self, other: Any) -> "TracedScalar":
-        return self.tracer.operation("divide", self, other)
-
-    def __rtruediv__(self, other: Any) -> "TracedScalar":
-        return self.tracer.operation("divide", other, self)
-
-    def __neg__(self) -> "TracedScalar":
-        return self.tracer.operation("negative", self)
-
-    def __lt__(self, other: Any) -> "TracedScalar":
-        return self.tracer.operation("less", self, other, dtype="bool")
-
-    def __gt__(self, other: Any) -> "TracedScalar":
-        return self.tracer.operation("greater", self, other, dtype="bool")
-
-    def __ge__(self, other: Any) -> "TracedScalar":
-        return self.tracer.operation("greater_equal", self, other, dtype="bool")
-
-    def __eq__(self, other: object) -> "TracedScalar":  # type: ignore[override]
-        return self.tracer.operation("equal", self, other, dtype="bool")
-
-    def __ne__(self, other: object) -> "TracedScalar":  # type: ignore[override]
-        return self.tracer.operation("not_equal", self, other, dtype="bool")
-
-    def __and__(self, other: Any) -> "TracedScalar":
-        return self.tracer.operation("logical_and", self, other, dtype="bool")
-
-    def __or__(self, other: Any) -> "TracedScalar":
-        return self.tracer.operation("logical_or", self, other, dtype="bool")
-
-    def __invert__(self) -> "TracedScalar":
-        return self.tracer.operation("logical_not", self, dtype="bool")
+    __add__, __radd__ = _operator("add"), _reflected("add")
+    __sub__, __rsub__ = _operator("subtract"), _reflected("subtract")
+    __mul__, __rmul__ = _operator("multiply"), _reflected("multiply")
+    __truediv__, __rtruediv__ = _operator("divide"), _reflected("divide")
+    __neg__ = _operator("negative")
+    __lt__, __gt__, __ge__ = (_operator(name, "bool") for name in ("less", "greater", "greater_equal"))
+    __eq__, __ne__ = _operator("equal", "bool"), _operator("not_equal", "bool")  # type: ignore[assignment]
+    __and__, __or__ = _operator("logical_and", "bool"), _operator("logical_or", "bool")
+    __invert__ = _operator("logical_not", "bool")
 
 
 class Info(NamedTuple):
@@ -108,84 +75,32 @@ INFO = {
 }
 
 
+def _astype(x: TracedScalar, dtype: str, *, copy: bool = True) -> TracedScalar:  # noqa: ARG001
+    if x.dtype == dtype:
+        return x
+    cast = x.tracer.operation("astype", x, dtype=dtype)
+    cast.shape = x.shape
+    return cast
+
+
+def _total(how: str) -> Callable[..., TracedScalar]:
+    return lambda x, *, axis, keepdims: x.tracer.total(how, x)
+
+
 class TracedNamespace:
-    """The part of the array API that kernels are written in, of traced scalars."""
+    """The part of the array API that kernels are written in, of traced scalars; `sum`, `min` and `max` of a group."""
 
     float32, float64 = "float32", "float64"
-
-    @staticmethod
-    def finfo(dtype: str) -> "Info":
-        """Its limits."""
-        return INFO[dtype]
-
-    @staticmethod
-    def astype(x: TracedScalar, dtype: str, *, copy: bool = True) -> TracedScalar:  # noqa: ARG004
-        """A number of another dtype."""
-        if x.dtype == dtype:
-            return x
-        cast = x.tracer.operation("astype", x, dtype=dtype)
-        cast.shape = x.shape
-        return cast
-
-    @staticmethod
-    def where(condition: TracedScalar, x: Any, y: Any) -> TracedScalar:
-        """One of two."""
-        return condition.tracer.operation("where", condition, x, y)
-
-    @staticmethod
-    def sqrt(x: TracedScalar) -> TracedScalar:
-        """The root."""
-        return x.tracer.operation("sqrt", x)
-
-    @staticmethod
-    def reciprocal(x: TracedScalar) -> TracedScalar:
-        """1 / x."""
-        return 1.0 / x
-
-    @staticmethod
-    def abs(x: TracedScalar) -> TracedScalar:
-        """Its magnitude."""
-        return TracedNamespace.where(x < 0.0, -x, x)
-
-    @staticmethod
-    def isfinite(x: TracedScalar) -> TracedScalar:
-        """Whether it is neither infinite nor NaN."""
-        return x - x == 0.0
-
-    @staticmethod
-    def minimum(x: TracedScalar, y: Any) -> TracedScalar:
-        """The smaller one."""
-        return TracedNamespace.where(x < y, x, y)
-
-    @staticmethod
-    def maximum(x: TracedScalar, y: Any) -> TracedScalar:
-        """The larger one."""
-        return TracedNamespace.where(x > y, x, y)
-
-    @staticmethod
-    def ones_like(x: TracedScalar) -> TracedScalar:
-        """1."""
-        return x.tracer.operation("one", x, dtype=x.dtype)
-
-    @staticmethod
-    def zeros_like(x: TracedScalar) -> TracedScalar:
-        """0."""
-        return x.tracer.operation("zero", x, dtype=x.dtype)
-
-    @staticmethod
-    def sum(x: TracedScalar, *, axis: Any, keepdims: bool) -> TracedScalar:  # noqa: ARG004
-        """Over the group."""
-        return x.tracer.total("sum", x)
-
-    @staticmethod
-    def min(x: TracedScalar, *, axis: Any, keepdims: bool) -> TracedScalar:  # noqa: ARG004
-        """Of the group."""
-        return x.tracer.total("min", x)
-
-    @staticmethod
-    def max(x: TracedScalar, *, axis: Any, keepdims: bool) -> TracedScalar:  # noqa: ARG004
-        """Of the group."""
-        return x.tracer.total("max", x)
+    finfo = staticmethod(INFO.__getitem__)
+    astype = staticmethod(_astype)
+    where, sqrt = staticmethod(_operator("where")), staticmethod(_operator("sqrt"))
+    ones_like, zeros_like = staticmethod(_operator("one")), staticmethod(_operator("zero"))
+    reciprocal = staticmethod(lambda x: 1.0 / x)
+    abs = staticmethod(lambda x: TracedNamespace.where(x < 0.0, -x, x))
+    isfinite = staticmethod(lambda x: x - x == 0.0)
+    minimum = staticmethod(lambda x, y: TracedNamespace.where(x < y, x, y))
+    maximum = staticmethod(lambda x, y: TracedNamespace.where(x > y, x, y))
+    sum, min, max = staticmethod(_total("sum")), staticmethod(_total("min")), staticmethod(_total("max"))
 
 
 class TracedSums:
@@ -234,6 +149,21 @@ class TracedWeightedSums(TracedSums):
         return mean
 
 
+OPERATORS = {
+    "divide": "{} / {}",
+    "negative": "-{}",
+    "less": "{} < {}",
+    "greater": "{} > {}",
+    "greater_equal": "{} >= {}",
+    "equal": "{} == {}",
+    "not_equal": "{} != {}",
+    "logical_and": "{} & {}",
+    "logical_or": "{} | {}",
+    "sqrt": "sqrt({})",
+}
+"""Operations that Python and C write alike."""
+
+
 class Statement(NamedTuple):
     """How a number comes about."""
 
@@ -247,6 +177,11 @@ class Statement(NamedTuple):
     arguments: tuple[Any, ...]
     """Traced scalars and Python numbers; for "read" and "first" the number of the operand, for "first_where" of two."""
 
+    @property
+    def uses(self) -> list[str]:
+        """The names of its arguments."""
+        return [argument.name for argument in self.arguments if isinstance(argument, TracedScalar)]
+
 
 class Total(NamedTuple):
     """What a loop makes of all numbers of a group."""
@@ -259,6 +194,39 @@ class Total(NamedTuple):
     of: str
 
 
+class Written(NamedTuple):
+    """What a program writes."""
+
+    numbers: Sequence[TracedScalar] = ()
+    """For each number of x, to the results."""
+    of_groups: Sequence[TracedScalar] = ()
+    """For each group."""
+    of_parameters: Sequence[TracedScalar] = ()
+    """Added up to the sums for parameters."""
+
+
+class Loop(NamedTuple):
+    """A loop over the numbers of each group: what it computes, and what for."""
+
+    number: int
+    totals: dict[int, Total]
+    """What it makes of the group: total k is named t{k}."""
+    sums: dict[int, str]
+    """What is added to operands, by their numbers."""
+    results: dict[int, str]
+    """What is written to them."""
+    statements: list[Statement]
+    """All that this rests upon and that varies in a group, in the order in which it is computed."""
+    values: list[str]
+    """What is used of the group: totals, and statements that do not vary in it."""
+
+    @property
+    def operands(self) -> list[int]:
+        """The numbers of those that it reads or writes."""
+        reads = {each.arguments[0] for each in self.statements if each.operation == "read"}
+        return sorted(reads | {*self.sums, *self.results})
+
+
 class Tracer:
     """The statements of a program, as they come."""
 
@@ -269,20 +237,46 @@ class Tracer:
         self.statements: dict[str, Statement] = {}
         self.divisor = TracedScalar(self, "divisor", "float64", 0, varies=False)
         self.eps = TracedScalar(self, "eps", "float64", 0, varies=False)
-        self.numbers = [None if each is None else self._read(i, each) for i, each in enumerate(operands)]
+        self.numbers = [None if operand is None else self._read(i, operand) for i, operand in enumerate(operands)]
 
-    @property
-    def last(self) -> int:
-        """The number of the last loop."""
-        return max([0, *(1 + total.level for total in self.totals)])
+    def loops(self, written: Written) -> list[Loop]:
+        """All loops. Behind the operands that are read come the results, and then the sums for parameters."""
+        results = dict(enumerate([number.name for number in written.numbers], len(self.operands)))
+        sums = dict(enumerate(written.of_parameters, len(self.operands) + len(results)))
+        levels = [*(total.level + 1 for total in self.totals), *(each.level for each in sums.values())]
+        last, loops = max([0, *levels, *(each.level for each in written.numbers)]), []
+        for loop in range(last + 1):
+            totals = {k: total for k, total in enumerate(self.totals) if total.level == loop}
+            added = {i: number.name for i, number in sums.items() if number.level == loop}
+            stored = results if loop == last else {}
+            outcome = [*(total.of for total in totals.values()), *added.values(), *stored.values()]
+            statements = [each for each in self.needed(outcome) if each.varies]
+            used = dict.fromkeys([*outcome, *(name for each in statements for name in each.uses)])
+            values = [name for name in used if self._is_of_group(name)]
+            loops.append(Loop(loop, totals, added, stored, statements, values))
+        return loops
+
+    def needed(self, names: Iterable[str]) -> list[Statement]:
+        """The statements that these numbers rest upon, in the order in which they are computed."""
+        found = set(names)
+        for statement in reversed(self.statements.values()):
+            if statement.name in found:
+                found.update(statement.uses)
+        return [statement for statement in self.statements.values() if statement.name in found]
+
+    def _is_of_group(self, name: str) -> bool:
+        """Whether it differs from group to group, and not within one."""
+        if name in self.statements:
+            return not self.statements[name].varies
+        return name not in (self.eps.name, self.divisor.name)
 
     def operation(self, operation: str, *arguments: Any, dtype: str | None = None) -> TracedScalar:
         """A new number; of the widest of the dtypes of the arguments, if no other is named."""
-        numbers = [each for each in arguments if isinstance(each, TracedScalar)]
+        numbers = [argument for argument in arguments if isinstance(argument, TracedScalar)]
         if dtype is None:
-            dtype = max(each.dtype for each in numbers if each.dtype != "bool")
-        level, varies = max(each.level for each in numbers), any(each.varies for each in numbers)
-        return self._stated(operation, arguments, dtype, level, varies=varies)
+            dtype = max(number.dtype for number in numbers if number.dtype != "bool")
+        level, varies = max(number.level for number in numbers), any(number.varies for number in numbers)
+        return self._state(operation, arguments, dtype, level, varies=varies)
 
     def first(self, x: TracedScalar, weights: TracedScalar | None = None) -> TracedScalar:
         """x at the first number of each group, or at the first that weighs something."""
@@ -291,9 +285,9 @@ class Tracer:
         of = self.statements[x.name]
         if of.operation == "read":
             if weights is None:
-                return self._stated("first", of.arguments, of.dtype, 0, varies=False)
+                return self._state("first", of.arguments, of.dtype, 0, varies=False)
             arguments = (*of.arguments, *self.statements[weights.name].arguments)
-            return self._stated("first_where", arguments, of.dtype, 0, varies=False)
+            return self._state("first_where", arguments, of.dtype, 0, varies=False)
         first = [self.first(each, weights) if isinstance(each, TracedScalar) else each for each in of.arguments]
         return self.operation(of.operation, *first, dtype=of.dtype)
 
@@ -304,11 +298,11 @@ class Tracer:
 
     def _read(self, i: int, operand: Operand) -> TracedScalar:
         dtype = "float64" if self.wide or operand.dtype == "float64" else "float32"
-        number = self._stated("read", (i,), dtype, 0, varies=operand.varies(self.axes))
+        number = self._state("read", (i,), dtype, 0, varies=operand.varies(self.axes))
         number.shape = operand.shape
         return number
 
-    def _stated(
+    def _state(
         self, operation: str, arguments: tuple[Any, ...], dtype: str, level: int, *, varies: bool
     ) -> TracedScalar:
         number = TracedScalar(self, f"v{len(self.statements)}", dtype, level, varies=varies)
