@@ -4,12 +4,13 @@ Numba is imported here alone, when a call first wants it.
 """
 
 import hashlib
+import inspect
 import os
 import sys
 import tempfile
 import threading
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,9 +40,7 @@ class State(NamedTuple):
 def state() -> State:
     """Whether numba can be imported; it refuses a NumPy that is newer than it knows."""
     if "numba" not in sys.modules and not threading.main_thread().is_alive():
-        return State(
-            None, "cannot be imported any more: the interpreter exits"
-        )  # it would be taken apart before its parts
+        return State(None, "cannot be imported any more: the interpreter exits")  # its parts would go before it
     try:
         import numba
     except ModuleNotFoundError as error:
@@ -143,25 +142,42 @@ def _words() -> dict[str, Any]:
     kinds = {"half": ir.HalfType(), "float": ir.FloatType(), "double": ir.DoubleType(), "bfloat": ir.IntType(16)}
     kinds |= {f"i{bits}": ir.IntType(bits) for bits in (8, 16, 32, 64)}
     double, single, word = ir.DoubleType(), ir.FloatType(), ir.IntType(32)
+    whole, real = types.int64, types.float64
 
-    def placed(builder: Any, instruction: Any, place: int) -> None:
+    def function(build: Callable[..., Any], result: Any, *arguments: Any) -> Any:
+        """A function of these types, and of a place if `build`, which makes the instructions, takes one."""
+
+        def made(_: Any, *given: Any) -> Any:
+            places = given[len(arguments) :]
+
+            def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ARG001
+                value = build(builder, *values[: len(arguments)], *(place.literal_value for place in places))
+                return context.get_dummy_value() if result is types.void else value
+
+            return result(*arguments, *places), generate
+
+        setattr(made, "__signature__", inspect.signature(build))  # noqa: B010 - numba counts the arguments
+        return intrinsic(prefer_literal=True)(made)
+
+    def placed(builder: Any, instruction: Any, place: int) -> Any:
         """Say that what lies in one place is read and written there alone."""
         module = builder.module
         known = module.__dict__.setdefault("anynorm_places", [])
         if not known:
             domain = module.add_metadata(["anynorm"])
-            known += [module.add_metadata([f"anynorm {i}", domain]) for i in range(PLACES)]
-            own = [module.add_metadata([each]) for each in known]
-            others = [module.add_metadata(known[:i] + known[i + 1 :]) for i in range(PLACES)]
-            known[:] = list(zip(own, others, strict=True))
-        own, others = known[place]
-        instruction.set_metadata("alias.scope", own)
+            scopes = [module.add_metadata([f"anynorm {i}", domain]) for i in range(PLACES)]
+            for i, scope in enumerate(scopes):
+                known.append((module.add_metadata([scope]), module.add_metadata(scopes[:i] + scopes[i + 1 :])))
+        scope, others = known[place]
+        instruction.set_metadata("alias.scope", scope)
         instruction.set_metadata("noalias", others)
+        return instruction
 
-    def at(builder: Any, address: Any, index: Any, kind: Any) -> Any:
-        return builder.gep(builder.inttoptr(address, kind.as_pointer()), [index])
+    def at(builder: Any, address: Any, index: Any, name: str) -> Any:
+        return builder.gep(builder.inttoptr(address, kinds[READ[name][0]].as_pointer()), [index])
 
-    def widened(builder: Any, value: Any, name: str) -> Any:
+    def load(name: str, builder: Any, address: Any, index: Any, place: int) -> Any:
+        value = placed(builder, builder.load(at(builder, address, index, name)), place)
         kind, signed = READ[name]
         if kind == "bfloat":
             bits = builder.shl(builder.zext(value, word), word(16))
@@ -170,82 +186,40 @@ def _words() -> dict[str, Any]:
             return (builder.sitofp if signed else builder.uitofp)(value, double)
         return value if kind == "double" else builder.fpext(value, double)
 
-    def narrowed(builder: Any, value: Any, name: str) -> Any:
-        if name == "float64":
-            return value
-        value = builder.fptrunc(value, single)
-        if name == "float32":
-            return value
+    def store(name: str, builder: Any, address: Any, index: Any, value: Any, place: int) -> Any:
+        if name != "float64":
+            value = builder.fptrunc(value, single)
         if name == "float16":
-            return builder.fptrunc(value, ir.HalfType())
-        bits = builder.bitcast(value, word)
-        odd = builder.and_(builder.lshr(bits, word(16)), word(1))
-        rounded = builder.add(bits, builder.add(odd, word(0x7FFF)))
-        is_nan = builder.fcmp_unordered("uno", value, value)
-        bits = builder.select(is_nan, word(0x7FC00000), rounded)
-        return builder.trunc(builder.lshr(bits, word(16)), ir.IntType(16))
+            value = builder.fptrunc(value, kinds["half"])
+        elif name == "bfloat16":
+            bits = builder.bitcast(value, word)
+            odd = builder.and_(builder.lshr(bits, word(16)), word(1))
+            rounded = builder.add(bits, builder.add(odd, word(0x7FFF)))
+            bits = builder.select(builder.fcmp_unordered("uno", value, value), word(0x7FC00000), rounded)
+            value = builder.trunc(builder.lshr(bits, word(16)), kinds["bfloat"])
+        return placed(builder, builder.store(value, at(builder, address, index, name)), place)
 
-    def load(name: str) -> Any:
-        @intrinsic(prefer_literal=True)
-        def function(_: Any, address: Any, index: Any, place: Any) -> Any:  # noqa: ARG001
-            def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
-                value = builder.load(at(builder, arguments[0], arguments[1], kinds[READ[name][0]]))
-                placed(builder, value, place.literal_value)
-                return widened(builder, value, name)
-
-            return types.float64(types.int64, types.int64, place), generate
-
-        return function
-
-    def store(name: str) -> Any:
-        @intrinsic(prefer_literal=True)
-        def function(_: Any, address: Any, index: Any, value: Any, place: Any) -> Any:  # noqa: ARG001
-            def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
-                target = at(builder, arguments[0], arguments[1], kinds[READ[name][0]])
-                placed(builder, builder.store(narrowed(builder, arguments[2], name), target), place.literal_value)
-                return context.get_dummy_value()
-
-            return types.void(types.int64, types.int64, types.float64, place), generate
-
-        return function
-
-    @intrinsic
-    def plus(_: Any, total: Any, value: Any) -> Any:  # noqa: ARG001
+    def plus(builder: Any, total: Any, term: Any) -> Any:
         """A term of a sum, whose terms may be added in any order; nothing else of a program may be reordered."""
+        return builder.fadd(total, term, flags=("reassoc",))
 
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
-            return builder.fadd(*arguments, flags=("reassoc",))
-
-        return types.float64(types.float64, types.float64), generate
-
-    @intrinsic
-    def where(_: Any, condition: Any, value: Any, other: Any) -> Any:  # noqa: ARG001
+    def where(builder: Any, condition: Any, value: Any, other: Any) -> Any:
         """One of two numbers, without a branch."""
+        return builder.select(condition, value, other)
 
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
-            return builder.select(*arguments)
-
-        return types.float64(types.boolean, types.float64, types.float64), generate
-
-    @intrinsic
-    def located(_: Any, address: Any, offset: Any) -> Any:  # noqa: ARG001
+    def located(builder: Any, address: Any, offset: Any) -> Any:
         """An address; if there is an offset, that which is written so many bytes behind it."""
+        place = builder.alloca(kinds["i64"])
+        builder.store(address, place)
+        written = builder.inttoptr(builder.add(address, offset), kinds["i64"].as_pointer())
+        direct = builder.icmp_signed("==", offset, kinds["i64"](0))
+        return builder.load(builder.select(direct, place, written))
 
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
-            address, offset = arguments
-            whole = kinds["i64"]
-            place = builder.alloca(whole)
-            builder.store(address, place)
-            written = builder.inttoptr(builder.add(address, offset), whole.as_pointer())
-            direct = builder.icmp_signed("==", offset, whole(0))
-            return builder.load(builder.select(direct, place, written))
-
-        return types.int64(types.int64, types.int64), generate
-
-    words: dict[str, Any] = {f"load_{name}": load(name) for name in READ} | {
-        f"store_{name}": store(name) for name in WRITTEN
-    }
-    return words | {"where": where, "located": located, "plus": plus, "sqrt": sqrt, "empty": np.empty}
+    words = {f"load_{name}": function(partial(load, name), real, whole, whole) for name in READ}
+    words |= {f"store_{name}": function(partial(store, name), types.void, whole, whole, real) for name in WRITTEN}
+    words["where"] = function(where, real, types.boolean, real, real)
+    words["plus"], words["located"] = function(plus, real, real, real), function(located, whole, whole, whole)
+    return words | {"sqrt": sqrt, "empty": np.empty}
 
 
 lock = threading.RLock()

@@ -115,11 +115,13 @@ def _near_power(n: int) -> int:
 
 
 class Program(NamedTuple):
-    """The text of a program, and what it leaves to the next."""
+    """The text of a program, and what it writes for each group."""
 
     text: str
-    totals: tuple[str, ...]
-    """How each of them comes about; none where it is the last."""
+    totals: list[str]
+    """How each total comes about that it leaves to the next; none where it is the last."""
+    dtypes: list[str]
+    """Those of what there is for each group in the end."""
 
 
 def programs(shape: Shape, tracer: Tracer, written: Written, *, apart: bool) -> list[Program]:
@@ -129,9 +131,12 @@ def programs(shape: Shape, tracer: Tracer, written: Written, *, apart: bool) -> 
     """
     loops = tracer.loops(written)
     parts = [loops] if shape.splits == 1 else [[loop] for loop in loops]
-    texts = [_text(shape, tracer, part, written if part[-1] is loops[-1] else None, apart=apart) for part in parts]
-    totals = [tuple(total.how for total in part[-1].totals.values()) for part in parts]
-    return [Program(*each) for each in zip(texts, totals, strict=True)]
+    dtypes = [number.dtype for number in written.of_groups]
+    made = []
+    for part in parts:
+        text = _text(shape, tracer, part, written if part[-1] is loops[-1] else None, apart=apart)
+        made.append(Program(text, [total.how for total in part[-1].totals.values()], dtypes))
+    return made
 
 
 def _text(shape: Shape, tracer: Tracer, loops: list[Loop], written: Written | None, *, apart: bool) -> str:
@@ -155,10 +160,10 @@ def _text(shape: Shape, tracer: Tracer, loops: list[Loop], written: Written | No
         *_divided("group", "k", shape.kept, shape.sizes),
         *(f"const auto p{i} = a{i} + ({_offset('k', shape.kept, each)});" for i, each in operands.items()),
     ]
-    for loop in before:
-        totals = [(k, total) for k, total in enumerate(tracer.totals) if total.level == loop]
+    for number in before:
+        totals = [(k, total) for k, total in enumerate(tracer.totals) if total.level == number]
         for m, (k, total) in enumerate(totals):
-            lines.append(f"const {TYPES[total.dtype]} t{k} = c{loop}[{m} * groups + group];")
+            lines.append(f"const {TYPES[total.dtype]} t{k} = c{number}[{m} * groups + group];")
     needed = tracer.needed([*(each.name for each in values), *(name for loop in loops for name in loop.values)])
     for loop in loops:
         of_groups = [each for each in needed if not each.varies and max(each.level, before.stop) == loop.number]
@@ -180,13 +185,11 @@ def _text(shape: Shape, tracer: Tracer, loops: list[Loop], written: Written | No
         lines += [_printed(each, places) for each in loop.statements]
         for k, total in loop.totals.items():
             lines.append(f"s{k} = join<{HOW[total.how]}>(s{k}, ({TYPES[total.dtype]}){total.of});")
-        lines += [
-            f"{'' if i in packs else 'if (live) '}write({places[i]}, {name});" for i, name in loop.results.items()
-        ]
+        for i, name in loop.results.items():
+            lines.append(f"{'' if i in packs else 'if (live) '}write({places[i]}, {name});")
         lines.append("}")
-        for i in loop.results:
-            if i in packs:
-                lines.append(f"if (live) *(Pack<{STORED[operands[i].dtype]}> *)&{packs[i]} = q{i};")
+        for i in [i for i in loop.results if i in packs]:
+            lines.append(f"if (live) *(Pack<{STORED[operands[i].dtype]}> *)&{packs[i]} = q{i};")
         lines.append("}")
         for k, total in loop.totals.items():
             lines.append(f"const {TYPES[total.dtype]} t{k} = across<{HOW[total.how]}>(s{k});")
@@ -194,8 +197,8 @@ def _text(shape: Shape, tracer: Tracer, loops: list[Loop], written: Written | No
         stored = [f"g{m}[group] = {each.name};" for m, each in enumerate(values)]
         lines.append(f"if (live && lane == 0 && blockIdx.y == 0) {{ {' '.join(stored)} }}")
     else:
-        places = f"(blockIdx.y * {len(loops[0].totals)} + {{}}) * groups + group"
-        stored = [f"partial[{places.format(m)}] = t{k};" for m, k in enumerate(loops[0].totals)]
+        first = f"blockIdx.y * {len(loops[0].totals)}"
+        stored = [f"partial[({first} + {m}) * groups + group] = t{k};" for m, k in enumerate(loops[0].totals)]
         lines.append(f"if (live && lane == 0) {{ {' '.join(stored)} }}")
     return "\n".join([*lines, "}", ""])
 

@@ -32,7 +32,7 @@ def takes(call: Call, arrays: list[Array]) -> bool:
 
 def forward(call: Call, *, keep: bool) -> Normalized:
     """The result of a call, in `out` where there is one; and its statistics, if they are to be kept."""
-    plan, out, xp = call.plan, call.out, call.plan.library.xp
+    plan, out = call.plan, call.out
     direct = out is not None and apart(call, out) and _alone(call, out)
     place = plan.to_view(out) if direct else empty(plan.view.shape, call.x, call.x.dtype)
     inputs = [call.x, call.gamma, call.beta, *(call.stats or ())]
@@ -47,13 +47,13 @@ def forward(call: Call, *, keep: bool) -> Normalized:
         return Written([kernels.affine(of.xhat, gamma, beta)], kept)
 
     axes = plan.view.axes if call.stats is None else _rows(plan)
-    kinds = [xp.float64] * (0 if call.stats is not None or not keep else 3 if plan.centred else 1)
-    found = _run(plan, ("normalize", keep), axes, inputs, [place], kinds, body, apart=not direct)
+    found = _run(plan, ("normalize", keep), axes, inputs, [place], body, apart=not direct)
+    stats = call.stats or _stats(plan, found)
     if out is None:
-        return Normalized(plan.from_view(place), call.stats or _stats(plan, found))
+        return Normalized(plan.from_view(place), stats)
     if not direct:
         out[...] = plan.from_view(place)
-    return Normalized(out, call.stats or _stats(plan, found))
+    return Normalized(out, stats)
 
 
 def statistics(call: Call) -> Stats:
@@ -63,8 +63,7 @@ def statistics(call: Call) -> Stats:
         of = _standardized(call.plan, words, numbers[0], sums)
         return Written(of_groups=[each for each in of.stats if each is not None])
 
-    kinds = [call.plan.library.xp.float64] * (3 if call.plan.centred else 1)
-    return _stats(call.plan, _run(call.plan, "statistics", call.plan.view.axes, [call.x], [], kinds, body))
+    return _stats(call.plan, _run(call.plan, "statistics", call.plan.view.axes, [call.x], [], body))
 
 
 def backward(call: Call, dy: Array, wanted: Wanted, stats: Stats) -> tuple[Array | None, ...] | None:
@@ -98,7 +97,7 @@ def backward(call: Call, dy: Array, wanted: Wanted, stats: Stats) -> tuple[Array
     if wanted.dtype is not None:
         dx = empty(plan.view.shape, dy, wanted.dtype)
         axes = _rows(plan) if given else plan.view.axes
-        _run(plan, ("of x", given), axes, [dy, None if given else call.x, call.gamma, *parts], [dx], [], of_x)
+        _run(plan, ("of x", given), axes, [dy, None if given else call.x, call.gamma, *parts], [dx], of_x)
     found: list[Array | None] = [None for _ in wanted.parameters]
     for shape in dict.fromkeys(wanted.parameters):
         if shape is None:
@@ -121,8 +120,7 @@ def backward(call: Call, dy: Array, wanted: Wanted, stats: Stats) -> tuple[Array
 
         inputs = [dy, *([call.x, *parts] if 0 in these else [None] * 4)]
         each = [] if axes else [empty(plan.view.shape, dy, plan.dtype) for _ in these]
-        kinds = [plan.dtype for _ in these] if axes else []
-        totals = _run(plan, ("of parameters", given, *these), axes or _rows(plan), inputs, each, kinds, of_parameters)
+        totals = _run(plan, ("of parameters", given, *these), axes or _rows(plan), inputs, each, of_parameters)
         for i, total in zip(these, totals or each, strict=True):
             found[i] = xp.reshape(total, shape)
     return dx, *found
@@ -135,7 +133,7 @@ def _root(plan: Plan, stats: Stats) -> Array:
         return Written([kernels.inverse_root(words, numbers[0] + plan.eps, rstd_at_zero=1.0)])
 
     rstd = empty(tuple(stats.var.shape), stats.var, stats.var.dtype)
-    _run(plan, "root", _rows(plan), [stats.var], [rstd], [], body)
+    _run(plan, "root", _rows(plan), [stats.var], [rstd], body)
     return rstd
 
 
@@ -197,6 +195,8 @@ class Ready(NamedTuple):
     large: bool
     kept: tuple[int, ...]
     """The shape of what there is for each group."""
+    dtypes: list[Any]
+    """The dtypes of that."""
 
 
 def _run(
@@ -205,12 +205,11 @@ def _run(
     axes: tuple[int, ...],
     inputs: Sequence[Array | None],
     results: list[Array],
-    dtypes: list[Any],
     body: Body,
     *,
     apart: bool = True,
 ) -> list[Array]:
-    """Run a body over the groups along these axes; what there is for each of them, in these dtypes."""
+    """Run a body over the groups along these axes; what there is for each of them."""
     arrays = [*inputs, *results]
     programs, xp = plan.library.programs, plan.library.xp
     assert programs is not None
@@ -224,7 +223,7 @@ def _run(
         known = _known[key] = plan, _ready(plan, what, axes, arrays, len(inputs), body, aligned=aligned, apart=apart)
     ready = known[1]
     like, before = given[0], list[Array]()
-    of_groups = [empty(ready.kept, like, dtype) for dtype in dtypes]
+    of_groups = [empty(ready.kept, like, dtype) for dtype in ready.dtypes]
     for program, grid, partial in ready.steps:
         places = of_groups if partial is None else [empty(partial, like, xp.float64)]
         programs.launch(program.text, grid, ready.threads, [*given, *before, *places], ready.sizes, ready.large)
@@ -233,7 +232,7 @@ def _run(
     return of_groups
 
 
-def _together(xp: Any, partial: Array, totals: tuple[str, ...]) -> Array:
+def _together(xp: Any, partial: Array, totals: list[str]) -> Array:
     """What several blocks added up, or found to be the smallest or the largest."""
     if {*totals} == {"sum"}:
         return xp.sum(partial, axis=0)
@@ -268,9 +267,9 @@ def _ready(
         splits = 1 if last and inputs == len(arrays) else shape.splits
         steps.append(Step(program, (blocks, splits), None if last else (splits, len(program.totals), shape.groups)))
     kept = tuple(1 if axis in axes else n for axis, n in enumerate(sizes))
-    return Ready(
-        steps, shape.lanes * shape.together, (shape.groups, shape.length, plan.groups.divisor), shape.large, kept
-    )
+    numbers = (shape.groups, shape.length, plan.groups.divisor)
+    dtypes = [getattr(plan.library.xp, dtype) for dtype in programs[0].dtypes]
+    return Ready(steps, shape.lanes * shape.together, numbers, shape.large, kept, dtypes)
 
 
 def _operand(x: Array) -> Operand:
