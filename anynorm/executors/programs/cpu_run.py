@@ -71,7 +71,7 @@ def _readable(library: Library, x: Array) -> bool:
 
 def run(
     plan: Plan,
-    what: Hashable,
+    body_key: Hashable,
     inputs: Sequence[Array | None],
     results: Sequence[Array],
     parameters: Sequence[tuple[int, ...]],
@@ -89,20 +89,20 @@ def run(
     kept; and the sums for parameters of these shapes beside the view, in float64. None where an array cannot be read
     where it lies, or one part of a group would write what another still reads. `in_place` says that the first result
     lies where the first input does. What else `body` depends upon, also the dtypes of arrays that the plan does not
-    tell, is in `what`.
+    tell, is in `body_key`.
     """
     library, strides, address = plan.library, plan.library.strides, plan.library.address
     assert address is not None
     assert library.new is not None
     assert library.nothing is not None
     arrays = (*inputs, *results)
-    key = (id(plan), what, axes, in_place, *[None if x is None else strides(x) for x in arrays])
+    key = (id(plan), body_key, axes, in_place, *[None if x is None else strides(x) for x in arrays])
     known = _known.get(key)
     if known is None:
         if len(_known) >= MOST:
             _known.clear()
         how = (axes or plan.view.axes, in_place, of_groups, dtype)
-        known = _known[key] = plan, _ready(plan, what, arrays, len(inputs), parameters, body, *how)
+        known = _known[key] = plan, _ready(plan, body_key, arrays, len(inputs), parameters, body, *how)
     ready = known[1]
     if ready is None:
         return None
@@ -151,7 +151,7 @@ def _summed(xp: Any, pieces: Array, shape: tuple[int, ...]) -> Array:
 
 def _ready(
     plan: Plan,
-    what: Hashable,
+    body_key: Hashable,
     arrays: Sequence[Array | None],
     inputs: int,
     parameters: Sequence[tuple[int, ...]],
@@ -193,7 +193,7 @@ def _ready(
     accesses = tuple(None if each is None else _access(each, of_group) for each in nest.operands)
     dtype = name_of(dtype or library.xp.float64)
     kind = Kind(nest.kept, nest.reduced, tile, accesses, inputs, len(sums), split, in_place, dtype)
-    made, functions = _compiled(plan, what, kind, nest.operands[:inputs], body)
+    made, functions = _compiled(plan, body_key, kind, nest.operands[:inputs], body)
     steps = [
         step
         for each, access in zip(nest.operands, accesses, strict=True)
@@ -219,15 +219,15 @@ def _ready(
 
 
 def _compiled(
-    plan: Plan, what: Hashable, kind: Kind, inputs: Sequence[Operand | None], body: Body
+    plan: Plan, body_key: Hashable, kind: Kind, inputs: Sequence[Operand | None], body: Body
 ) -> tuple[list[Program], list[Callable[..., int]]]:
     """The programs of a kind, made once."""
-    key = what, plan.centred, name_of(plan.dtype) == "float64", kind
+    key = body_key, plan.centred, name_of(plan.dtype) == "float64", kind
     with compiled.lock:
         if key not in _programs:
             tracer = Tracer(kind.axes, inputs, wide=True)
             written = body(TracedNamespace, tracer.numbers, TracedSums(tracer))
-            name = str(what[0] if isinstance(what, tuple) else what).replace(" ", "_")
+            name = str(body_key[0] if isinstance(body_key, tuple) else body_key).replace(" ", "_")
             made = programs(kind, tracer, written, name)
             functions = [compiled.function_of(name, each.text, each.sizes, each.arrays) for each in made]
             _programs[key] = made, functions

@@ -201,7 +201,7 @@ class Ready(NamedTuple):
 
 def _run(
     plan: Plan,
-    what: Hashable,
+    body_key: Hashable,
     axes: tuple[int, ...],
     inputs: Sequence[Array | None],
     results: list[Array],
@@ -215,12 +215,21 @@ def _run(
     assert programs is not None
     given = [x for x in arrays if x is not None]
     aligned = all([programs.aligned(x) for x in given])  # noqa: C419 - a generator takes longer
-    key = (id(plan), what, aligned, apart, tuple([x if x is None else (x.dtype, x.shape, x.strides) for x in arrays]))
+    key = (
+        id(plan),
+        body_key,
+        aligned,
+        apart,
+        tuple([x if x is None else (x.dtype, x.shape, x.strides) for x in arrays]),
+    )
     known = _known.get(key)
     if known is None:
         if len(_known) >= MOST:
             _known.clear()
-        known = _known[key] = plan, _ready(plan, what, axes, arrays, len(inputs), body, aligned=aligned, apart=apart)
+        known = _known[key] = (
+            plan,
+            _ready(plan, body_key, axes, arrays, len(inputs), body, aligned=aligned, apart=apart),
+        )
     ready = known[1]
     like, before = given[0], list[Array]()
     of_groups = [empty(ready.kept, like, dtype) for dtype in ready.dtypes]
@@ -242,7 +251,7 @@ def _together(xp: Any, partial: Array, totals: list[str]) -> Array:
 
 def _ready(
     plan: Plan,
-    what: Hashable,
+    body_key: Hashable,
     axes: tuple[int, ...],
     arrays: list[Array | None],
     inputs: int,
@@ -254,7 +263,7 @@ def _ready(
     operands = tuple(None if x is None else _operand(x) for x in arrays)
     sizes = tuple(max(each.shape[axis] for each in operands if each) for axis in range(len(plan.view.shape)))
     shape = cuda.shape_of(sizes, axes, operands, aligned=aligned)
-    key = (what, apart, plan.eps, plan.centred, name_of(plan.dtype), plan.view.axes, shape.kind)
+    key = (body_key, apart, plan.eps, plan.centred, name_of(plan.dtype), plan.view.axes, shape.kind)
     with _lock:
         if key not in _programs:
             tracer = Tracer(axes, operands[:inputs])
