@@ -80,19 +80,19 @@ def cache_folder() -> Path | None:
         return None
 
 
-def function_of(name: str, text: str, sizes: int, arrays: int) -> Callable[..., int]:
+def function_of(name: str, text: str) -> Callable[..., int]:
     """The function of this name that the text defines.
 
-    Its arguments are start, stop, part, low, high, offset, the sizes, eps, divisor and the arrays: their addresses, or
-    objects that have these at the offset. It returns 1, and has done nothing, where one lies at an odd address.
+    Its arguments are integers, but for the real numbers eps and divisor. An array is an address, or an object that has
+    the address at the offset. It returns 1, and has done nothing, where an array lies at an odd address.
     """
     import numba
 
     def made(path: str, *, keep: bool) -> Callable[..., int]:
         scope: dict[str, Any] = {**_words(), "__name__": __name__}  # numba looks the module up when it reads its cache
         exec(compile(text, path, "exec"), scope)  # it was printed by `cpu`, not read from the file
-        whole, real = numba.int64, numba.float64
-        signature = whole(*([whole] * (6 + sizes)), real, real, *([whole] * arrays))
+        reals, arguments = {"eps", "divisor"}, inspect.signature(scope[name]).parameters
+        signature = numba.int64(*[numba.float64 if argument in reals else numba.int64 for argument in arguments])
         how: dict[str, Any] = {"nogil": True, "error_model": "numpy", "cache": keep, "no_cfunc_wrapper": True}
         (made,) = numba.njit(signature, **how)(scope[name]).overloads.values()
         function: Callable[..., int] = getattr(made, "entry_point")  # noqa: B009 - the dispatcher would look at the type of each argument

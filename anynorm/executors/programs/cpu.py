@@ -58,10 +58,6 @@ class Program(NamedTuple):
     text: str
     totals: int
     """How many it leaves to the next; 0 where it is the last."""
-    sizes: int
-    """How many sizes and steps it takes."""
-    arrays: int
-    """How many addresses it takes."""
 
 
 def programs(kind: Kind, tracer: Tracer, written: Written, name: str) -> list[Program]:
@@ -131,7 +127,7 @@ class Rows:
         self._line("return 0")
         arguments = ["start", "stop", "part", "low", "high", "offset", *sizes, "eps", "divisor", *arrays]
         text = "\n".join([f"def {name}({', '.join(arguments)}):", *self.lines, ""])
-        return Program(text, 0 if self.is_last else len(self.loops[0].totals), len(sizes), len(arrays))
+        return Program(text, 0 if self.is_last else len(self.loops[0].totals))
 
     def _body(self) -> None:
         needed = self.tracer.needed([*self.values, *(name for loop in self.loops for name in loop.values)])
@@ -193,7 +189,7 @@ class Rows:
     def _total_before(self, k: int) -> str:
         """A total of a program before."""
         level = self.tracer.totals[k].level
-        index = sum(total.level == level for total in self.tracer.totals[:k])
+        index = self.tracer.totals_of(level).index(k)
         return f"load_float64(c{level}, {index} * groups + group, {BEFORE})"
 
     def _end(self) -> None:

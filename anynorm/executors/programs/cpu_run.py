@@ -229,7 +229,7 @@ def _compiled(
             written = body(TracedNamespace, tracer.numbers, TracedSums(tracer))
             name = str(body_key[0] if isinstance(body_key, tuple) else body_key).replace(" ", "_")
             made = programs(kind, tracer, written, name)
-            functions = [compiled.function_of(name, each.text, each.sizes, each.arrays) for each in made]
+            functions = [compiled.function_of(name, each.text) for each in made]
             _programs[key] = made, functions
         return _programs[key]
 

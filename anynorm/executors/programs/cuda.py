@@ -161,9 +161,8 @@ def _text(shape: Shape, tracer: Tracer, loops: list[Loop], written: Written | No
         *(f"const auto p{i} = a{i} + ({_offset('k', shape.kept, each)});" for i, each in operands.items()),
     ]
     for number in before:
-        totals = [(k, total) for k, total in enumerate(tracer.totals) if total.level == number]
-        for m, (k, total) in enumerate(totals):
-            lines.append(f"const {TYPES[total.dtype]} t{k} = c{number}[{m} * groups + group];")
+        for m, k in enumerate(tracer.totals_of(number)):
+            lines.append(f"const {TYPES[tracer.totals[k].dtype]} t{k} = c{number}[{m} * groups + group];")
     needed = tracer.needed([*(each.name for each in values), *(name for loop in loops for name in loop.values)])
     for loop in loops:
         of_groups = [each for each in needed if not each.varies and max(each.level, before.stop) == loop.number]

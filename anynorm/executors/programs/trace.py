@@ -246,7 +246,7 @@ class Tracer:
         levels = [*(total.level + 1 for total in self.totals), *(each.level for each in sums.values())]
         last, loops = max([0, *levels, *(each.level for each in written.numbers)]), []
         for loop in range(last + 1):
-            totals = {k: total for k, total in enumerate(self.totals) if total.level == loop}
+            totals = {k: self.totals[k] for k in self.totals_of(loop)}
             added = {i: number.name for i, number in sums.items() if number.level == loop}
             stored = results if loop == last else {}
             outcome = [*(total.of for total in totals.values()), *added.values(), *stored.values()]
@@ -255,6 +255,10 @@ class Tracer:
             values = [name for name in used if self._is_of_group(name)]
             loops.append(Loop(loop, totals, added, stored, statements, values))
         return loops
+
+    def totals_of(self, loop: int) -> list[int]:
+        """The numbers of the totals that a loop ends with, in the order in which a program leaves them to the next."""
+        return [k for k, total in enumerate(self.totals) if total.level == loop]
 
     def needed(self, names: Iterable[str]) -> list[Statement]:
         """The statements that these numbers rest upon, in the order in which they are computed."""
