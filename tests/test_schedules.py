@@ -19,7 +19,7 @@ from anynorm.arrays import library_of, memory_order
 from anynorm.arrays.blocks import blocks
 from anynorm.calls import layouts
 from anynorm.calls import plan as plans
-from anynorm.executors.blocks import normalizing, tail
+from anynorm.executors.blocks import normalizing, parts
 
 
 @pytest.fixture
@@ -179,7 +179,7 @@ def test_which_groups_are_strewn_over_memory(norm, shape, options, expected):
     entry = layouts.GROUP if norm is anynorm.group_norm else layouts.BATCH
     options = {"channel_axis": 1, **options}
     call = calls.prepare(entry, tuple(options[name] for name in entry.options), np.ones(shape), eps=1e-5)
-    assert tail.interleaved(call.plan) is expected
+    assert parts.interleaved(call.plan) is expected
 
 
 @pytest.mark.cells("numpy", "torch", "strict")

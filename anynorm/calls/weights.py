@@ -118,4 +118,4 @@ def weighted_sums(call: Call) -> WeightedSums | None:
         return None
     given = weighed(call).weights
     assert given is not None
-    return WeightedSums(call.plan.groups.by(1.0), ready(call.plan.library, given, call.plan.dtype), call.join)
+    return WeightedSums(call.plan.groups.by(1.0), ready(call.plan.library, given, call.plan.dtype))

@@ -1,7 +1,6 @@
 """The kernels on whole arrays."""
 
 from functools import partial
-from typing import Any
 
 from anynorm import kernels
 from anynorm.arrays import cast
@@ -50,11 +49,11 @@ def _gradients(wanted: Wanted, call: Call, dy: Array, of: Standardized | None) -
     if wanted.dtype is None:
         return None, *parameters
     power = near_power(plan, call.gamma, plan.library.constant(of.rstd)) if plan.library.readable(dy) else None
-    if (weighted := weighted_sums(call)) is not None:
-        dy = xp.where(weighted.weights.sums > 0, dy, xp.zeros_like(dy))
-        dx = weighting.input_gradient(xp, dy, call.gamma, of, groups=weighted, centred=plan.centred, power=power)
+    weighted, join = weighted_sums(call), call.join
+    if weighted is not None and join is not None and call.stats is None:
+        dx = replicas.input_gradient(xp, dy, call.gamma, of, groups=weighted, join=join, power=power)
     else:
-        groups = None if call.stats is not None else plan.groups
+        groups = None if call.stats is not None else weighted or plan.groups
         dx = kernels.input_gradient(xp, dy, call.gamma, of, groups=groups, centred=plan.centred, power=power)
     return xp.astype(dx, wanted.dtype, copy=False), *parameters
 
@@ -80,22 +79,20 @@ def standardize(call: Call) -> Standardized:
     subnormal = None
     if plan.tiny and library.subnormal:
         subnormal = library.subnormal(x, plan.limits.step * plan.limits.further)
-    weighted = weighted_sums(call)
-    if weighted is not None and weighted.join is not None:
-        return replicas.standardize(xp, x, groups=weighted, constant=library.constant, subnormal=subnormal)
-    formulas: Any = kernels if weighted is None else weighting
+    weighted, join = weighted_sums(call), call.join
+    if weighted is not None and join is not None:
+        constant = library.constant
+        return replicas.standardize(xp, x, groups=weighted, join=join, constant=constant, subnormal=subnormal)
     groups = weighted or plan.groups
     vacant = not plan.nbytes > 0  # NaN is a size that Dask does not know: there it takes no minimum
     rstd_at_zero = 1.0 if plan.tiny else None
-    done: Standardized
     if vacant or library.readable(x):
-        done = formulas.standardize(
+        done = kernels.standardize(
             xp, x, groups=groups, eps=plan.addend, centred=plan.centred, rstd_at_zero=rstd_at_zero
         )
         if vacant or in_range(plan, done.stats.var):
             return done
-    done = formulas.standardize_scaled(xp, x, groups=groups, eps=plan.eps, centred=plan.centred, subnormal=subnormal)
-    return done
+    return kernels.standardize_scaled(xp, x, groups=groups, eps=plan.eps, centred=plan.centred, subnormal=subnormal)
 
 
 def standardize_by(call: Call, stats: Stats) -> Standardized:

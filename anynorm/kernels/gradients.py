@@ -1,10 +1,28 @@
 """The gradients of x, gamma and beta."""
 
+from typing import Any, NamedTuple
+
 from anynorm.kernels.ops import NEW, PURE, Array, Namespace, Ops, Outputs
-from anynorm.kernels.reductions import Sums, WideReduction
-from anynorm.kernels.scaling import power_of_two, scaled
+from anynorm.kernels.reductions import Reduction, Sums, WideReduction
+from anynorm.kernels.scaling import scaled
 from anynorm.kernels.standardizing import Standardizer, affine, subtract_mean
-from anynorm.kernels.statistics import Standardized, Stats, centre
+from anynorm.kernels.statistics import Standardized
+from anynorm.kernels.weighting import positive
+
+
+class GradientSums(NamedTuple):
+    """What g, the gradient of xhat, adds up to over all or some of the numbers of each group, whose weights are w."""
+
+    mean: Array | None
+    """The `anchor` of g; None for 0."""
+    rest: Array | None
+    """sum(g - w * mean); None where x was not centred."""
+    product: Array
+    """sum((g - w * mean) * xhat); a g that is nearly all mean would lose in g * xhat what else it has to say."""
+    weight: Any
+    """sum(w)."""
+    level: Array | None = None
+    """sum(w * xhat) / sum(w) of a part of a group; over all of it that is 0."""
 
 
 def cotangent(
@@ -28,7 +46,7 @@ def input_gradient(
     gamma: Array | None,
     of: Standardized,
     *,
-    groups: Sums | None,
+    groups: Reduction | None,
     centred: bool,
     places: Outputs = NEW,
     power: Array | None = None,
@@ -36,15 +54,16 @@ def input_gradient(
 ) -> Array:
     """The gradient of `affine(standardize(x))` with respect to x; without `groups`, of `standardize_with`.
 
-    rstd * (g - mean(g) - xhat * mean(g * xhat)), where g = dy * gamma; the mean of g stays where x was not centred.
+    rstd * (g - p * sum(g) - p * xhat * sum(g * xhat)), where g = dy * gamma, and p is the share of a number in its
+    group; sum(g) stays where x was not centred.
     A `power` of two near rstd goes to g first, where gamma varies: so g has all its digits if the gradient has.
     """
     if groups is None:
         return scaled(xp, dy, gamma, of.rstd, places=places, exact=exact)
     last = gamma if one_per_group(gamma, groups.axes) else None
     g = dy if last is not None else cotangent(xp, dy, gamma, power, places=places, exact=exact)
-    g, sums_of_g = gradient_sums(xp, g, of.xhat, groups=groups, centred=centred, places=places)
-    return input_gradient_by_sums(xp, g, sums_of_g, of, last, power, places=places, exact=exact)
+    g, sums = gradient_sums(xp, g, of.xhat, groups=groups, centred=centred, places=places)
+    return input_gradient_by_sums(xp, g, sums, of, last, power, each=groups.each, places=places, exact=exact)
 
 
 def input_gradient_wide(
@@ -61,44 +80,15 @@ def input_gradient_wide(
     """`input_gradient` by sums in the wide dtype of the statistics, of numbers of any size."""
     if one_per_group(gamma, groups.axes):
         return input_gradient_wide(xp, dy, x, None, of, own, groups=groups, centred=centred) * gamma
-    g, dtype, pivot = affine(dy, gamma, None), of.rstd.dtype, None
-    wide = xp.astype(g, dtype)
-    if centred and gamma is None:  # where all are the same nothing is left
-        pivot = groups.first(wide)
-        wide = wide - pivot
-    slope = groups.mean_product(xp, wide, subtract_mean(xp.astype(x, dtype), of.stats) * of.rstd)
+    g, wide = affine(dy, gamma, None), of.rstd.dtype
+    xhat = subtract_mean(xp.astype(x, wide), of.stats) * of.rstd
+    _, sums = gradient_sums(xp, xp.astype(g, wide), xhat, groups=groups, centred=centred)
     if centred:
-        whole = groups.mean(xp, wide) if pivot is None else groups.mean(xp, wide) + pivot
+        whole = sums.mean + sums.rest / sums.weight
         mean = xp.astype(whole, g.dtype)
-        g = g - mean - xp.astype(whole - xp.astype(mean, dtype), g.dtype)
-    return (g - of.xhat * xp.astype(slope, g.dtype)) * own.rstd * own.unit
-
-
-def wide_input_gradient(
-    xp: Namespace,
-    dy: Array,
-    gamma: Array | None,
-    of: Standardized,
-    *,
-    groups: WideReduction,
-    centred: bool,
-    twice: bool = False,
-) -> Array:
-    """`input_gradient` of numbers in a wide dtype, for statistics of `wide_statistics`, in as many passes."""
-    last = gamma if one_per_group(gamma, groups.axes) else None
-    power = power_of_two(xp, of.rstd) if twice and gamma is not None and last is None else None
-    g = dy if last is not None else cotangent(xp, dy, gamma, power)
-    if not centred:
-        sums_of_g = Stats(None, None, groups.mean_product(xp, g, of.xhat))
-        return input_gradient_by_sums(xp, g, sums_of_g, of, last, power)
-    pivot = groups.first(g)
-    d = g - pivot
-    mean, slope = pivot + groups.mean(xp, d), groups.mean_product(xp, d, of.xhat)
-    d = g - mean
-    if twice:
-        rest, slope = groups.mean(xp, d), groups.mean_product(xp, d, of.xhat)
-        d = d - rest
-    return input_gradient_by_sums(xp, d, Stats(mean, None, slope), of, last, power)
+        g = g - mean - xp.astype(whole - xp.astype(mean, wide), g.dtype)
+    sums = GradientSums(None, None, xp.astype(sums.product / sums.weight, g.dtype), 1.0)
+    return input_gradient_by_sums(xp, g, sums, of._replace(rstd=own.rstd), None, None) * own.unit
 
 
 def one_per_group(gamma: Array | None, axes: tuple[int, ...]) -> bool:
@@ -107,31 +97,89 @@ def one_per_group(gamma: Array | None, axes: tuple[int, ...]) -> bool:
 
 
 def gradient_sums(
-    xp: Namespace, g: Array, xhat: Array, *, groups: Sums, centred: bool, places: Outputs = NEW
-) -> tuple[Array, Stats]:
-    """g less its mean if x was `centred`, and its statistics; beside the mean not its variance, but mean(g * xhat)."""
-    mean = rest = None
-    if centred:
-        g, mean, rest = centre(xp, g, groups=groups, ops=places.result)
-    return g, Stats(mean, rest, groups.mean_product(xp, g, xhat, ops=places.product))
-
-
-def input_gradient_by_sums(
     xp: Namespace,
     g: Array,
-    sums_of_g: Stats,
+    xhat: Array,
+    *,
+    groups: Reduction,
+    centred: bool,
+    part: bool = False,
+    places: Outputs = NEW,
+) -> tuple[Array, GradientSums]:
+    """g less w times its anchor if x was `centred`, and what it adds up to over each group, or over a part of it."""
+    mean = rest = level = None
+    if centred:
+        mean = groups.anchor(xp, g)
+        g = less_anchor(g, mean, groups.each, ops=places.result)
+        rest, level = groups.total(xp, g), groups.mean(xp, xhat) if part else None
+    product = groups.total_product(xp, g, xhat, ops=places.product)
+    return g, GradientSums(mean, rest, product, groups.weight, level)
+
+
+def merge_gradient_sums(xp: Namespace, parts: list[GradientSums]) -> GradientSums:
+    """What g adds up to over parts of the groups, together."""
+    weight = sum(part.weight for part in parts)
+    product = sum(part.product for part in parts)
+    if parts[0].rest is None:
+        return GradientSums(None, None, product, weight)
+    shares = [part.weight / positive(xp, weight) for part in parts]
+    mean, level = (
+        sum(share * value for share, value in zip(shares, values, strict=True))
+        for values in zip(*((part.mean, part.level) for part in parts), strict=True)
+    )
+    moved = [part.weight * (part.mean - mean) for part in parts]
+    rest = sum(step + part.rest for step, part in zip(moved, parts, strict=True))
+    product = product + sum(step * part.level for step, part in zip(moved, parts, strict=True))
+    return GradientSums(mean, rest, product, weight, level)
+
+
+def less_anchor(g: Array, mean: Array | None, each: Array | None, *, ops: Ops = PURE) -> Array:
+    """g less w times its anchor."""
+    return g if mean is None else ops.subtract(g, mean if each is None else each * mean)
+
+
+def input_gradient_of_part(
+    xp: Namespace,
+    g: Array,
+    sums: GradientSums,
     of: Standardized,
+    each: Array | None,
     gamma: Array | None,
     power: Array | None,
     *,
     places: Outputs = NEW,
     exact: bool = False,
 ) -> Array:
-    """rstd * (g - xhat * mean(g * xhat)), for a g whose mean was taken away, and which has the `power`.
+    """The gradient of some numbers of each group, for what g adds up to over all of them."""
+    g = less_anchor(g, sums.mean, each, ops=places.result)
+    return input_gradient_by_sums(xp, g, sums, of, gamma, power, each=each, places=places, exact=exact)
 
-    A gamma that is one number for each group comes last.
+
+def input_gradient_by_sums(
+    xp: Namespace,
+    g: Array,
+    sums: GradientSums,
+    of: Standardized,
+    gamma: Array | None,
+    power: Array | None,
+    *,
+    each: Array | None = None,
+    places: Outputs = NEW,
+    exact: bool = False,
+) -> Array:
+    """rstd * (g - p * sum(g) - p * xhat * sum(g * xhat)), for a g `less_anchor`, which has the `power`; p = w / W.
+
+    `each` is w, and 0 a gradient without any W. A gamma that is one number for each group comes last.
     """
-    g = places.result.subtract(g, places.xhat.multiply(of.xhat, sums_of_g.var))
+    ops, weight, product = places.result, positive(xp, sums.weight), sums.product
+    if sums.rest is not None:
+        product = product if sums.level is None else product - sums.rest * sums.level
+        rest = sums.rest / weight
+        g = ops.subtract(g, rest if each is None else each * rest)
+    xhat = of.xhat if each is None else places.xhat.multiply(of.xhat, each)  # first: it may be far out without weight
+    g = ops.subtract(g, places.xhat.multiply(xhat, product / weight))
+    if each is not None:
+        g = xp.where(sums.weight > 0, g, xp.zeros_like(g))
     rstd = of.rstd if power is None else of.rstd / power
     return scaled(xp, g, gamma, rstd, places=places._replace(product=PURE), exact=exact)
 

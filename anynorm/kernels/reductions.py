@@ -9,7 +9,23 @@ from anynorm.kernels.ops import PURE, Array, Namespace, Ops
 
 
 class Reduction(Protocol):
-    """How the mean of each group is taken."""
+    """How the mean of each group is taken: that of x is sum(w * x) / W, where W = sum(w), and w is 1 or a weight.
+
+    x is centred by its mean. The gradient of that, for a gradient g of the result, is g - w * sum(g) / W, where g is
+    added up over all numbers, also those without weight: hence the totals.
+    """
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """The axes of a group."""
+
+    @property
+    def each(self) -> Array | None:
+        """w; None for 1."""
+
+    @property
+    def weight(self) -> Any:
+        """W, as a Python number or beside x."""
 
     def mean(self, xp: Namespace, x: Array) -> Array:
         """Of x, beside x."""
@@ -17,13 +33,18 @@ class Reduction(Protocol):
     def mean_product(self, xp: Namespace, x: Array, other: Array, *, ops: Ops = PURE) -> Array:
         """Of x * other."""
 
+    def total(self, xp: Namespace, x: Array) -> Array:
+        """sum(x)."""
+
+    def total_product(self, xp: Namespace, x: Array, other: Array, *, ops: Ops = PURE) -> Array:
+        """sum(x * other)."""
+
+    def anchor(self, xp: Namespace, g: Array) -> Array | None:
+        """A number for each group that w times of it is near g, if g is nearly all mean; None for 0."""
+
 
 class WideReduction(Reduction, Protocol):
     """The same, of numbers in a wide dtype, which are added up about one of them."""
-
-    @property
-    def axes(self) -> tuple[int, ...]:
-        """The axes of a group."""
 
     def first(self, x: Array) -> Array:
         """One number of each group, beside x."""
@@ -60,44 +81,57 @@ class Sums(NamedTuple):
             index[axis] = slice(0, 1)
         return x[tuple(index)]
 
+    @property
+    def each(self) -> None:
+        """All have the weight 1."""
+        return None
+
+    @property
+    def weight(self) -> float:
+        """The divisor."""
+        return self.divisor
+
     def mean(self, xp: Namespace, x: Array) -> Array:
         """The mean of each group, beside x."""
-        if self.interleaved:
-            rows = total(xp, x, axes=self.axes[:-1], block=self.block)
-            mean = self._shared(xp.sum(rows, axis=-1, keepdims=True))
-            return mean + xp.zeros_like(rows) if self.repeated else mean
-        if self.ones is not None:
-            if self.axes == (x.ndim - 1,) and self.ones.shape[0] == x.shape[-1]:
-                return self._shared(_dot(xp, x, self.ones))
-        elif self.block is not None and self.number is None:
+        if self.ones is None and self.block is not None and self.number is None and not self.interleaved:
             n = math.prod([x.shape[axis] for axis in self.axes])
             if n == self.divisor <= self.block and self.axes:
                 return xp.mean(x, axis=self.axes, keepdims=True)
-        return self._shared(total(xp, x, axes=self.axes, block=self.block, ones=self.ones))
+        return self._shared(self.total(xp, x))
 
-    def dots(self, x: Array) -> bool:
-        """Whether products are added as they are made."""
-        return self.ones is not None and self._trailing(x)
+    def mean_product(self, xp: Namespace, x: Array, other: Array, *, ops: Ops = PURE) -> Array:
+        """The mean of x * other."""
+        return self._shared(self.total_product(xp, x, other, ops=ops))
+
+    def total(self, xp: Namespace, x: Array) -> Array:
+        """The sum of each group, beside x."""
+        if self.interleaved:
+            rows = total(xp, x, axes=self.axes[:-1], block=self.block)
+            sums = xp.sum(rows, axis=-1, keepdims=True)
+            return sums + xp.zeros_like(rows) if self.repeated else sums
+        if self.ones is not None and self.axes == (x.ndim - 1,) and self.ones.shape[0] == x.shape[-1]:
+            return _dot(xp, x, self.ones)
+        return total(xp, x, axes=self.axes, block=self.block, ones=self.ones)
+
+    def total_product(self, xp: Namespace, x: Array, other: Array, *, ops: Ops = PURE) -> Array:
+        """The sum of x * other."""
+        trailing = self.axes[-1:] == (x.ndim - 1,) and not self.interleaved
+        if trailing and other is x and self.norm is not None:
+            return total(xp, _squares(xp, x, self.norm), axes=self.axes, block=self.block)
+        if not trailing or self.ones is None:
+            return self.total(xp, ops.multiply(x, other))
+        products = _dot(xp, x, other)
+        return products if len(self.axes) == 1 else total(xp, products, axes=self.axes[:-1], block=self.block)
+
+    def anchor(self, xp: Namespace, g: Array) -> Array:
+        """The mean."""
+        return self.mean(xp, g)
 
     def _shared(self, sums: Array) -> Array:
         """Sums, divided; where there is nothing to add they are the array itself."""
         if self.divisor == 1 and self.axes:
             return sums
         return sums / (self.divisor if self.number is None else self.number)
-
-    def _trailing(self, x: Array) -> bool:
-        return self.axes[-1:] == (x.ndim - 1,) and not self.interleaved
-
-    def mean_product(self, xp: Namespace, x: Array, other: Array, *, ops: Ops = PURE) -> Array:
-        """The mean of x * other."""
-        if other is x and self.norm is not None and self._trailing(x):
-            return self._shared(total(xp, _squares(xp, x, self.norm), axes=self.axes, block=self.block))
-        if not self.dots(x):
-            return self.mean(xp, ops.multiply(x, other))
-        products = _dot(xp, x, other)
-        if len(self.axes) > 1:
-            products = total(xp, products, axes=self.axes[:-1], block=self.block)
-        return self._shared(products)
 
 
 def total(xp: Namespace, x: Array, *, axes: tuple[int, ...], block: int | None, ones: Array | None = None) -> Array:

@@ -1,19 +1,19 @@
 """(x - mean) / sqrt(var + eps), times gamma, plus beta."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from anynorm.kernels.ops import PURE, Array, Namespace, Ops
-from anynorm.kernels.reductions import Reduction, Sums, WideReduction
-from anynorm.kernels.scaling import Scale, extremes, limits, scale_of, smallest_normal
+from anynorm.kernels.reductions import Sums, WideReduction
+from anynorm.kernels.scaling import extremes, limits, scale_of, smallest_normal
 from anynorm.kernels.statistics import Standardized, Stats, deviations, wide_statistics
+from anynorm.kernels.weighting import WeightedSums, with_padding, without_padding
 
 
 def standardize(
     xp: Namespace,
     x: Array,
     *,
-    groups: Reduction,
+    groups: Sums | WeightedSums,
     eps: float | Array,
     centred: bool,
     rstd_at_zero: float | Array | None = 1.0,
@@ -22,45 +22,46 @@ def standardize(
     """(x - mean) / sqrt(var + eps) in each group; without `centred` the mean is taken to be 0.
 
     `rstd_at_zero` is what 1 / sqrt(var + eps) becomes where it is 1 / 0, and None where it never is; `constant` is for
-    `centre`.
+    `deviations`. Shares add up to 1 but for rounding, which would leave equal numbers a spread: they are looked for.
     """
-    d, stats = deviations(xp, x, groups=groups, centred=centred, constant=constant)
+    weights = groups.weights if isinstance(groups, WeightedSums) else None
+    kept = x if weights is None else without_padding(xp, x, weights)
+    if isinstance(groups, WeightedSums) and centred and constant is None:
+        bottom, top = groups.bounds(xp, kept)
+        constant = (bottom == top, top)
+    d, stats = deviations(xp, kept, groups=groups, centred=centred, constant=constant)
     if constant is not None:  # the derivative of a root is infinite beside no eps, and 0 times that is no number
         stats = stats._replace(var=xp.where(stats.var == 0, xp.zeros_like(stats.var), stats.var))
     rstd = inverse_root(xp, stats.var + eps, rstd_at_zero=rstd_at_zero)
-    return Standardized(d * rstd, rstd, stats)
+    done = Standardized(d * rstd, rstd, stats)
+    return done if weights is None else with_padding(xp, x, done, weights)
 
 
 def standardize_scaled(
-    xp: Namespace, x: Array, *, groups: Sums, eps: float, centred: bool, subnormal: Array | None = None
+    xp: Namespace,
+    x: Array,
+    *,
+    groups: Sums | WeightedSums,
+    eps: float,
+    centred: bool,
+    subnormal: Array | None = None,
 ) -> Standardized:
     """`standardize` for numbers of any size: a power of two is taken out of each group, so that its squares exist.
 
     It costs a pass for the extremes; where the numbers are of ordinary size the power is 1. `subnormal` holds the
     numbers that the library flushes to 0, times the power of two that is taken out of the smallest.
     """
-    scale = scale_of(xp, *extremes(xp, x, groups=groups), eps=eps, centred=centred)
-    return standardize_in_scale(xp, x, scale, standardize, groups=groups, centred=centred, subnormal=subnormal)
+    ends = groups.bounds(xp, x) if isinstance(groups, WeightedSums) else extremes(xp, x, groups=groups)
+    scale = scale_of(xp, *ends, eps=eps, centred=centred)
+    x, how = scale.apply(xp, x, subnormal), {"rstd_at_zero": scale.rstd_at_zero, "constant": scale.constant}
+    return scale.undo(xp, standardize(xp, x, groups=groups, eps=scale.eps, centred=centred, **how))
 
 
-def standardize_in_scale(
-    xp: Namespace,
-    x: Array,
-    scale: Scale,
-    by: Callable[..., Standardized],
-    *,
-    groups: Any,
-    centred: bool,
-    subnormal: Array | None,
+def standardize_with(
+    xp: Namespace, x: Array, stats: Stats, *, eps: float | Array, rstd_at_zero: float | Array | None = 1.0
 ) -> Standardized:
-    """What `by` standardizes x to, once the power of two is taken out."""
-    how = {"eps": scale.eps, "rstd_at_zero": scale.rstd_at_zero, "constant": scale.constant}
-    return scale.undo(xp, by(xp, scale.apply(xp, x, subnormal), groups=groups, centred=centred, **how))
-
-
-def standardize_with(xp: Namespace, x: Array, stats: Stats, *, eps: float | Array) -> Standardized:
     """(x - mean) / sqrt(var + eps) for statistics that are given: inference."""
-    rstd = inverse_root(xp, stats.var + eps, rstd_at_zero=1.0)
+    rstd = inverse_root(xp, stats.var + eps, rstd_at_zero=rstd_at_zero)
     return Standardized(subtract_mean(x, stats) * rstd, rstd, stats)
 
 

@@ -1,19 +1,20 @@
-"""How many numbers a block has, which of the call goes with it, and how what is found of parts is merged."""
+"""What blocks have in common: which calls they take, how many numbers each has, and the memory it is worked on in."""
 
 import math
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
-from anynorm.arrays import zeros
+from anynorm.arrays import empty, zeros
 from anynorm.arrays.blocks import STRETCH, Block, within
 from anynorm.calls import Call, Plan, ready
-from anynorm.executors.blocks.tail import cut, interleaved
 from anynorm.kernels import Array, Stats, Sums, weighting
-from anynorm.kernels.merging import PartStats, merge_parts
 from anynorm.kernels.weighting import Weights
 from anynorm.settings import current, default_threads
 
 T = TypeVar("T")
+SMALL = 2**16
+"""An array of fewer bytes is not worth the trouble of writing in place."""
 SHARED = 2**22
 """So many bytes are worth a thread."""
 SHORT = 16
@@ -22,6 +23,44 @@ EVEN = 4
 """Threads share so many blocks evenly, if they are no more."""
 PENDING = 16
 """So many parts of a group are merged at a time, and then so many of these: few roundings follow each other."""
+RUN = 32
+"""Groups in shorter runs are interleaved."""
+ROWS = 16
+"""Beside so many rows, what there is for each group is small."""
+
+
+def supports(call: Call, *beside: Array) -> bool:
+    """Whether what is computed of a call, and of what stands beside it, is large and may be written part by part."""
+    plan = call.plan
+    if call.all_reduce is not None:  # replicas wait for each other
+        return False
+    if plan.library.traced():  # by a compiler that cannot follow into the settings
+        return False
+    arrays = (call.x, call.gamma, call.beta, call.out, *(call.stats or ()), *beside)
+    large = plan.nbytes >= min(SMALL, current().block_bytes)
+    return large and plan.library.plain(*[array for array in arrays if array is not None])
+
+
+class Workspace:
+    """Arrays to work in, of so many numbers, that no block is worked on in now."""
+
+    def __init__(self, numbers: int, like: Array, dtype: Any) -> None:
+        self._new: Callable[[], Array] = lambda: empty((numbers,), like, dtype)
+        self._free: list[Array] = []
+
+    @contextmanager
+    def take(self, count: int, plan: Plan, shape: tuple[int, ...]) -> Iterator[list[Array]]:
+        """So many of them, in this shape."""
+        taken: list[Array] = []
+        try:
+            for _ in range(count):
+                try:
+                    taken.append(self._free.pop())
+                except IndexError:  # and no look beforehand: another thread may be faster
+                    taken.append(self._new())
+            yield [plan.library.xp.reshape(each[: math.prod(shape)], shape) for each in taken]
+        finally:
+            self._free.extend(taken)
 
 
 def numbers(plan: Plan, arrays: int, *, made: int = 0, beside: int = 0) -> tuple[int, int, int]:
@@ -42,17 +81,6 @@ def numbers(plan: Plan, arrays: int, *, made: int = 0, beside: int = 0) -> tuple
     return max(1, most), max(1, largest), EVEN if plan.library.products else 1
 
 
-def plain_groups(plan: Plan, *, divisor: float) -> Sums:
-    """Those of a plan, for arrays that are worked on in blocks."""
-    return plan.groups.by(divisor)._replace(block=plan.library.plain_block, norm=plan.library.norm)
-
-
-def added(plan: Plan) -> bool:
-    """Whether squares take no place, as they are added as they are made."""
-    trailing = plan.view.axes[-1:] == (len(plan.view.shape) - 1,) and not interleaved(plan)
-    return trailing and (plan.library.products or plan.library.norm is not None)
-
-
 def shared(plan: Plan, made: int) -> int:
     """How many threads share a call; each makes so many numbers, all together less than twice `block_bytes`."""
     if not plan.library.products:
@@ -60,41 +88,60 @@ def shared(plan: Plan, made: int) -> int:
     return max(1, min(current().threads, int(plan.nbytes // SHARED), plan.block_numbers * 7 // 4 // max(made, 1)))
 
 
-def tree_reduce(join: Callable[[list[T]], T], each: Callable[[list[Block]], list[T]], parts: list[Block]) -> T:
-    """What is found of all parts, joined; only some of it is pending at a time."""
+def tree_reduce(merge: Callable[[list[T]], T], each: Callable[[list[Block]], list[T]], parts: list[Block]) -> T:
+    """What `each` makes of all parts, merged; only some of it is pending at a time."""
     if len(parts) <= PENDING:
-        found = each(parts)
+        made = each(parts)
     else:
         step = PENDING
         while step * PENDING < len(parts):
             step *= PENDING
-        found = [tree_reduce(join, each, parts[i : i + step]) for i in range(0, len(parts), step)]
-    return found[0] if len(found) == 1 else join(found)
+        made = [tree_reduce(merge, each, parts[i : i + step]) for i in range(0, len(parts), step)]
+    return made[0] if len(made) == 1 else merge(made)
 
 
-def merged(plan: Plan, each: Callable[[list[Block]], list[PartStats]], parts: list[Block]) -> Stats:
-    """The statistics of all parts together."""
-    return tree_reduce(lambda found: merge_parts(plan.library.xp, found, plan.groups.divisor), each, parts).stats
+def groups_of(plan: Plan, shape: tuple[int, ...], *, repeated: bool) -> Sums:
+    """The groups of a plan, or the part of them that a block of this shape has."""
+    number = math.prod([shape[axis] for axis in plan.view.axes])
+    groups = plan.groups.by(min(plan.groups.divisor, float(number)))
+    return groups._replace(
+        block=plan.library.plain_block, norm=plan.library.norm, interleaved=interleaved(plan), repeated=repeated
+    )
 
 
-def weights_within(plan: Plan, given: Weights, block: Block, shape: tuple[int, ...]) -> Weights:
-    """The weights that go with a block of this shape, ready, and their own sums."""
-    xp, groups = plan.library.xp, plan.groups
-    found = ready(plan.library, Weights(*(cut(each, block) for each in given[:3])), plan.dtype)
-    if math.prod([shape[axis] for axis in groups.axes]) == groups.divisor:
-        return found
-    return found._replace(sums=weighting.summed(xp, found.each, shape, groups=groups))
+def trailing(plan: Plan) -> bool:
+    """Whether groups are rows in memory."""
+    return plan.view.axes[-1:] == (len(plan.view.shape) - 1,) and not interleaved(plan)
 
 
-def only(plan: Plan, x: Array, kept: Array | None) -> Array:
-    """x, with 0 where it is not to be kept."""
-    return x if kept is None else plan.library.xp.where(kept, x, zeros((1,) * x.ndim, x, plan.dtype))
+def interleaved(plan: Plan) -> bool:
+    """Whether groups lie in memory in short runs among those of others.
+
+    So they do in group norm with channels last, and in batch norm of few places.
+    """
+    axes, shape = plan.view.axes, plan.view.shape
+    last = len(shape) - 1
+    if len(axes) < 2 or axes[-1] != last or axes[-2] == last - 1 or shape[last] >= RUN:
+        return False
+    return math.prod([shape[axis] for axis in axes[:-1]]) >= ROWS
 
 
-def present(plan: Plan, given: Weights, block: Block) -> Array | None:
-    """Which groups of a block have a weight; None for all."""
-    some = given.sums[within(given.sums, block)] > 0
-    return None if bool(plan.library.xp.all(some)) else some
+def repeated(plan: Plan, value: Array | None, x: Array) -> Array | None:
+    """A value for each group, as long as a run of x where these are interleaved: it goes with many of them at once."""
+    if value is None or value.shape[-1] != 1 or not interleaved(plan):
+        return value
+    return value * plan.library.xp.ones(x.shape[-1], dtype=plan.dtype, device=plan.library.device(x))
+
+
+def single(plan: Plan, values: tuple[Any, ...]) -> list[Any]:
+    """Such values as one number for each group again."""
+    short = interleaved(plan)
+    return [each[..., :1] if short and hasattr(each, "shape") else each for each in values]
+
+
+def cut(array: Array | None, block: Block) -> Array | None:
+    """The part of an array that broadcasts to the whole which goes with a block."""
+    return None if array is None else array[within(array, block)]
 
 
 def stats_within(stats: Stats, block: Block) -> Stats:
@@ -102,21 +149,15 @@ def stats_within(stats: Stats, block: Block) -> Stats:
     return Stats(*(cut(each, block) for each in stats))
 
 
-SMALL = 2**16
-"""An array of fewer bytes is not worth the trouble of writing in place."""
+def weights_within(plan: Plan, given: Weights, block: Block, shape: tuple[int, ...]) -> Weights:
+    """The weights that go with a block of this shape, ready, and their own sums."""
+    xp, groups = plan.library.xp, plan.groups
+    weights = ready(plan.library, Weights(*(cut(each, block) for each in given[:3])), plan.dtype)
+    if math.prod([shape[axis] for axis in groups.axes]) == groups.divisor:
+        return weights
+    return weights._replace(sums=weighting.summed(xp, weights.each, shape, groups=groups))
 
 
-def supports(call: Call, *beside: Array) -> bool:
-    """Whether what is computed of a call, and of what stands beside it, is large and may be written part by part."""
-    plan = call.plan
-    if call.all_reduce is not None:  # replicas wait for each other
-        return False
-    if plan.library.traced():  # by a compiler that cannot follow into the settings
-        return False
-    return plan.nbytes >= min(SMALL, current().block_bytes) and plan.library.plain(*_arrays(call), *beside)
-
-
-def _arrays(call: Call) -> list[Array]:
-    """All arrays of a call."""
-    arrays = (call.x, call.gamma, call.beta, call.out, *(call.stats or ()))
-    return [array for array in arrays if array is not None]
+def only(plan: Plan, x: Array, kept: Array) -> Array:
+    """x, with 0 where it is not to be kept."""
+    return plan.library.xp.where(kept, x, zeros((1,) * x.ndim, x, plan.dtype))

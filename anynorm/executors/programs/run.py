@@ -15,7 +15,7 @@ from anynorm.calls.conditions import in_range, sums_had_room
 from anynorm.executors.programs import compiled, cpu_run, cuda_run
 from anynorm.executors.programs.cuda_run import apart
 from anynorm.executors.programs.trace import TracedSums, TracedWeightedSums, Written
-from anynorm.kernels import NO_STATS, Array, Standardized, Stats, replicas, weighting
+from anynorm.kernels import NO_STATS, Array, GradientSums, Standardized, Stats, replicas, weighting
 from anynorm.kernels.weighting import Weights
 from anynorm.settings import current
 
@@ -149,10 +149,13 @@ def _joined(call: Call, own: Found) -> Found:
     """The statistics of all replicas."""
     assert call.weights is not None
     assert call.weights.common is not None
-    unit = _wide(call, call.weights.common.scale.unit)[0]
+    (weights, join), scale = _replicas(call), call.weights.common.scale
+    unit, whole = _wide(call, scale.unit, weights.unit)
     scaled = Stats(own.mean * unit, None if own.rest is None else own.rest * unit, own.var * unit * unit)
-    joined = replicas.joined_statistics(call.plan.library.xp, scaled, _share(call, own.weight), *_replicas(call))
-    mean, rest, var = _wide(call, *joined)
+    here = float(call.plan.layout.group_size) if own.weight is None else own.weight
+    xp, constant = call.plan.library.xp, call.plan.library.constant
+    joined = replicas.joined_statistics(xp, scaled, here / weighting.positive(xp, whole), weights, join, constant)
+    mean, rest, var = _wide(call, *scale.undo_stats(joined))
     if not _twice(call.plan):
         mean, rest = mean + rest, None
     return Found(mean, rest, var, call.weights.sums)
@@ -176,22 +179,11 @@ def _wide(call: Call, *arrays: Array) -> list[Array]:
     return [xp.astype(each, xp.float64, copy=False) for each in arrays]
 
 
-def _share(call: Call, weight: Array | None) -> Array:
-    """The part of all weight that this replica has."""
-    assert call.weights is not None
-    (whole,) = _wide(call, call.weights.unit)
-    here = float(call.plan.layout.group_size) if weight is None else weight
-    return here / weighting.positive(call.plan.library.xp, whole)
-
-
-def _statistics_of(call: Call, words: Any, x: Any, weights: Any, sums: TracedSums) -> Found:
+def _statistics_of(call: Call, words: Any, x: Any, each: Any, sums: TracedSums) -> Found:
     """The kernel of the statistics, on numbers of a program."""
-    how: dict[str, Any] = {"centred": call.plan.centred, "twice": _careful(call)}
-    if weights is None:
-        return Found(*kernels.wide_statistics(words, x, groups=sums, **how))
-    groups = TracedWeightedSums(sums.tracer, weights)
-    stats = weighting.wide_statistics(words, x, weights, groups=groups, **how)
-    return Found(*stats, groups.sum_of_weights)
+    groups = sums if each is None else TracedWeightedSums(sums.tracer, each)
+    stats = kernels.wide_statistics(words, x, groups=groups, centred=call.plan.centred, twice=_careful(call))
+    return Found(*stats, None if each is None else groups.weight)
 
 
 def backward(call: Call, dy: Array, wanted: Wanted, stats: Stats) -> Gradients | None:
@@ -213,21 +205,16 @@ def backward(call: Call, dy: Array, wanted: Wanted, stats: Stats) -> Gradients |
 
     def gradients(words: Any, numbers: list[Any], sums: TracedSums, *, of_x: bool = False) -> tuple[Any, list[Any]]:
         """The gradient of x if it is asked for, and what those of gamma and beta are the sums of."""
-        dy, x, gamma, mean, rest, var, each, weight = numbers
-        rstd = None if var is None else kernels.inverse_root(words, var + sums.tracer.eps, rstd_at_zero=1.0)
-        known, how = Stats(mean, rest, var), dict[str, Any](groups=sums, centred=plan.centred, twice=twice)
-        xhat = None if x is None else kernels.subtract_mean(x, known) * rstd
-        if each is not None and xhat is not None:
-            dy, xhat = _without_padding(words, dy, xhat, each, weight)
-        of, dx = Standardized(xhat, rstd, known), None
+        dy, x, gamma, *known, each, weight = numbers
+        dy, of = _standardized(words, dy, x, Stats(*known), each, weight, sums.tracer.eps)
+        dx, groups = None, _groups(sums, each, weight, twice=twice)
         if of_x and given:
-            dx = kernels.affine(dy, gamma, None) * rstd
-        elif of_x and each is not None:
-            present = words.where(weight > 0, dy, words.zeros_like(dy))
-            dx = weighting.wide_input_gradient(words, present, gamma, of, each, weight, **how)
+            dx = kernels.affine(dy, gamma, None) * of.rstd
         elif of_x:
-            dx = kernels.wide_input_gradient(words, dy, gamma, of, **how)
-        return dx, [None if xhat is None else kernels.affine(dy, xhat, None), dy]
+            apart = twice and gamma is not None and not kernels.one_per_group(gamma, sums.axes)
+            power = kernels.power_of_two(words, of.rstd) if apart else None
+            dx = kernels.input_gradient(words, dy, gamma, of, groups=groups, centred=plan.centred, power=power)
+        return dx, [None if of.xhat is None else dy * of.xhat, dy]
 
     def run(what: str, of_x: bool, these: list[int], *others: Any, **how: Any) -> Any:
         # weights are there to know what weighs nothing and is no number
@@ -273,36 +260,54 @@ def _joined_input_gradient(call: Call, dx: Array, dy: Array, stats: Stats, here:
     """
     plan, (weights, join) = call.plan, _replicas(call)
 
-    def gradient(words: Any, numbers: list[Any], sums: TracedSums) -> tuple[Any, Standardized, Any]:
-        """That of xhat, xhat, and the share of a number in all weight."""
-        dy, x, gamma, mean, rest, var, whole, each, *_ = numbers
-        known, share = Stats(mean, rest, var), (1.0 if each is None else each) / weighting.positive(words, whole)
-        rstd = kernels.inverse_root(words, var + sums.tracer.eps, rstd_at_zero=1.0)
-        xhat = kernels.subtract_mean(x, known) * rstd
-        if each is not None:
-            dy, xhat = _without_padding(words, dy, xhat, each, whole)
-            dy = words.where(whole > 0, dy, words.zeros_like(dy))
-        one_per_group = kernels.one_per_group(gamma, sums.axes)
-        return kernels.affine(dy, None if one_per_group else gamma, None), Standardized(xhat, rstd, known), share
+    def gradient(words: Any, numbers: list[Any], sums: TracedSums) -> tuple[Any, Standardized, TracedSums]:
+        """That of xhat, xhat, and the sums over a group."""
+        dy, x, gamma, *known, weight, each = numbers[:8]
+        dy, of = _standardized(words, dy, x, Stats(*known), each, weight, sums.tracer.eps)
+        last = kernels.one_per_group(gamma, sums.axes)
+        return kernels.affine(dy, None if last else gamma, None), of, _groups(sums, each, None, twice=False)
 
     def local(words: Any, numbers: list[Any], sums: TracedSums) -> Written:
-        g, of, share = gradient(words, numbers, sums)
-        how: dict[str, Any] = {"axis": sums.axes, "keepdims": True}
-        return Written(of_groups=[words.sum(each, **how) for each in (g, g * of.xhat, of.xhat * share)])
+        g, of, groups = gradient(words, numbers, sums)
+        _, own = kernels.gradient_sums(words, g, of.xhat, groups=groups, centred=True, part=True)
+        return Written(of_groups=[part for part in own._replace(weight=None) if part is not None])
 
     def apply(words: Any, numbers: list[Any], sums: TracedSums) -> Written:
-        (g, of, share), gamma, (away, product) = gradient(words, numbers, sums), numbers[2], numbers[-2:]
-        dx = kernels.input_gradient_by_sums(words, g - share * away, Stats(None, None, product * share), of, None, None)
-        return Written([kernels.affine(dx, gamma if kernels.one_per_group(gamma, sums.axes) else None, None)])
+        (g, of, groups), gamma, weight = gradient(words, numbers, sums), numbers[2], numbers[6]
+        mean, rest, product = numbers[-3:]
+        joined, last = GradientSums(mean, rest, product, weight), kernels.one_per_group(gamma, sums.axes)
+        dx = kernels.input_gradient_of_part(words, g, joined, of, groups.each, gamma if last else None, None)
+        return Written([dx])
 
-    inputs = (dy, call.x, call.gamma, *stats, weights.unit, _weights(call))
+    (weight,) = _wide(call, weights.unit)
+    inputs = (dy, call.x, call.gamma, *stats, weight, _weights(call))
     key = (name_of(dy.dtype), name_of(stats.var.dtype), _dtype_of_weights(call))
-    ran = cpu_run.run(plan, ("sums of a replica", *key), inputs, (), (), local, of_groups=3)
+    weighted = _weights(call) is not None
+    ran = cpu_run.run(plan, ("sums of a replica", *key), inputs, (), (), local, of_groups=4 - weighted)
     assert ran is not None, "what supports took can be read"
-    of_g, of_product, of_xhat = ran[0]
-    share = _share(call, here)
-    both = replicas.joined_gradient_sums(plan.library.xp, of_g, of_product, of_xhat, share, weights, join)
-    cpu_run.run(plan, ("input gradient of a replica", *key), (*inputs, *both), (dx,), (), apply)
+    *anchor, rest, product, level = ran[0]
+    here = float(plan.layout.group_size) if here is None else here
+    own = GradientSums(anchor[0] if anchor else None, rest, product, here, level)
+    both = replicas.joined_gradient_sums(plan.library.xp, own, weight, join)
+    cpu_run.run(plan, ("input gradient of a replica", *key), (*inputs, *both[:3]), (dx,), (), apply)
+
+
+def _standardized(
+    words: Any, dy: Any, x: Any, stats: Stats, each: Any, weight: Any, eps: Any
+) -> tuple[Any, Standardized]:
+    """dy, and what x was standardized to, without padding."""
+    rstd = None if stats.var is None else kernels.inverse_root(words, stats.var + eps, rstd_at_zero=1.0)
+    xhat = None if x is None else kernels.subtract_mean(x, stats) * rstd
+    if each is not None and xhat is not None:
+        dy, xhat = weighting.gradient_without_padding(words, dy, xhat, each, weight)
+    return dy, Standardized(xhat, rstd, stats)
+
+
+def _groups(sums: TracedSums, each: Any, weight: Any, *, twice: bool) -> TracedSums:
+    """How the numbers of a group are added up, with weights where there are any."""
+    if each is None:
+        return TracedSums(sums.tracer, twice=twice)
+    return TracedWeightedSums(sums.tracer, each, weight, twice=twice)
 
 
 def _parameter(plan: Plan, shape: tuple[int, ...], i: int, dy: Array, gradients: Any, run: Any) -> Array | None:
@@ -346,13 +351,6 @@ def _careful(call: Call) -> bool:
     """Whether sums may leave the range of float64, and are taken twice for their last digits."""
     weights = _weights(call)
     return _twice(call.plan) or (weights is not None and name_of(weights.dtype) != "bool")
-
-
-def _without_padding(words: Any, dy: Any, xhat: Any, each: Any, weight: Any) -> tuple[Any, Any]:
-    """dy and xhat as nothing where xhat weighs nothing and is not finite; and xhat in a group without weight."""
-    nothing, present = words.zeros_like(xhat), weight > 0
-    fine = (each > 0) | words.isfinite(xhat)
-    return words.where(fine | ~present, dy, nothing), words.where(fine & present, xhat, nothing)
 
 
 def _sum_of_weights(call: Call) -> Array | None:

@@ -104,10 +104,18 @@ class TracedNamespace:
 
 
 class TracedSums:
-    """`Sums` of a program."""
+    """`Sums` of a program: a `Reduction`."""
 
-    def __init__(self, tracer: "Tracer") -> None:
-        self.tracer, self.axes = tracer, tracer.axes
+    each: Any = None
+
+    def __init__(self, tracer: "Tracer", *, twice: bool = False) -> None:
+        self.tracer, self.axes, self.twice = tracer, tracer.axes, twice
+        """Whether numbers are as wide as their sums, and the anchor takes a pass of its own."""
+
+    @property
+    def weight(self) -> TracedScalar:
+        """How many numbers there are."""
+        return self.tracer.divisor
 
     def first(self, x: TracedScalar) -> TracedScalar:
         """The first number of each group."""
@@ -115,38 +123,56 @@ class TracedSums:
 
     def mean(self, xp: Namespace, x: TracedScalar) -> TracedScalar:
         """The mean of each group."""
-        total: TracedScalar = xp.sum(x, axis=self.axes, keepdims=True)
-        return total / self.tracer.divisor
+        return self.total(xp, x) / self.tracer.divisor
 
     def mean_product(self, xp: Namespace, x: TracedScalar, other: TracedScalar, *, ops: Ops = PURE) -> TracedScalar:
         """Of x * other."""
         return self.mean(xp, ops.multiply(x, other))
 
+    def total(self, xp: Namespace, x: TracedScalar) -> TracedScalar:
+        """The sum of each group."""
+        total: TracedScalar = xp.sum(x, axis=self.axes, keepdims=True)
+        return total
+
+    def total_product(self, xp: Namespace, x: TracedScalar, other: TracedScalar, *, ops: Ops = PURE) -> TracedScalar:
+        """Of x * other."""
+        return self.total(xp, ops.multiply(x, other))
+
+    def anchor(self, xp: Namespace, g: TracedScalar) -> TracedScalar | None:
+        """The first number, or the mean."""
+        first = self.first(g)
+        return first + self.mean(xp, g - first) if self.twice else first
+
 
 class TracedWeightedSums(TracedSums):
-    """Groups of a program whose numbers have weights."""
+    """Groups of a program whose numbers have weights, which add up to `weight` if that is known."""
 
-    def __init__(self, tracer: "Tracer", weights: TracedScalar) -> None:
-        super().__init__(tracer)
-        self.weights, self._sum = weights, dict[str, TracedScalar]()
+    def __init__(
+        self, tracer: "Tracer", each: TracedScalar, weight: TracedScalar | None = None, *, twice: bool = False
+    ) -> None:
+        super().__init__(tracer, twice=twice)
+        self.each, self._weight = each, weight
 
     @property
-    def sum_of_weights(self) -> TracedScalar:
-        """That of each group."""
-        if not self._sum:
-            self._sum["weights"] = self.tracer.total("sum", self.weights)
-        return self._sum["weights"]
+    def weight(self) -> TracedScalar:
+        """The sum of the weights of each group."""
+        if self._weight is None:
+            self._weight = self.tracer.total("sum", self.each)
+        return self._weight
 
     def first(self, x: TracedScalar) -> TracedScalar:
         """The first number of each group that weighs something; 0 where none does."""
-        return self.tracer.first(x, self.weights)
+        return self.tracer.first(x, self.each)
 
     def mean(self, xp: Namespace, x: TracedScalar) -> TracedScalar:
         """The mean of each group; 0 where nothing weighs anything."""
-        whole = self.sum_of_weights
-        total: TracedScalar = xp.sum(x * self.weights, axis=self.axes, keepdims=True)
-        mean: TracedScalar = total / positive(xp, whole)
+        weight = self.weight
+        mean: TracedScalar = self.total(xp, x * self.each) / positive(xp, weight)
         return mean
+
+    def anchor(self, xp: Namespace, g: TracedScalar) -> TracedScalar | None:
+        """None, or the sum of g over that of the weights."""
+        return self.total(xp, g) / positive(xp, self.weight) if self.twice else None
 
 
 OPERATORS = {
