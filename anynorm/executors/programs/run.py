@@ -91,20 +91,23 @@ def forward(call: Call, *, keep: bool) -> Normalized | None:
     y = plan.library.new(plan.view.shape, call.x.dtype) if place is None else place
 
     def body(words: Any, numbers: list[Any], sums: TracedSums) -> Written:
-        x, gamma, beta, weights, *known = numbers
-        found = Found(*known) if known else _statistics_of(call, words, x, weights, sums)
+        x, gamma, beta, each, *given = numbers
+        found = Found(*given) if given else _statistics_of(call, words, x, each, sums)
         xhat = kernels.standardize_with(words, x, Stats(*found[:3]), eps=sums.tracer.eps).xhat
         if found.weight is not None:  # a group without weight is all beta
             xhat = words.where(found.weight > 0, xhat, words.zeros_like(xhat))
-        return Written([kernels.affine(xhat, gamma, beta)], [] if known else _kept(plan, found))
+        return Written([kernels.affine(xhat, gamma, beta)], [] if given else _kept(call, found))
 
-    inputs = (call.x, call.gamma, call.beta, None if known else _weights(call), *(known or ()))
-    what, number = ("forward", careful, known is None, _dtype_of_weights(call)), 0 if known else _number(call)
-    ran = cpu_run.run(plan, what, inputs, (y,), (), body, of_groups=number, keep=keep or careful, in_place=in_place)
+    def written(known: Found | None) -> Any:
+        inputs = (call.x, call.gamma, call.beta, None if known else _weights(call), *(known or ()))
+        what, fields = ("forward", careful, known is None, _dtype_of_weights(call)), [] if known else _fields(call)
+        how = {"of_groups": len(fields), "keep": keep or careful, "in_place": in_place}
+        return cpu_run.run(plan, what, inputs, (y,), (), body, **how)
+
+    ran = written(known)
     if ran is None and in_place and known is None:  # parts share a group, and one may write before another has read
         known = _statistics(call)
-        inputs, what = (call.x, call.gamma, call.beta, None, *(known or ())), ("forward", careful, False, None)
-        ran = None if known is None else cpu_run.run(plan, what, inputs, (y,), (), body, in_place=True)
+        ran = None if known is None else written(known)
     if ran is None:
         return None
     stats = call.stats
@@ -112,7 +115,7 @@ def forward(call: Call, *, keep: bool) -> Normalized | None:
         stats = NO_STATS
     elif stats is None:
         found = known or _of(call, ran[0])
-        if known is None and careful and not _in_range(call, found):
+        if known is None and not _in_range(call, found):
             return None
         stats = _stats(plan, found)
     if out is None:
@@ -133,32 +136,36 @@ def statistics(call: Call) -> Stats | None:
 
 
 def _statistics(call: Call) -> Found | None:
-    def body(words: Any, numbers: list[Any], sums: TracedSums) -> Written:
-        x, weights = numbers
-        return Written(of_groups=_kept(call.plan, _statistics_of(call, words, x, weights, sums)))
+    """Those of all replicas, where there are any; None where they are out of range here."""
 
-    inputs, what = (call.x, _weights(call)), ("statistics", _careful(call), _dtype_of_weights(call))
-    ran = cpu_run.run(call.plan, what, inputs, (), (), body, of_groups=_number(call))
-    found = None if ran is None else _of(call, ran[0])
+    def body(words: Any, numbers: list[Any], sums: TracedSums) -> Written:
+        return Written(of_groups=_kept(call, _statistics_of(call, words, *numbers, sums)))
+
+    made = _of_groups(call, ("statistics", _careful(call)), len(_fields(call)), body)
+    found = None if made is None else _of(call, made)
     if found is None or not _in_range(call, found):
         return None
     return found if call.all_reduce is None else _joined(call, found)
 
 
+def _statistics_of(call: Call, words: Any, x: Any, each: Any, sums: TracedSums) -> Found:
+    """The kernel of the statistics, on numbers of a program."""
+    groups = _groups(sums, each, None)
+    stats = kernels.wide_statistics(words, x, groups=groups, centred=call.plan.centred, twice=_careful(call))
+    return Found(*stats, None if each is None else groups.weight)
+
+
 def _joined(call: Call, own: Found) -> Found:
     """The statistics of all replicas."""
-    assert call.weights is not None
-    assert call.weights.common is not None
-    (weights, join), scale = _replicas(call), call.weights.common.scale
-    unit, whole = _wide(call, scale.unit, weights.unit)
+    xp, (weights, join) = call.plan.library.xp, _replicas(call)
+    assert weights.common is not None
+    scale, constant = weights.common.scale, call.plan.library.constant
+    unit, weight = _wide(call, scale.unit, weights.unit)
     scaled = Stats(own.mean * unit, None if own.rest is None else own.rest * unit, own.var * unit * unit)
-    here = float(call.plan.layout.group_size) if own.weight is None else own.weight
-    xp, constant = call.plan.library.xp, call.plan.library.constant
-    joined = replicas.joined_statistics(xp, scaled, here / weighting.positive(xp, whole), weights, join, constant)
-    mean, rest, var = _wide(call, *scale.undo_stats(joined))
-    if not _twice(call.plan):
-        mean, rest = mean + rest, None
-    return Found(mean, rest, var, call.weights.sums)
+    share = _weight_here(call, own.weight) / weighting.positive(xp, weight)
+    stats = scale.undo_stats(replicas.joined_statistics(xp, scaled, share, weights, join, constant))
+    mean, rest, var = _wide(call, *stats)
+    return Found(mean, rest, var, weights.sums) if _twice(call.plan) else Found(mean + rest, None, var, weights.sums)
 
 
 def _replicas(call: Call) -> tuple[Weights, Callable[..., list[Array]]]:
@@ -179,11 +186,9 @@ def _wide(call: Call, *arrays: Array) -> list[Array]:
     return [xp.astype(each, xp.float64, copy=False) for each in arrays]
 
 
-def _statistics_of(call: Call, words: Any, x: Any, each: Any, sums: TracedSums) -> Found:
-    """The kernel of the statistics, on numbers of a program."""
-    groups = sums if each is None else TracedWeightedSums(sums.tracer, each)
-    stats = kernels.wide_statistics(words, x, groups=groups, centred=call.plan.centred, twice=_careful(call))
-    return Found(*stats, None if each is None else groups.weight)
+def _weight_here(call: Call, weight: Array | None) -> Any:
+    """The sum of the weights of each group in this replica."""
+    return float(call.plan.layout.group_size) if weight is None else weight
 
 
 def backward(call: Call, dy: Array, wanted: Wanted, stats: Stats) -> Gradients | None:
@@ -193,7 +198,7 @@ def backward(call: Call, dy: Array, wanted: Wanted, stats: Stats) -> Gradients |
         with plan.library.programs.on(dy):
             return cuda_run.backward(call, dy, wanted, stats)
     twice, of_x, weight, here = _twice(plan), wanted.dtype is not None, None, None
-    if twice and not given and not _variances_in_range(call, stats.var):
+    if twice and not given and not in_range(plan, stats.var):
         return None
     if weights is not None:
         here = _sum_of_weights(call)
@@ -201,34 +206,33 @@ def backward(call: Call, dy: Array, wanted: Wanted, stats: Stats) -> Gradients |
             return None
         weight = here if call.all_reduce is None or call.weights is None else _wide(call, call.weights.unit)[0]
     wide = stats.mean is not None and not twice and stats.mean.dtype != plan.dtype
-    rest = None if wide else stats.rest  # a wide mean has all digits
+    stats = stats._replace(rest=None if wide else stats.rest)  # a wide mean has all digits
 
     def gradients(words: Any, numbers: list[Any], sums: TracedSums, *, of_x: bool = False) -> tuple[Any, list[Any]]:
         """The gradient of x if it is asked for, and what those of gamma and beta are the sums of."""
         dy, x, gamma, *known, each, weight = numbers
         dy, of = _standardized(words, dy, x, Stats(*known), each, weight, sums.tracer.eps)
-        dx, groups = None, _groups(sums, each, weight, twice=twice)
+        dx, how = None, {"groups": _groups(sums, each, weight, twice=twice), "centred": plan.centred}
         if of_x and given:
             dx = kernels.affine(dy, gamma, None) * of.rstd
         elif of_x:
             apart = twice and gamma is not None and not kernels.one_per_group(gamma, sums.axes)
             power = kernels.power_of_two(words, of.rstd) if apart else None
-            dx = kernels.input_gradient(words, dy, gamma, of, groups=groups, centred=plan.centred, power=power)
+            dx = kernels.input_gradient(words, dy, gamma, of, power=power, **how)
         return dx, [None if of.xhat is None else dy * of.xhat, dy]
 
     def run(what: str, of_x: bool, these: list[int], *others: Any, **how: Any) -> Any:
         # weights are there to know what weighs nothing and is no number
         reads_x = 0 in these or (of_x and not given) or weights is not None
-        known = (stats.mean, rest, stats.var) if of_x or reads_x else (None,) * 3
+        known = stats if of_x or reads_x else NO_STATS
         inputs = (dy, call.x if reads_x else None, call.gamma if of_x else None, *known, weights, weight)
         key = (what, name_of(dy.dtype), _dtype_of_weights(call), wide, given, of_x, *these)
         return cpu_run.run(plan, key, inputs, *others, **how)
 
     dx = empty(plan.view.shape, dy, wanted.dtype) if of_x else None
     if dx is not None and call.all_reduce is not None and not given:
-        _joined_input_gradient(call, dx, dy, Stats(stats.mean, rest, stats.var), here)
+        _joined_input_gradient(call, dx, dy, stats, here)
         of_x = False
-    results = [dx] if of_x and dx is not None else []
     shapes = wanted.parameters
     brief = [i for i, shape in enumerate(shapes) if shape is not None and math.prod(shape) <= BRIEF]
 
@@ -238,7 +242,7 @@ def backward(call: Call, dy: Array, wanted: Wanted, stats: Stats) -> Gradients |
 
     found: list[Array | None] = [None for _ in shapes]
     if of_x or brief:
-        ran = run("backward", of_x, brief, results, [shapes[i] for i in brief], body)
+        ran = run("backward", of_x, brief, [dx] if of_x else [], [shapes[i] for i in brief], body)
         if ran is None:
             return None
         if twice and of_x and dx is not None and not given and not sums_had_room(plan, dx):
@@ -253,19 +257,37 @@ def backward(call: Call, dy: Array, wanted: Wanted, stats: Stats) -> Gradients |
     return dx, *found
 
 
+def _standardized(
+    words: Any, dy: Any, x: Any, stats: Stats, each: Any, weight: Any, eps: Any
+) -> tuple[Any, Standardized]:
+    """dy, and what x was standardized to, without padding."""
+    rstd = None if stats.var is None else kernels.inverse_root(words, stats.var + eps, rstd_at_zero=1.0)
+    xhat = None if x is None else kernels.subtract_mean(x, stats) * rstd
+    if each is not None and xhat is not None:
+        dy, xhat = weighting.gradient_without_padding(words, dy, xhat, each, weight)
+    return dy, Standardized(xhat, rstd, stats)
+
+
+def _groups(sums: TracedSums, each: Any, weight: Any, *, twice: bool = False) -> TracedSums:
+    """How the numbers of a group are added up, with weights where there are any."""
+    if each is None:
+        return TracedSums(sums.tracer, twice=twice)
+    return TracedWeightedSums(sums.tracer, each, weight, twice=twice)
+
+
 def _joined_input_gradient(call: Call, dx: Array, dy: Array, stats: Stats, here: Array | None) -> None:
     """Write the gradient of x for statistics of all replicas: the sums here, those of all, and what they make.
 
     `here` is the sum of the weights of each group in this one.
     """
-    plan, (weights, join) = call.plan, _replicas(call)
+    plan, (weights, join), each = call.plan, _replicas(call), _weights(call)
 
     def gradient(words: Any, numbers: list[Any], sums: TracedSums) -> tuple[Any, Standardized, TracedSums]:
         """That of xhat, xhat, and the sums over a group."""
         dy, x, gamma, *known, weight, each = numbers[:8]
         dy, of = _standardized(words, dy, x, Stats(*known), each, weight, sums.tracer.eps)
         last = kernels.one_per_group(gamma, sums.axes)
-        return kernels.affine(dy, None if last else gamma, None), of, _groups(sums, each, None, twice=False)
+        return kernels.affine(dy, None if last else gamma, None), of, _groups(sums, each, None)
 
     def local(words: Any, numbers: list[Any], sums: TracedSums) -> Written:
         g, of, groups = gradient(words, numbers, sums)
@@ -280,34 +302,15 @@ def _joined_input_gradient(call: Call, dx: Array, dy: Array, stats: Stats, here:
         return Written([dx])
 
     (weight,) = _wide(call, weights.unit)
-    inputs = (dy, call.x, call.gamma, *stats, weight, _weights(call))
+    inputs = (dy, call.x, call.gamma, *stats, weight, each)
     key = (name_of(dy.dtype), name_of(stats.var.dtype), _dtype_of_weights(call))
-    weighted = _weights(call) is not None
-    ran = cpu_run.run(plan, ("sums of a replica", *key), inputs, (), (), local, of_groups=4 - weighted)
+    number = 4 if each is None else 3  # beside weights g has no anchor
+    ran = cpu_run.run(plan, ("sums of a replica", *key), inputs, (), (), local, of_groups=number)
     assert ran is not None, "what supports took can be read"
     *anchor, rest, product, level = ran[0]
-    here = float(plan.layout.group_size) if here is None else here
-    own = GradientSums(anchor[0] if anchor else None, rest, product, here, level)
-    both = replicas.joined_gradient_sums(plan.library.xp, own, weight, join)
-    cpu_run.run(plan, ("input gradient of a replica", *key), (*inputs, *both[:3]), (dx,), (), apply)
-
-
-def _standardized(
-    words: Any, dy: Any, x: Any, stats: Stats, each: Any, weight: Any, eps: Any
-) -> tuple[Any, Standardized]:
-    """dy, and what x was standardized to, without padding."""
-    rstd = None if stats.var is None else kernels.inverse_root(words, stats.var + eps, rstd_at_zero=1.0)
-    xhat = None if x is None else kernels.subtract_mean(x, stats) * rstd
-    if each is not None and xhat is not None:
-        dy, xhat = weighting.gradient_without_padding(words, dy, xhat, each, weight)
-    return dy, Standardized(xhat, rstd, stats)
-
-
-def _groups(sums: TracedSums, each: Any, weight: Any, *, twice: bool) -> TracedSums:
-    """How the numbers of a group are added up, with weights where there are any."""
-    if each is None:
-        return TracedSums(sums.tracer, twice=twice)
-    return TracedWeightedSums(sums.tracer, each, weight, twice=twice)
+    own = GradientSums(anchor[0] if anchor else None, rest, product, _weight_here(call, here), level)
+    mean, rest, product, *_ = replicas.joined_gradient_sums(plan.library.xp, own, weight, join)
+    cpu_run.run(plan, ("input gradient of a replica", *key), (*inputs, mean, rest, product), (dx,), (), apply)
 
 
 def _parameter(plan: Plan, shape: tuple[int, ...], i: int, dy: Array, gradients: Any, run: Any) -> Array | None:
@@ -315,8 +318,7 @@ def _parameter(plan: Plan, shape: tuple[int, ...], i: int, dy: Array, gradients:
     axes = tuple(axis for axis, n in enumerate(shape) if n == 1 < plan.view.shape[axis])
 
     def total(words: Any, numbers: list[Any], sums: TracedSums) -> Written:
-        product = gradients(words, numbers, sums)[1][i]
-        return Written(of_groups=[words.sum(product, axis=sums.axes, keepdims=True)])
+        return Written(of_groups=[sums.total(words, gradients(words, numbers, sums)[1][i])])
 
     def each(words: Any, numbers: list[Any], sums: TracedSums) -> Written:
         return Written([gradients(words, numbers, sums)[1][i]])
@@ -349,43 +351,41 @@ def _twice(plan: Plan) -> bool:
 
 def _careful(call: Call) -> bool:
     """Whether sums may leave the range of float64, and are taken twice for their last digits."""
-    weights = _weights(call)
-    return _twice(call.plan) or (weights is not None and name_of(weights.dtype) != "bool")
+    return _twice(call.plan) or _dtype_of_weights(call) not in (None, "bool")
+
+
+def _of_groups(call: Call, what: tuple[Any, ...], number: int, body: Any) -> list[Array] | None:
+    """What a body finds of x and the weights, so many numbers for each group."""
+    inputs, what = (call.x, _weights(call)), (*what, _dtype_of_weights(call))
+    ran = cpu_run.run(call.plan, what, inputs, (), (), body, of_groups=number)
+    return None if ran is None else ran[0]
 
 
 def _sum_of_weights(call: Call) -> Array | None:
     """That of each group; None where it is out of range."""
 
     def body(words: Any, numbers: list[Any], sums: TracedSums) -> Written:
-        return Written(of_groups=[words.sum(numbers[1], axis=sums.axes, keepdims=True)])
+        return Written(of_groups=[sums.total(words, numbers[1])])
 
-    ran = cpu_run.run(
-        call.plan, ("weight", _dtype_of_weights(call)), (call.x, _weights(call)), (), (), body, of_groups=1
-    )
-    weight = None if ran is None else ran[0][0]
-    return weight if weight is not None and _within(call, weight) else None
+    made = _of_groups(call, ("weight",), 1, body)
+    return made[0] if made is not None and _in_range(call, Found(weight=made[0])) else None
 
 
-def _number(call: Call) -> int:
-    """How many arrays of statistics are kept."""
+def _fields(call: Call) -> list[str]:
+    """Which statistics are kept; the mean of narrower numbers has no rest."""
     plan = call.plan
-    return (2 + _twice(plan) if plan.centred else 1) + (_weights(call) is not None)
+    wanted = {"mean": plan.centred, "rest": plan.centred and _twice(plan), "var": True}
+    return [name for name, kept in (wanted | {"weight": _weights(call) is not None}).items() if kept]
 
 
-def _kept(plan: Plan, found: Found) -> list[Any]:
-    """What is kept of statistics; the mean of narrower numbers has no rest."""
-    parts = (found.mean, found.rest if _twice(plan) else None, found.var, found.weight)
-    return [each for each in parts if each is not None]
+def _kept(call: Call, found: Found) -> list[Any]:
+    """What is kept of statistics."""
+    return [getattr(found, name) for name in _fields(call)]
 
 
 def _of(call: Call, made: list[Array]) -> Found:
     """Statistics of the arrays that were kept."""
-    if not made:
-        return Found()
-    *parts, weight = made if _weights(call) is not None else (*made, None)
-    if not call.plan.centred:
-        return Found(var=parts[0], weight=weight)
-    return Found(parts[0], parts[1] if len(parts) > 2 else None, parts[-1], weight)
+    return Found(**dict(zip(_fields(call), made, strict=False)))
 
 
 def _stats(plan: Plan, found: Found) -> Stats:
@@ -398,31 +398,9 @@ def _stats(plan: Plan, found: Found) -> Stats:
 
 def _in_range(call: Call, found: Found) -> bool:
     """Whether no sum overflowed, and none that matters underflowed."""
-    if not _careful(call):
-        return True
-    fine = not _twice(call.plan) or _variances_in_range(call, found.var)
-    return fine and (found.weight is None or _within(call, found.weight))
-
-
-def _variances_in_range(call: Call, var: Array) -> bool:
-    """Whether variances are in range, but for groups that hold a number which is not finite."""
-    plan, xp = call.plan, call.plan.library.xp
-    if in_range(plan, var):
-        return True
-    finite = xp.isfinite(var)
-    if bool(xp.all(finite)) or not in_range(plan, xp.where(finite, var, xp.ones_like(var))):
+    if _twice(call.plan) and found.var is not None and not in_range(call.plan, found.var):
         return False
-
-    def body(words: Any, numbers: list[Any], sums: TracedSums) -> Written:
-        x, weights = numbers
-        if weights is not None:
-            x = words.where(weights > 0, x, words.zeros_like(x))
-        return Written(of_groups=[words.sum(x - x, axis=sums.axes, keepdims=True)])
-
-    ran = cpu_run.run(plan, ("finite", _dtype_of_weights(call)), (call.x, _weights(call)), (), (), body, of_groups=1)
-    return ran is not None and not bool(xp.any(xp.isfinite(ran[0][0]) & ~finite))
-
-
-def _within(call: Call, weight: Array) -> bool:
-    inside = (weight == 0) | ((weight > LEAST) & (weight < MOST))
-    return bool(call.plan.library.xp.all(inside))
+    weight = found.weight if _careful(call) else None
+    if weight is None:
+        return True
+    return bool(call.plan.library.xp.all((weight == 0) | ((weight > LEAST) & (weight < MOST))))
