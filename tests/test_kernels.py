@@ -14,34 +14,6 @@ def library(backend):
     return library_of("x", backend.array(np.ones(1), "float32"))
 
 
-def groups_of(backend, axes, divisor=1.0):
-    """As PyTorch's arrays are worked on in blocks; the other libraries have no need of it."""
-    xp, norm = backend.xp, library(backend).norm
-    return Sums(axes, divisor, 256, norm=norm or (lambda x: xp.sqrt(xp.sum(x * x, axis=-1))))
-
-
-@pytest.mark.cells("numpy", "torch", "strict")
-@pytest.mark.parametrize("n", LENGTHS)
-@pytest.mark.parametrize("axes", [(1,), (0, 1)])
-def test_squares_are_those_of_the_norms_of_short_runs(backend, n, axes):
-    x = np.random.default_rng(n).standard_normal((6, n)).astype(np.float32)
-    array = backend.array(x, "float32")
-    found = groups_of(backend, axes).mean_product(library(backend).xp, array, array)
-    exact = np.sum(x.astype(np.float64) ** 2, axis=axes, keepdims=True)
-    np.testing.assert_allclose(backend.numpy(found), exact, rtol=1e-6)
-
-
-@pytest.mark.cells("numpy", "torch", "strict")
-def test_norms_of_runs_keep_infinities_to_their_groups(backend):
-    x = np.full((3, 300), 2.0, np.float32)
-    x[1, 299] = np.inf
-    x[2] *= np.float32(1e30)
-    array = backend.array(x, "float32")
-    with np.errstate(over="ignore"):
-        found = backend.numpy(groups_of(backend, (1,), 300.0).mean_product(library(backend).xp, array, array))
-    np.testing.assert_array_equal(found[:, 0], [4, np.inf, np.inf])
-
-
 @pytest.mark.cells("numpy", "strict")
 @pytest.mark.parametrize("n", LENGTHS)
 @pytest.mark.parametrize("rows", [1, 3, 500, 501])

@@ -1,7 +1,6 @@
 """Sums and means over groups: which numbers share a mean, and in which order they are added."""
 
 import math
-from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
@@ -61,8 +60,6 @@ class Sums(NamedTuple):
     """The longest run of elements added in one go, or None where the array library adds any along one axis exactly."""
     ones: Array | None = None
     """A run of ones, where the library adds fastest by multiplying with them."""
-    norm: Callable[[Array], Array] | None = None
-    """The norm along the last axis, where the library adds squares fastest as those of the norms of short runs."""
     number: Array | None = None
     """The divisor as an array, where the library divides faster by one."""
     interleaved: bool = False
@@ -115,10 +112,7 @@ class Sums(NamedTuple):
 
     def total_product(self, xp: Namespace, x: Array, other: Array, *, ops: Ops = PURE) -> Array:
         """The sum of x * other."""
-        trailing = self.axes[-1:] == (x.ndim - 1,) and not self.interleaved
-        if trailing and other is x and self.norm is not None:
-            return total(xp, _squares(xp, x, self.norm), axes=self.axes, block=self.block)
-        if not trailing or self.ones is None:
+        if self.ones is None or self.axes[-1:] != (x.ndim - 1,) or self.interleaved:
             return self.total(xp, ops.multiply(x, other))
         products = _dot(xp, x, other)
         return products if len(self.axes) == 1 else total(xp, products, axes=self.axes[:-1], block=self.block)
@@ -164,8 +158,6 @@ WORTH = 2**16
 """So many numbers are worth that other threads run."""
 SHORT = 128
 """Rows shorter than this are added to each other before their own numbers are, where a library adds by single axes."""
-NORMED = 128
-"""The longest run whose norm is as exact as its squares are."""
 
 
 @lru_cache(maxsize=256)
@@ -217,17 +209,6 @@ def _dot(xp: Namespace, x: Array, other: Array) -> Array:
     if whole < n:
         sums = xp.concat([sums, xp.vecdot(x[..., whole:], other[..., whole:])[..., None]], axis=-1)
     return total(xp, sums, axes=(x.ndim - 1,), block=LEADING)
-
-
-def _squares(xp: Namespace, x: Array, norm: Callable[[Array], Array]) -> Array:
-    """The sum of squares of each run along the last axis; in runs so short it is as exact as adding them one by one."""
-    n = x.shape[-1]
-    run = min(even_run(n, 1, NORMED), n)
-    whole = n - n % run
-    norms = norm(xp.reshape(x[..., :whole], (*x.shape[:-1], n // run, run)))
-    if whole < n:
-        norms = xp.concat([norms, norm(x[..., whole:])[..., None]], axis=-1)
-    return norms * norms
 
 
 def cut(axis: int, start: int, stop: int) -> tuple[Any, ...]:

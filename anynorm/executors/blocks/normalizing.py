@@ -109,8 +109,7 @@ def _write(call: Call, y: Array | None, in_place: bool, keep: bool) -> Stats:
 
 def _added(call: Call) -> bool:
     """Whether squares take no place, as they are added as they are made."""
-    library = call.plan.library
-    return call.weights is None and trailing(call.plan) and (library.products or library.norm is not None)
+    return call.weights is None and trailing(call.plan) and call.plan.library.products
 
 
 class _Run(NamedTuple):
@@ -182,7 +181,6 @@ class _Run(NamedTuple):
                     x = only(plan, x, call.weights.sums[within(call.weights.sums, block)] > 0)
                 else:
                     weights = weights_within(plan, call.weights, block, shape)
-                    x = only(plan, x, weights.each > 0)
                     groups = WeightedSums(plain.by(1.0), weights, squares)
             yield _Part(call, groups, x, cut(call.gamma, block), cut(call.beta, block), y, library.into(place), squares)
 
@@ -243,4 +241,7 @@ class _Part(NamedTuple):
             assign(plan.library, self.y, y)
 
     def _scaled(self, scale: Scale | None) -> Array:
-        return self.x if scale is None else self.ops.multiply(self.x, scale.unit)
+        if scale is None:  # padding that is no number shows in the statistics, which are then found in a scale
+            return self.x
+        x = only(self.call.plan, self.x, self.sums.each > 0) if isinstance(self.sums, WeightedSums) else self.x
+        return self.ops.multiply(x, scale.unit)

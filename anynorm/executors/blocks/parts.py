@@ -104,9 +104,7 @@ def groups_of(plan: Plan, shape: tuple[int, ...], *, repeated: bool) -> Sums:
     """The groups of a plan, or the part of them that a block of this shape has."""
     number = math.prod([shape[axis] for axis in plan.view.axes])
     groups = plan.groups.by(min(plan.groups.divisor, float(number)))
-    return groups._replace(
-        block=plan.library.plain_block, norm=plan.library.norm, interleaved=interleaved(plan), repeated=repeated
-    )
+    return groups._replace(block=plan.library.plain_block, interleaved=interleaved(plan), repeated=repeated)
 
 
 def trailing(plan: Plan) -> bool:
