@@ -16,9 +16,9 @@ from anynorm.arrays.library import Library
 from anynorm.calls import Call, Norm, Wanted, layouts, views
 from anynorm.calls.results import Gradients, Normalized
 from anynorm.executors import eager
-from anynorm.kernels import NO_STATS, Array, Namespace, Scale, Standardized, Stats, Sums, weighting
+from anynorm.kernels import NO_STATS, Array, GradientSums, Namespace, Scale, Standardized, Stats, Sums, weighting
 from anynorm.kernels.merging import PartStats, merge_parts
-from anynorm.kernels.weighting import GradientSums, WeightedSums, Weights
+from anynorm.kernels.weighting import WeightedSums, Weights
 from anynorm.settings import options
 
 
@@ -183,7 +183,7 @@ def gradient_sums(wanted: Wanted, chunk: Chunk, dy: Array, of: ChunkStats) -> tu
     xp, groups = chunk.library.xp, Sums(chunk.job.axes, 1.0, chunk.library.block)
     dy, g, xhat, _, each, _ = _cotangent(chunk, dy, of)
     own = WeightedSums(groups, Weights(each, weighting.summed(xp, each, g.shape, groups=groups)))
-    return weighting.gradient_sums_of_part(xp, g, xhat, groups=own, centred=chunk.job.centred), *(
+    return kernels.gradient_sums(xp, g, xhat, groups=own, centred=chunk.job.centred, part=True)[1], *(
         None if shape is None else kernels.parameter_gradient(xp, dy, factor, shape, block=groups.block)
         for shape, factor in zip(wanted.within(chunk.block), (xhat, None), strict=False)
     )
@@ -193,7 +193,7 @@ def combine_gradient_sums(parts: list[GradientSums]) -> GradientSums:
     """The sums of several chunks together."""
     library = library_of("dy", parts[0].product)
     with library.quiet():
-        return weighting.merge_gradient_sums(library.xp, parts)
+        return kernels.merge_gradient_sums(library.xp, parts)
 
 
 def input_gradient(chunk: Chunk, dy: Array, of: ChunkStats, sums: GradientSums, last: Array | None) -> Array:
@@ -202,7 +202,7 @@ def input_gradient(chunk: Chunk, dy: Array, of: ChunkStats, sums: GradientSums, 
     _, g, xhat, rstd, each, power = _cotangent(chunk, dy, of)
     if chunk.job.divisor:
         sums = sums._replace(weight=xp.ones_like(sums.weight))
-    dx = weighting.input_gradient_of_part(xp, g, sums, Standardized(xhat, rstd, of.scaled), each, last, power)
+    dx = kernels.input_gradient_of_part(xp, g, sums, Standardized(xhat, rstd, of.scaled), each, last, power)
     return xp.astype(dx, chunk.x.dtype, copy=False)
 
 

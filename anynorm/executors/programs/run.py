@@ -101,8 +101,8 @@ def forward(call: Call, *, keep: bool) -> Normalized | None:
     def written(known: Found | None) -> Any:
         inputs = (call.x, call.gamma, call.beta, None if known else _weights(call), *(known or ()))
         what, fields = ("forward", careful, known is None, _dtype_of_weights(call)), [] if known else _fields(call)
-        how = {"of_groups": len(fields), "keep": keep or careful, "in_place": in_place}
-        return cpu_run.run(plan, what, inputs, (y,), (), body, **how)
+        keeps = keep or careful
+        return cpu_run.run(plan, what, inputs, (y,), (), body, of_groups=len(fields), keep=keeps, in_place=in_place)
 
     ran = written(known)
     if ran is None and in_place and known is None:  # parts share a group, and one may write before another has read
@@ -139,7 +139,8 @@ def _statistics(call: Call) -> Found | None:
     """Those of all replicas, where there are any; None where they are out of range here."""
 
     def body(words: Any, numbers: list[Any], sums: TracedSums) -> Written:
-        return Written(of_groups=_kept(call, _statistics_of(call, words, *numbers, sums)))
+        x, each = numbers
+        return Written(of_groups=_kept(call, _statistics_of(call, words, x, each, sums)))
 
     made = _of_groups(call, ("statistics", _careful(call)), len(_fields(call)), body)
     found = None if made is None else _of(call, made)
@@ -212,13 +213,13 @@ def backward(call: Call, dy: Array, wanted: Wanted, stats: Stats) -> Gradients |
         """The gradient of x if it is asked for, and what those of gamma and beta are the sums of."""
         dy, x, gamma, *known, each, weight = numbers
         dy, of = _standardized(words, dy, x, Stats(*known), each, weight, sums.tracer.eps)
-        dx, how = None, {"groups": _groups(sums, each, weight, twice=twice), "centred": plan.centred}
+        dx, groups = None, _groups(sums, each, weight, twice=twice)
         if of_x and given:
             dx = kernels.affine(dy, gamma, None) * of.rstd
         elif of_x:
             apart = twice and gamma is not None and not kernels.one_per_group(gamma, sums.axes)
             power = kernels.power_of_two(words, of.rstd) if apart else None
-            dx = kernels.input_gradient(words, dy, gamma, of, power=power, **how)
+            dx = kernels.input_gradient(words, dy, gamma, of, groups=groups, centred=plan.centred, power=power)
         return dx, [None if of.xhat is None else dy * of.xhat, dy]
 
     def run(what: str, of_x: bool, these: list[int], *others: Any, **how: Any) -> Any:
