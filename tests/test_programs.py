@@ -95,7 +95,7 @@ def test_a_folder_that_cannot_be_written_to_is_done_without(tmp_path):
 
 
 def test_the_first_call_of_a_process_may_come_at_its_exit():
-    code = f"import atexit; atexit.register(lambda: exec({LARGE + 'print(abs(y).max())'!r}))"
+    code = f"import anynorm, atexit; atexit.register(lambda: exec({LARGE + 'print(abs(y).max())'!r}))"
     run = in_a_process(code)
     assert (run.returncode, run.stdout, run.stderr) == (0, "0.0\n", "")
 
