@@ -6,7 +6,8 @@ from functools import partial
 from typing import Any, TypeVar
 
 from anynorm import calls, executors, kernels
-from anynorm.arrays import library_of, pytree
+from anynorm.arrays.pytree import pytree
+from anynorm.arrays.recognize import library_of
 from anynorm.calls import Call, views
 from anynorm.calls.layouts import NORMALIZE
 from anynorm.kernels import Array, Namespace, Stats

@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from anynorm.arrays import FILED, Bits
+from anynorm.arrays.convert import FILED, Bits
 
 StrPath = str | os.PathLike[str]
 

@@ -7,8 +7,10 @@ from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 from anynorm import batches, executors, norms
-from anynorm.arrays import check_bool, check_device, check_known_sizes, compute_dtype, one_library, pytree
+from anynorm.arrays.checks import check_bool, check_device, check_known_sizes, compute_dtype
 from anynorm.arrays.library import Library
+from anynorm.arrays.pytree import pytree
+from anynorm.arrays.recognize import one_library
 from anynorm.calls import Call, Fit, Norm, Plan, Wanted, layouts, prepare
 from anynorm.kernels import Array, Standardized, Stats
 from anynorm.kernels.weighting import Weights
@@ -141,7 +143,7 @@ class Pullback:
     def __call__(self, dy: Array, /) -> tuple[Array | None, ...]:
         """The gradients of sum(y * dy)."""
         library, kept = self.plan.library, self._kept
-        same = library.kind is None and type(dy) is type(kept) and dy.dtype == self.dtype
+        same = library.one_device and type(dy) is type(kept) and dy.dtype == self.dtype
         if not same or dy.shape != self.plan.layout.shape:
             self._check(dy)
         before, now = self.version, None if self.version is None else _version(library, self.x)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import anynorm
-from anynorm.arrays import library_of
+from anynorm.arrays.recognize import library_of
 from anynorm.executors.programs import compiled
 from anynorm.kernels import Array, Namespace
 from anynorm.settings import current

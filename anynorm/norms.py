@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, Literal, TypeVar, overload
 
 from anynorm import executors
-from anynorm.arrays import check_bool
+from anynorm.arrays.checks import check_bool
 from anynorm.batches import Axis, Moments, moments_of, of
 from anynorm.calls import Call, prepare
 from anynorm.calls.layouts import BATCH, GROUP, INSTANCE, LAYER, NORMALIZE, RMS, WEIGHT

@@ -5,7 +5,7 @@ from contextlib import ContextDecorator
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
-from anynorm.arrays import check_int
+from anynorm.arrays.checks import check_int
 from anynorm.keywords import checks_names
 
 ENGINES = ("auto", "numba", "arrays")

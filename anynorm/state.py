@@ -7,18 +7,11 @@ from functools import partial
 from typing import Any, TypeVar
 
 from anynorm import calls, executors, values
-from anynorm.arrays import (
-    as_ints,
-    check_int,
-    check_real,
-    compute_dtype,
-    counts,
-    flush_pytrees,
-    library_of,
-    pytree,
-    zeros,
-)
+from anynorm.arrays import counts
+from anynorm.arrays.checks import as_ints, check_int, check_real, compute_dtype
 from anynorm.arrays.counts import is_number
+from anynorm.arrays.pytree import flush_pytrees, pytree
+from anynorm.arrays.recognize import library_of
 from anynorm.batches import Axis, Moments
 from anynorm.calls import views
 from anynorm.calls.layouts import DIRECTION, WEIGHT
@@ -126,7 +119,7 @@ class RunningStats(Statistics[ArrayT]):
             raise ValueError(f"num_channels must be at least 0, got {channels}")
         library = library_of("like", like)
         dtype = compute_dtype(library, "like", like)
-        mean = zeros(channels, like, dtype)
+        mean = library.zeros(channels, like, dtype)
         return cls(mean, library.xp.ones_like(mean), 0, momentum=momentum, correction=correction)
 
     def update(self, moments: Moments[ArrayT]) -> "RunningStats[ArrayT]":

@@ -4,24 +4,13 @@ from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any, Self, TypeVar
 
-from anynorm.arrays import (
-    Bits,
-    check_count,
-    check_device,
-    check_variance,
-    compute_dtype,
-    counts,
-    flush_pytrees,
-    from_bits,
-    library_beside,
-    library_of,
-    moved,
-    one_library,
-    same_shape,
-    split_bits,
-)
+from anynorm.arrays import counts
+from anynorm.arrays.checks import check_count, check_device, check_variance, compute_dtype, same_shape
+from anynorm.arrays.convert import Bits, from_bits, moved, split_bits
 from anynorm.arrays.counts import Counted, is_number
 from anynorm.arrays.library import Library
+from anynorm.arrays.pytree import flush_pytrees
+from anynorm.arrays.recognize import library_beside, library_of, one_library
 from anynorm.kernels import Array, Namespace, Stats, merge, recast
 from anynorm.values import Value
 
@@ -110,7 +99,7 @@ class Statistics(Value[ArrayT]):
             return super()._moved(like)
         there, (count, rest) = library_beside(like), self._counted
         parts = {name: moved(name, x, like) for name, x in self._arrays().items() if name not in _COUNTED}
-        if rest is None and not there.float64(like):
+        if rest is None and not there.has_float64(like):
             count, rest = counts.pair(library_of("count", count).xp, count)
         count, rest = (None if each is None else moved("count", each, like) for each in (count, rest))
         return parts | dict(zip(_COUNTED, counts.kept(there, count, rest), strict=True))
@@ -122,7 +111,7 @@ class Statistics(Value[ArrayT]):
             return super()._loaded(bits, like)
         count, rest = bits.pop("count"), bits.pop("_count_rest", None)
         parts = super()._loaded(bits, like)
-        if rest is None and not there.float64(like):
+        if rest is None and not there.has_float64(like):
             count, rest = split_bits(count)
         found = (None if each is None else from_bits(each, like) for each in (count, rest))
         return parts | dict(zip(_COUNTED, counts.kept(there, *found), strict=True))

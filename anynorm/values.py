@@ -6,7 +6,9 @@ from dataclasses import fields
 from typing import Any, Generic, Self, TypeVar
 
 from anynorm import files
-from anynorm.arrays import Bits, compute_dtype, from_bits, library_of, moved, to_bits
+from anynorm.arrays.checks import compute_dtype
+from anynorm.arrays.convert import Bits, from_bits, moved, to_bits
+from anynorm.arrays.recognize import library_of
 from anynorm.files import Record
 from anynorm.keywords import checks_names
 

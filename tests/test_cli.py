@@ -18,7 +18,7 @@ from oracles import only_if
 
 import anynorm
 from anynorm import cli
-from anynorm.arrays import library_of
+from anynorm.arrays.recognize import library_of
 from anynorm.demo import claims, digits, layers, plot
 from anynorm.demo.backends import open_backend
 from anynorm.demo.network import METHODS, STAGES, forward, initial_layers, initial_running

@@ -1,7 +1,5 @@
 """The programs of a GPU, on the processor: what is read off the kernels computes what they do."""
 
-from contextlib import nullcontext
-
 import ml_dtypes
 import numpy as np
 import pytest
@@ -10,20 +8,28 @@ from oracles import CASES, derived, standardized, standardized_gradient
 
 import anynorm
 from anynorm.arrays import recognize
-from anynorm.arrays.library import Programs
+from anynorm.arrays.numpy import NumpyLibrary
 from anynorm.calls import plan as plans
 from anynorm.executors.programs import cuda, cuda_run
 
 pytestmark = pytest.mark.cells("numpy")
 
 
+class Gpu(NumpyLibrary):
+    """NumPy as a library that runs programs."""
+
+    programs = "cuda"
+    blas_sums = False
+
+    on_host = writable_in_blocks = staticmethod(lambda *arrays: False)
+    aligned = staticmethod(lambda x: x.ctypes.data % 16 == 0)
+    launch = staticmethod(launch)
+
+
 @pytest.fixture(autouse=True, params=["one program", "a program for each loop"])
 def programs(request, monkeypatch):
-    """NumPy as a library that runs programs; those that were written."""
-    numpy = recognize.library_of("x", np.zeros(1))
-    programs = Programs(launch, aligned=lambda x: x.ctypes.data % 16 == 0, on=lambda x: nullcontext())
-    gpu = numpy._replace(programs=programs, readable=lambda x: False, plain=lambda *arrays: False, products=False)
-    monkeypatch.setitem(recognize._libraries, np.ndarray, gpu)
+    """The programs that were written."""
+    monkeypatch.setitem(recognize._libraries, np.ndarray, Gpu("numpy", recognize.library_of("x", np.zeros(1)).xp))
     for cache in (plans._plans, cuda_run._known, cuda_run._programs):
         for key in list(cache):
             monkeypatch.delitem(cache, key)

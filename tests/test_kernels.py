@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from anynorm.arrays import library_of
+from anynorm.arrays.recognize import library_of
 from anynorm.kernels import Sums, reductions
 
 LENGTHS = [1, 2, 5, 64, 97, 128, 129, 1009, 1024, 6272]

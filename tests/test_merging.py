@@ -15,7 +15,7 @@ from hypothesis.extra.numpy import arrays
 from oracles import only_if
 
 import anynorm
-from anynorm.arrays import library_of
+from anynorm.arrays.recognize import library_of
 
 numbers = st.floats(-100, 100, width=32)
 

@@ -316,6 +316,6 @@ def test_an_array_at_an_odd_address_is_left_to_array_operations(monkeypatch):
 
 
 def test_the_address_is_where_numpy_says_that_it_is():
-    library = anynorm.arrays.library_of("x", np.zeros(1))
+    library = anynorm.arrays.recognize.library_of("x", np.zeros(1))
     for x in (np.zeros(3), np.zeros((4, 5), np.float32)[1:, 2], np.arange(6.0).reshape(2, 3).T[::-1]):
         assert ctypes.c_size_t.from_address(library.address(x) + library.offset).value == x.ctypes.data

@@ -15,10 +15,10 @@ from oracles import CASES, Case, by_arrays, measured, only_if, peak, standardize
 
 import anynorm
 from anynorm import calls
-from anynorm.arrays import library_of, memory_order
-from anynorm.arrays.blocks import blocks
+from anynorm.arrays.recognize import library_of
 from anynorm.calls import layouts
 from anynorm.calls import plan as plans
+from anynorm.calls.blocks import blocks
 from anynorm.executors.blocks import normalizing, parts
 
 
@@ -402,7 +402,7 @@ def test_channels_last_stay_last_in_memory(backend, block_bytes):
             if norm is anynorm.batch_norm:
                 backend.check(norm(x, moments=moments), backend.numpy(y))
             for each in found:
-                assert memory_order(library_of("y", each), each) == (0, 2, 3, 1)
+                assert library_of("y", each).memory_order(each) == (0, 2, 3, 1)
 
 
 @pytest.mark.cells("numpy")

@@ -3,15 +3,52 @@
 import math
 import operator
 from contextlib import suppress
+from functools import cache
 from typing import Any
 
 import array_api_compat
 import numpy as np
 
 from anynorm.arrays.library import Library
-from anynorm.arrays.numbers import python_number
-from anynorm.arrays.recognize import check_plain, compute_dtype, known_library, one_library, plain_name
+from anynorm.arrays.recognize import known_library, one_library
 from anynorm.kernels import Array
+
+_compute_dtypes: dict[tuple[str, Any], Any] = {}
+
+
+def compute_dtype(library: Library, name: str, x: Array) -> Any:
+    """The dtype that the argument `name` is computed in; a TypeError if it is not real and floating, or not plain."""
+    library.check_supported(name, x)
+    if library.traced():  # by a compiler that may not know how to look another library's dtypes up
+        return _find_compute_dtype(library, name, x.dtype)
+    try:
+        return _compute_dtypes[library.name, x.dtype]
+    except KeyError:
+        return _compute_dtypes.setdefault((library.name, x.dtype), _find_compute_dtype(library, name, x.dtype))
+
+
+def _find_compute_dtype(library: Library, name: str, dtype: Any) -> Any:
+    plain = plain_name(dtype)  # as bfloat16 is foreign to NumPy and CuPy, and their isdtype raises on it
+    if plain in ("float16", "bfloat16"):
+        return library.xp.float32
+    try:
+        floating = library.xp.isdtype(dtype, "real floating")
+    except TypeError:
+        floating = False
+    if not floating or plain.partition("_")[0] in ("float4", "float6", "float8"):
+        cast = library.cast_to_float32.format(f"{name}.real" if "complex" in str(dtype) else name)
+        raise TypeError(f"{name} must have a real floating dtype, got {dtype}: write {cast} if that is what you mean")
+    return dtype
+
+
+def plain_name(dtype: Any) -> str:
+    """The name of a dtype, the same in every library."""
+    name = getattr(dtype, "name", getattr(dtype, "__name__", dtype))  # NumPy's str() of the other byte order has none
+    return str(name).rpartition(".")[2]
+
+
+name_of = cache(plain_name)
+"""The same, where no compiler follows."""
 
 
 def check_out(library: Library, name: str, x: Array, out: Array, others: list[Array]) -> None:
@@ -22,11 +59,11 @@ def check_out(library: Library, name: str, x: Array, out: Array, others: list[Ar
         raise TypeError(f"out must have the dtype of {name}, {x.dtype}, got {out.dtype}")
     if tuple(out.shape) != tuple(x.shape):
         raise ValueError(f"out must have the shape of {name}, {tuple(x.shape)}, got {tuple(out.shape)}")
-    check_plain(library, out=out)
+    library.check_supported("out", out)
     check_device(library, name, x, "out", out)
     if not library.writeable(out):
         raise ValueError(f"out must be writeable, got an array of {library.name} that is not")
-    if library.records is not None and library.records([x, out, *others]):
+    if library.records([x, out, *others]):
         raise ValueError("out must not be given while autograd records: leave it out, or call under torch.no_grad()")
 
 
@@ -54,15 +91,15 @@ def check_axes(name: str, axis: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
     axes = axis if isinstance(axis, tuple) else (axis,)
     if not axes:
         raise ValueError(f"{name} must name at least one axis, got ()")
-    found = []
-    for each in axes:
-        index = check_int(name, each, "an int or a tuple of ints")
+    indices = set()
+    for value in axes:
+        index = check_int(name, value, "an int or a tuple of ints")
         if not -len(shape) <= index < len(shape):
             raise ValueError(f"{name} must be in [-{len(shape)}, {len(shape)}) for shape {shape}, got {axis}")
-        found.append(index % len(shape))
-    if len(set(found)) < len(found):
+        indices.add(index % len(shape))
+    if len(indices) < len(axes):
         raise ValueError(f"{name} must name each axis once, got {axis} for shape {shape}")
-    return tuple(sorted(found))
+    return tuple(sorted(indices))
 
 
 def as_ints(axis: Any) -> Any:
@@ -103,6 +140,11 @@ def check_bool(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be True or False, got {type(value).__name__}")
 
 
+def python_number(value: Any) -> Any:
+    """A real scalar of NumPy, which another library would not take or which has a say in dtypes, as a Python number."""
+    return int(value) if isinstance(value, np.integer) else float(value) if isinstance(value, np.floating) else value
+
+
 def check_count(name: str, count: Any, mean: Array) -> Any:
     """Numbers of values: a Python number, or an array beside `mean`."""
     count = python_number(count)
@@ -114,22 +156,17 @@ def check_count(name: str, count: Any, mean: Array) -> Any:
     if not library.xp.isdtype(count.dtype, "integral"):
         compute_dtype(library, name, count)
     check_device(library, "mean", mean, name, count)
-    if library.readable(count):
-        with suppress(RuntimeError), library.quiet():  # torch.func.vmap and fake tensors: numbers that cannot be read
-            if not bool(library.xp.all(count >= 0)):
-                wrong = "less" if bool(library.xp.any(count < 0)) else "NaN"
-                raise ValueError(f"{name} must be at least 0 everywhere, got an array with {wrong}")
+    check_variance(library, name, count)
+    with suppress(RuntimeError), library.quiet():
+        if library.on_host(count) and not bool(library.xp.all(count >= 0)):
+            raise ValueError(f"{name} must be at least 0 everywhere, got an array with NaN")
     return count
 
 
 def check_variance(library: Library, name: str, var: Array) -> None:
     """A ValueError if a number in it is negative, where it can be read; NaN passes."""
-    with suppress(RuntimeError), library.quiet():  # as above
-        if library.name == "jax" and library.present(var):
-            negative = bool(np.any(np.asarray(var) < 0))  # an operation of JAX might be traced, as by jax.jit
-        else:
-            negative = library.readable(var) and bool(library.xp.any(var < 0))
-        if negative:
+    with suppress(RuntimeError), library.quiet():  # torch.func.vmap and fake tensors: numbers that cannot be read
+        if library.any_negative(var):
             raise ValueError(f"{name} must be at least 0 everywhere, got an array with less")
 
 
@@ -140,17 +177,16 @@ def check_weights_dtype(library: Library, weights: Array) -> None:
             return
     except TypeError:  # a dtype that is foreign to the library, as bfloat16 to NumPy
         pass
+    library.check_supported("weights", weights)
     try:
         compute_dtype(library, "weights", weights)
     except TypeError:
-        if library.oddity is not None and library.oddity(weights):
-            raise
         raise TypeError(f"weights must have a bool, integer or real floating dtype, got {weights.dtype}") from None
 
 
 def check_weights(library: Library, weights: Array, dtype: Any) -> None:
     """A ValueError if one of them is negative or not finite, or all are out of this dtype, where they can be read."""
-    if "bool" in str(weights.dtype) or not library.present(weights):
+    if "bool" in str(weights.dtype) or not library.concrete(weights):
         return
     xp = library.xp
     if str(weights.dtype).endswith("bfloat16"):

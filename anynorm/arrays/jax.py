@@ -1,55 +1,63 @@
-"""What JAX does its own way: tracers, devices, and no subnormal numbers."""
+"""What JAX does its own way: tracers, devices, compiled functions, and no subnormal numbers."""
 
 import sys
 from collections.abc import Callable, Hashable
 from typing import Any
 
+import numpy as np
+
 from anynorm.arrays.library import Library
-from anynorm.kernels import Array
-
-
-def jax_library(lazy: Library) -> Library:
-    """JAX, of what every library is like whose numbers cannot be read."""
-    return lazy._replace(
-        present=lambda *arrays: not any(isinstance(x, sys.modules["jax"].core.Tracer) for x in arrays),
-        constant=sys.modules["jax"].lax.stop_gradient,
-        device=_devices,
-        kind=_devices,
-        float64=lambda x: bool(sys.modules["jax"].config.jax_enable_x64),
-        subnormal=_subnormal,
-        writeable=lambda out: False,
-        jit=_jit,
-    )
-
+from anynorm.kernels import Array, Namespace
 
 MOST = 1024
 """So many functions are kept."""
 _compiled: dict[Hashable, Any] = {}
 
 
-def _jit(key: Hashable, function: Callable[..., Any], arrays: tuple[Any, ...]) -> Any:
-    """As one operation, unless somebody traces already: alone each would be compiled by itself, for every shape."""
-    jax = sys.modules["jax"]
-    if any(isinstance(x, jax.core.Tracer) for x in jax.tree_util.tree_leaves(arrays)):
-        return function(*arrays)
-    if key not in _compiled:
-        if len(_compiled) >= MOST:
-            _compiled.clear()
-        _compiled[key] = jax.jit(function)
-    return _compiled[key](*arrays)
+class JaxLibrary(Library, name="jax"):
+    """JAX. Outside of `jax.jit` a call is one compiled function."""
 
+    compiles = True
 
-def _devices(x: Array) -> frozenset[Any] | None:
-    traced = isinstance(x, sys.modules["jax"].core.Tracer)
-    return None if traced or not x.committed else frozenset(x.devices())
+    def __init__(self, name: str, xp: Namespace) -> None:
+        super().__init__(name, xp)
+        self.jax = sys.modules["jax"]
 
+    def device(self, x: Array) -> frozenset[Any] | None:
+        return frozenset(x.devices()) if self.concrete(x) and x.committed else None
 
-def _subnormal(x: Array, power: float) -> Array:
-    """Read from the bits: XLA takes a subnormal number for 0 in every operation on a CPU."""
-    lax, jnp = sys.modules["jax"].lax, sys.modules["jax"].numpy
-    x, info = lax.stop_gradient(x), jnp.finfo(x.dtype)
-    bits = lax.bitcast_convert_type(x, jnp.int32 if info.bits == 32 else jnp.int64)
-    magnitude = bits & jnp.iinfo(bits.dtype).max
-    value = magnitude.astype(x.dtype) * (2.0 ** (info.minexp - info.nmant) * power)
-    flushed = (magnitude < 2**info.nmant) & (x * power == 0)
-    return jnp.where(flushed, jnp.where(bits < 0, -value, value), 0)
+    def device_for_new(self, like: Array) -> Any:
+        devices = self.device(like)  # those that the array is spread over
+        return min(devices, key=str) if devices is not None and len(devices) == 1 else None
+
+    def has_float64(self, x: Array) -> bool:
+        return bool(self.jax.config.jax_enable_x64)
+
+    def concrete(self, *arrays: Array) -> bool:
+        return not any(isinstance(x, self.jax.core.Tracer) for x in arrays)
+
+    def any_negative(self, x: Array) -> bool:
+        return self.concrete(x) and bool(np.any(np.asarray(x) < 0))  # an operation of JAX might be traced, by jax.jit
+
+    def constant(self, x: Array) -> Array:
+        return self.jax.lax.stop_gradient(x)
+
+    def subnormal(self, x: Array, power: float) -> Array:
+        """Read from the bits: XLA takes a subnormal number for 0 in every operation on a CPU."""
+        lax, jnp = self.jax.lax, self.jax.numpy
+        x, info = lax.stop_gradient(x), jnp.finfo(x.dtype)
+        bits = lax.bitcast_convert_type(x, jnp.int32 if info.bits == 32 else jnp.int64)
+        magnitude = bits & jnp.iinfo(bits.dtype).max
+        value = magnitude.astype(x.dtype) * (2.0 ** (info.minexp - info.nmant) * power)
+        flushed = (magnitude < 2**info.nmant) & (x * power == 0)
+        return jnp.where(flushed, jnp.where(bits < 0, -value, value), 0)
+
+    def compiled(self, key: Hashable, function: Callable[..., Any], *arrays: Any) -> Any:
+        """As one operation, unless somebody traces already: alone each would be compiled by itself, for every shape."""
+        if not self.concrete(*self.jax.tree_util.tree_leaves(arrays)):
+            return function(*arrays)
+        if key not in _compiled:
+            if len(_compiled) >= MOST:
+                _compiled.clear()
+            _compiled[key] = self.jax.jit(function)
+        return _compiled[key](*arrays)

@@ -1,143 +1,331 @@
-"""What the rest of the house knows of an array library, whichever it is."""
+"""What the package asks of an array library, and how a library is added.
 
+An array whose `__array_namespace__` is the array API is computed as it is: by `Library` itself, which takes it for one
+that may be traced, lazy or on a GPU, so that no number is read out of it and no result is written part by part.
+A library that does something its own way is a subclass, in a module that `anynorm.arrays` imports, by the name that its
+namespace begins with::
+
+    class MlxLibrary(Library, name="mlx"):
+        def device(self, x):
+            return None  # its arrays have none
+
+        def has_float64(self, x):
+            return False
+
+Where arrays have no `__array_namespace__`, two lines in `recognize` find their namespace, as PyTorch's. A library whose
+arrays all lie in the processor's memory says `in_memory = True`, and large arrays are computed block by block.
+"""
+
+import importlib
 from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, Literal
 
+import array_api_compat
 import numpy as np
 
 from anynorm.kernels import PURE, Array, Namespace, Ops
 
 BLOCK = 256
 """The longest run that a library is trusted to add in one go, if it is not known to do better."""
-WRITTEN_OUT = 2**18
-"""So many numbers at most are written out along the rows of an array, to be read by one operation."""
+PIECE = 2**16
+"""So many numbers are looked at in one go."""
+
+Shape = tuple[int, ...]
+AllReduce = Callable[[Array], Any]
 
 
-class Programs(NamedTuple):
-    """How a library runs programs of ours on a GPU."""
+class Library:
+    """An array library: its namespace, and what libraries do in different ways, here as it is right for any of them.
 
-    launch: Callable[[str, tuple[int, int], int, list[Array], tuple[int, int, float], bool], None]
-    """Run the text of one: over a grid of blocks, of so many threads, with arrays and with the number and the length of
-    the groups, long or not, and what a sum is divided by."""
-    aligned: Callable[[Array], bool]
-    """Whether an array starts at a multiple of 16 bytes."""
-    on: Callable[[Array], AbstractContextManager[Any]]
-    """Where programs run on the device of an array, and memory is that device's."""
+    There is one object for each library, which is pickled by name.
+    """
 
-
-class Library(NamedTuple):
-    """What the rest of the house needs to know of an array library."""
-
-    name: str
-    xp: Namespace
-    readable: Callable[[Array], bool]
-    """Whether a number can be read out of the array now, at no cost: it is neither traced, nor lazy, nor on a GPU."""
-    constant: Callable[[Array], Array]
-    """The array as a constant, to which no gradient flows."""
-    most: Callable[[Array], float]
-    """The largest number of a readable array."""
-    least: Callable[[Array], float]
-    block: int | None
-    """The longest run of numbers that this library is trusted to add in one go; None where it blocks its own sums."""
-    plain_block: int | None
-    """The same, of arrays that are `plain`: what a compiler would make of a sum is no matter there."""
-    device: Callable[[Array], Any]
-    """The device, or None where there is but one or the library itself is the better judge."""
-    quiet: Callable[[], AbstractContextManager[Any]]
-    """Silences the library's warnings of overflow and invalid values, which the results show."""
-    kind: Callable[[Array], Any] | None = None
-    """All in which its arrays may differ beside their type, dtype and shape: device and oddity; None for nothing."""
-    oddity: Callable[[Array], str] | None = None
-    """What keeps an array of this library from being a plain one: "" for a plain one."""
-    subnormal: Callable[[Array, float], Array] | None = None
-    """The subnormal numbers of an array times a power of two, and 0 elsewhere, if the library flushes them to 0."""
-    traced: Callable[[], bool] = lambda: False
-    """Whether a compiler follows what happens now, to whom a shape may be more than numbers."""
-    contiguous: Callable[[Array], bool] = lambda x: False
-    """Whether neighbouring axes of the array are one in memory too."""
-    strides: Callable[[Array], tuple[int, ...]] = lambda x: (0,) * x.ndim
-    """How far apart in memory neighbours along each axis lie, in a unit of its own; 0 where it cannot be told."""
-    straight: Callable[[Array], bool] = lambda x: True
-    """Whether numbers follow each other along the last axis as the library adds them best; they do in any copy."""
-    threaded: bool = False
-    """Whether several of its own threads share an operation on an array that is not on a GPU."""
-    products: bool = False
+    in_memory = False
+    """Whether all its arrays are there, in the memory of the processor, to be read and written to at any time."""
+    block: int | None = BLOCK
+    """The longest run of numbers that the library is trusted to add in one go; None where it blocks its own sums."""
+    eager_block: int | None = BLOCK
+    """The same of arrays that are `writable_in_blocks`: what a compiler would make of a sum is no matter there."""
+    blas_sums = False
     """Whether it adds fastest by multiplying with ones."""
     norm: Callable[[Array], Array] | None = None
     """The norm along the last axis, where it adds squares fastest as those of the norms of short runs."""
-    version: Callable[[Array], int | None] = lambda x: None
-    """How often the array has been written to, where the library counts that."""
-    writeable: Callable[[Array], bool] = lambda x: False
-    """Whether the array may be written to."""
-    present: Callable[..., bool] = lambda *arrays: True
-    """Whether the numbers of these arrays are there, neither traced nor lazy, and nothing records what they become."""
-    plain: Callable[..., bool] = lambda *arrays: False
-    """Whether a result of these arrays may be written part by part: they are present, and not on a GPU."""
-    records: Callable[[list[Array]], bool] | None = None
-    """Whether autograd, and nothing else, records what becomes of these arrays; None where there is none."""
-    overlap: Callable[[Array, Array], bool] = lambda x, out: True
-    """Whether two arrays may have memory in common."""
-    same: Callable[[Array, Array], bool] = lambda x, out: False
-    """Whether two arrays of one shape are one in memory."""
-    number: Callable[[float, Any, Array], Array | None] = lambda value, dtype, like: None
-    """A number as an array without axes, to be kept, where it computes faster with that: beside `plain` arrays."""
-    arithmetic: Ops = PURE
-    """Arithmetic whose results are new."""
-    into: Callable[[Array], Ops] = lambda place: PURE
-    """Arithmetic whose results are all written to one place."""
-    casts: bool = True
-    """Whether assignment to a part of an array casts what is assigned."""
-    chunked: bool = False
+    threaded = False
+    """Whether several of its own threads share an operation on an array that is not on a GPU."""
+    chunked = False
     """Whether its arrays are lazy and in chunks, which are arrays of another library."""
-    busy: Callable[[], AbstractContextManager[Any]] = nullcontext
-    """As `quiet`, where block after block is worked on."""
-    summing: Callable[[Callable[[Array], Any]], Callable[[Array], Any]] = lambda all_reduce: all_reduce
-    """The function that sums over replicas, with its derivative: the same of the cotangents."""
-    shared: Callable[[Array, Callable[[Array], Any]], Any] = lambda x, all_reduce: x
-    """The array as one that all replicas have, to which the cotangents of all of them flow, where autograd records."""
-    programs: Programs | None = None
-    """How it runs programs, if it does."""
-    address: Callable[[Array], int] | None = None
-    """Where the numbers of an array begin in the memory of the processor, if programs may read it there; or, if there
-    is an `offset`, an address so many bytes before that one is written."""
-    offset: int = 0
-    aligned: Callable[[Array], bool] = lambda x: False
-    """Whether they begin at a multiple of their size."""
-    in_place: Callable[[Array], bool] = lambda x: False
-    """Whether such programs can read the numbers where they lie: aligned, and in the byte order of the processor."""
-    host: Callable[[Array], Any] = np.asarray
-    """The array in NumPy, where bfloat16 may be any dtype of two bytes."""
-    new: Callable[[tuple[int, ...], Any], Array] | None = None
-    """New memory of a shape and a dtype in that of the processor, where the library has a faster or a better way to it
-    than its own `empty`."""
-    nothing: Callable[[tuple[int, ...], Any], Array] | None = None
-    """The same, of zeros."""
-    float64: Callable[[Array], bool] = lambda x: True
-    """Whether there may be arrays of float64 beside an array."""
-    lazily: Callable[[Callable[..., tuple[Array, ...]], tuple[Array, ...]], tuple[Array, ...]] | None = None
-    """How arrays that are not computed yet go through a function of a namespace and of arrays."""
+    one_device = False
+    """Whether type, dtype and shape are all in which its arrays may differ: `device_key` is None."""
+    autograd = False
+    """Whether there is an autograd that `records`."""
+    compiles = False
+    """Whether `compiled` makes one function of many operations."""
+    programs: Literal["", "cpu", "cuda"] = ""
+    """Where programs made of the kernels run on its arrays: by `address` and `host_empty`, or by `launch`."""
+    strides_in_bytes = True
+    """Whether its strides count bytes, and not numbers."""
+    offset = 0
+    """How many bytes after the `address` of an array that of its numbers is written."""
+    cast_to_float32 = "{}.astype('float32')"
+    """How one writes that."""
+    ops: Ops = PURE
+    """Arithmetic whose results are new."""
 
-    jit: Callable[[Hashable, Callable[..., Any], tuple[Any, ...]], Any] | None = None
-    """The results of a function of arrays, which the key tells from others: compiled as one, where the library would
-    else compile each operation."""
+    _classes: ClassVar[dict[str, type["Library"]]] = {}
+    _made: ClassVar[dict[str, "Library"]] = {}
 
-    def compiled(self, key: Hashable, function: Callable[..., Any], *arrays: Any) -> Any:
-        """`function(*arrays)`, by `jit` if there is one."""
-        return function(*arrays) if self.jit is None else self.jit(key, function, arrays)
+    def __init_subclass__(cls, *, name: str = "") -> None:
+        if name:
+            Library._classes[name] = cls
+
+    def __init__(self, name: str, xp: Namespace) -> None:
+        self.name, self.xp = name, xp
+
+    @staticmethod
+    def of_namespace(xp: Namespace) -> "Library":
+        """The library of a namespace."""
+        name = xp.__name__.removeprefix("array_api_compat.").partition(".")[0]
+        if name not in Library._made:
+            Library._made.setdefault(name, Library._classes.get(name, Library)(name, xp))
+        return Library._made[name]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _of_name, (self.xp.__name__,)
+
+    # what an array is
+
+    def check_supported(self, name: str, x: Array) -> None:
+        """A TypeError if the argument `name` is of a kind that is not computed with."""
+
+    def device(self, x: Array) -> Any:
+        """The device, or None where there is but one or the library itself is the better judge."""
+        return array_api_compat.device(x)
+
+    def device_for_new(self, like: Array) -> Any:
+        """The device on which an array beside `like` is made; None leaves it to the library."""
+        return self.device(like)
+
+    def device_key(self, x: Array) -> Any:
+        """All in which an array may differ from others of its type, dtype and shape."""
+        return self.device(x)
+
+    def has_float64(self, x: Array) -> bool:
+        """Whether there may be arrays of float64 beside an array."""
+        try:
+            info = self.xp.__array_namespace_info__()
+            return "float64" in info.dtypes(device=array_api_compat.device(x), kind="real floating")
+        except Exception:  # a library before that part of the standard
+            return hasattr(self.xp, "float64")
+
+    def traced(self) -> bool:
+        """Whether a compiler follows what happens now, to whom a shape may be more than numbers."""
+        return False
+
+    def on_host(self, x: Array) -> bool:
+        """Whether a number can be read out of the array now, at no cost: it is not traced, lazy or on a GPU."""
+        return self.in_memory
+
+    def concrete(self, *arrays: Array) -> bool:
+        """Whether the numbers of these arrays are there, not traced or lazy, and nothing records what they become."""
+        return True
+
+    def writable_in_blocks(self, *arrays: Array) -> bool:
+        """Whether a result of these arrays may be written part by part: they are concrete, and on the host."""
+        return self.in_memory
+
+    def records(self, arrays: list[Array]) -> bool:
+        """Whether autograd, and nothing else, records what becomes of these arrays."""
+        return False
+
+    def version(self, x: Array) -> int | None:
+        """How often the array has been written to, where the library counts that."""
+        return None
+
+    # its numbers
+
+    def constant(self, x: Array) -> Array:
+        """The array as a constant, to which no gradient flows."""
+        return x
+
+    def max(self, x: Array) -> float:
+        """The largest number of an array that is on the host."""
+        return float(self.xp.max(self.constant(x)))
+
+    def min(self, x: Array) -> float:
+        """The smallest."""
+        return float(self.xp.min(self.constant(x)))
+
+    def extent(self, x: Array) -> tuple[float, float]:
+        """The smallest magnitude but for 0, and the largest, of an array on the host; it takes little memory."""
+        least, most = np.inf, 0.0
+        for part in np.nditer(self.to_numpy(x), ("external_loop", "buffered"), buffersize=PIECE):
+            sizes = np.abs(part)
+            most = np.maximum(most, sizes.max())  # NaN, if there is one
+            least = np.min(sizes, where=sizes > 0, initial=least)
+        return float(min(least, most)), float(most)
+
+    def any_negative(self, x: Array) -> bool:
+        """Whether a number in it is less than 0, where that can be read."""
+        return self.on_host(x) and bool(self.xp.any(x < 0))
+
+    def to_numpy(self, x: Array) -> Any:
+        """The array in NumPy, where bfloat16 may be any dtype of two bytes."""
+        return np.asarray(x)
+
+    def from_numpy(self, values: Any, like: Array, *, bfloat16: bool = False) -> Array:
+        """A NumPy array beside `like`; bfloat16 comes as bits, in uint16. Integers may become float64."""
+        device, values = self.device_for_new(like), values.view(_bfloat16()) if bfloat16 else values
+        made = self.xp.asarray(values, device=device)
+        if values.dtype.kind in "iu" and np.any(values > self.xp.iinfo(made.dtype).max):  # JAX made int32 of int64
+            return self.xp.asarray(values.astype(np.float64), device=device)
+        return made
+
+    def subnormal(self, x: Array, power: float) -> Array | None:
+        """The subnormal numbers of an array times a power of two, and 0 elsewhere, if the library flushes them to 0."""
+        return None
+
+    def number(self, value: float, dtype: Any, like: Array) -> Array | None:
+        """A number as an array without axes, to be kept, where `writable_in_blocks` arrays are faster with that."""
+        return None
+
+    # its memory
+
+    def contiguous(self, x: Array) -> bool:
+        """Whether neighbouring axes of the array are one in memory too."""
+        return False
+
+    def strides(self, x: Array) -> Shape:
+        """How far apart in memory neighbours along each axis lie; 0 where it cannot be told."""
+        return (0,) * len(x.shape)
+
+    def memory_order(self, x: Array) -> Shape | None:
+        """The axes as they follow each other in memory, () for their own order; None if they do not."""
+        if self.contiguous(x):
+            return ()
+        steps = self.strides(x)
+        axes = tuple(range(len(steps)))
+        order = tuple(sorted(axes, key=lambda axis: -steps[axis]))
+        return order if order != axes and self.contiguous(self.xp.permute_dims(x, order)) else None
+
+    def in_rows(self, x: Array) -> bool:
+        """Whether no numbers are nearer in memory than neighbours along the last axis."""
+        steps = [abs(step) for step, n in zip(self.strides(x), x.shape, strict=True) if step and n != 1]
+        return not steps or steps[-1] == min(steps)
+
+    def overlap(self, x: Array, out: Array) -> bool:
+        """Whether two arrays may have memory in common."""
+        return True
+
+    def same_memory(self, x: Array, out: Array) -> bool:
+        """Whether two arrays of one shape are one in memory."""
+        return False
+
+    def writeable(self, x: Array) -> bool:
+        """Whether the array may be written to."""
+        return bool(array_api_compat.is_writeable_array(x))
+
+    def adds(self, x: Array, dtype: Any) -> bool:
+        """Whether the array can be added up along its rows as it is, in this dtype."""
+        return bool(x.dtype == dtype)
+
+    def cast(self, x: Array, dtype: Any) -> Array:
+        """The array, or a copy, that `adds` in this dtype."""
+        return x if self.adds(x, dtype) else self.xp.astype(x, dtype)
+
+    def assign(self, place: Array, values: Array) -> None:
+        """Write values to a place, in its dtype."""
+        place[...] = values
+
+    def empty(self, shape: Shape, like: Array, dtype: Any) -> Array:
+        """An array to be written to, beside `like`."""
+        return self.xp.empty(shape, dtype=dtype, device=self.device_for_new(like))
+
+    def zeros(self, shape: int | Shape, like: Array, dtype: Any) -> Array:
+        """Zeros, beside `like`."""
+        return self.xp.zeros(shape, dtype=dtype, device=self.device_for_new(like))
+
+    # its operations
+
+    def into(self, place: Array) -> Ops:
+        """Arithmetic whose results are all written to one place."""
+        return PURE
+
+    def quiet(self) -> AbstractContextManager[Any]:
+        """Silences the library's warnings of overflow and invalid values, which the results show."""
+        return np.errstate(all="ignore")
+
+    def block_by_block(self) -> AbstractContextManager[Any]:
+        """As `quiet`, where block after block is worked on."""
+        return self.quiet()
 
     def quietly(self, function: Callable[..., tuple[Array, ...]], *arrays: Array) -> tuple[Array, ...]:
         """`function(xp, *arrays)`, element by element, without warnings: also where it is computed later."""
-        if self.lazily is not None:
-            return self.lazily(function, arrays)
         with self.quiet():
             return function(self.xp, *arrays)
 
     def astype(self, x: Array, dtype: Any) -> Array:
         """The array in another dtype, without warnings."""
-        return x if x.dtype == dtype else self.quietly(partial(_cast, dtype), x)[0]
+        return x if x.dtype == dtype else self.quietly(partial(_astype, dtype), x)[0]
+
+    def compiled(self, key: Hashable, function: Callable[..., Any], *arrays: Any) -> Any:
+        """`function(*arrays)`; compiled as one where the library `compiles`, by a key that tells it from others."""
+        return function(*arrays)
+
+    def summing(self, all_reduce: AllReduce) -> AllReduce:
+        """The function that sums over replicas, with its derivative: the same of the cotangents."""
+        return all_reduce
+
+    def shared(self, x: Array, all_reduce: AllReduce) -> Array:
+        """The array as one that all replicas have, to which the cotangents of all of them flow."""
+        return x
+
+    # programs, in its memory or on its GPU
+
+    def aligned(self, x: Array) -> bool:
+        """Whether the numbers begin where programs read them: at a multiple of their size, on a GPU of 16 bytes."""
+        return False
+
+    def in_place(self, x: Array) -> bool:
+        """Whether programs can read the numbers as they are stored: in the processor's byte order, say."""
+        return False
+
+    def address(self, x: Array) -> int:
+        """Where the numbers of an array begin in the memory of the processor; or see `offset`."""
+        raise NotImplementedError
+
+    def host_empty(self, shape: Shape, dtype: Any) -> Array:
+        """New memory of the processor."""
+        return self.xp.empty(shape, dtype=dtype)
+
+    def host_zeros(self, shape: Shape, dtype: Any) -> Array:
+        """The same, of zeros."""
+        return self.xp.zeros(shape, dtype=dtype)
+
+    def launch(self, text: str, grid: Any, threads: int, arrays: list[Array], sizes: Any, large: bool) -> None:
+        """Run the text of a program over a grid of blocks of threads.
+
+        It takes the arrays, the number and the length of the groups, large or not, and what a sum is divided by.
+        """
+        raise NotImplementedError
+
+    def on_device(self, x: Array) -> AbstractContextManager[Any]:
+        """Where programs run on the device of an array, and memory is that device's."""
+        return nullcontext()
 
 
-def _cast(dtype: Any, xp: Namespace, x: Array) -> tuple[Array]:
+def _of_name(namespace: str) -> Library:
+    return Library.of_namespace(importlib.import_module(namespace))
+
+
+def _astype(dtype: Any, xp: Namespace, x: Array) -> tuple[Array]:
     return (xp.astype(x, dtype),)
+
+
+def _bfloat16() -> Any:
+    try:
+        from ml_dtypes import bfloat16
+    except ImportError as error:
+        raise ImportError("arrays of bfloat16 outside PyTorch need ml_dtypes: pip install ml_dtypes") from error
+    return bfloat16

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any, TypeVar
 
-from anynorm.arrays.numbers import split_number
+from anynorm.arrays.counts import split_number
 
 T = TypeVar("T")
 
@@ -32,8 +32,8 @@ def pytree(*leaves: str) -> Callable[[type[T]], type[T]]:
             parts = dict(zip((*leaves, *static), (*children, *options), strict=True))
             if isinstance(count := parts.get("count"), float):
                 halves = [count, parts["_count_rest"] or 0.0]
-                whole = all(half.is_integer() for half in halves)
-                parts["count"], parts["_count_rest"] = sum(map(int, halves)) if whole else sum(halves), None
+                integral = all(half.is_integer() for half in halves)
+                parts["count"], parts["_count_rest"] = sum(map(int, halves)) if integral else sum(halves), None
             for name, part in parts.items():
                 object.__setattr__(value, name, part)
             return value

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
-from anynorm.arrays.blocks import Block
+from anynorm.calls.blocks import Block
 from anynorm.calls.plan import Plan
 from anynorm.kernels import Array, Stats
 from anynorm.kernels.replicas import Join, joining
@@ -50,10 +50,10 @@ class Wanted(NamedTuple):
 
 
 def compiled(call: Call, what: Hashable, work: Callable[..., Any], *others: Any) -> Any:
-    """`work(call, *others)`, by the library's `jit` if there is one; `what` says all of it that is not in the plan."""
+    """`work(call, *others)`, as one function where the library compiles; `what` says all that is not in the plan."""
     plan = call.plan
     with plan.library.quiet():
-        if plan.library.jit is None or call.all_reduce is not None:  # that is the caller's function
+        if not plan.library.compiles or call.all_reduce is not None:  # that is the caller's function
             return work(call, *others)
 
         def of_arrays(x: Array, gamma: Array, beta: Array, stats: Any, weights: Any, *others: Any) -> Any:

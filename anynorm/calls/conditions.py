@@ -3,7 +3,6 @@
 import math
 
 from anynorm import kernels
-from anynorm.arrays import extent
 from anynorm.calls.plan import Plan
 from anynorm.kernels import Array, Scale, Stats
 
@@ -27,15 +26,15 @@ def significant(plan: Plan, mean: Array | None, var: Array) -> Array | None:
 def within_spread(plan: Plan, mean: Array, var: Array) -> bool:
     """Whether a mean is nowhere larger than the spread; one whose square may underflow is taken for none."""
     library, least = plan.library, plan.limits.eps
-    if not library.most(mean * mean - var) <= 0:  # a NaN is not within it
+    if not library.max(mean * mean - var) <= 0:  # a NaN is not within it
         return False
-    return library.least(var) >= least or bool(library.xp.all((mean == 0) | (var >= least)))
+    return library.min(var) >= least or bool(library.xp.all((mean == 0) | (var >= least)))
 
 
 def in_range(plan: Plan, var: Array) -> bool:
     """Whether no square overflowed, and none that matters underflowed."""
     try:
-        return plan.library.most(var) < math.inf and (not plan.tiny or plan.library.least(var) >= plan.limits.eps)
+        return plan.library.max(var) < math.inf and (not plan.tiny or plan.library.min(var) >= plan.limits.eps)
     except RuntimeError:  # torch.func.vmap and fake tensors: a number that cannot be read
         return False
 
@@ -58,7 +57,7 @@ def extent_of(plan: Plan, gamma: Array | None) -> tuple[float, float] | None:
     """The magnitudes, but for 0, that a gamma lies between, where that matters to `folds`."""
     if gamma is None or not plan.folds:
         return None
-    return extent(plan.library, gamma)
+    return plan.library.extent(gamma)
 
 
 def folds(plan: Plan, rstd: Array, extent: tuple[float, float] | None) -> bool:
@@ -71,5 +70,5 @@ def exact_product(plan: Plan, rstd: Array, extent: tuple[float, float]) -> bool:
     library, xp, (low, high) = plan.library, plan.library.xp, extent
     if high == 0:
         return True
-    most, least = float(library.most(rstd)) * high, float(library.least(rstd)) * low
+    most, least = float(library.max(rstd)) * high, float(library.min(rstd)) * low
     return most <= float(xp.finfo(plan.dtype).max) and least >= kernels.smallest_normal(xp, plan.dtype)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from anynorm.arrays import check_axes, check_int, same_shape
+from anynorm.arrays.checks import check_axes, check_int, same_shape
 
 
 class Layout(NamedTuple):

@@ -6,19 +6,10 @@ from collections.abc import Hashable
 from typing import Any, NamedTuple
 
 from anynorm import kernels
-from anynorm.arrays import (
-    check_device,
-    check_real,
-    check_weights_dtype,
-    compute_dtype,
-    full_chunks,
-    known_library,
-    library_of,
-    memory_order,
-    one_library,
-    same_shape,
-)
+from anynorm.arrays.checks import check_device, check_real, check_weights_dtype, compute_dtype, same_shape
+from anynorm.arrays.dask import full_chunks
 from anynorm.arrays.library import Library
+from anynorm.arrays.recognize import known_library, library_of, one_library
 from anynorm.calls import layouts
 from anynorm.calls.layouts import Layout, Norm, View
 from anynorm.kernels import Array, Limits, Sums
@@ -140,8 +131,8 @@ def _key(
             key.append(None)
             continue
         key += (type(array), array.dtype, array.shape)
-        if library.kind is not None:
-            key.append(library.kind(array))
+        if not library.one_device:
+            key.append(library.device_key(array))
     return tuple(key)
 
 
@@ -178,8 +169,8 @@ def _plan(
     divisor = float(max(layout.group_size if norm.divisor is None else norm.divisor, 1))
     with library.quiet():  # an eps may be too large for the dtype
         number, addend = (library.number(n, dtype, x) for n in (divisor, eps))
-    groups = Sums(view.axes, divisor, library.block if number is None else library.plain_block, number=number)
-    if library.products and view.axes:
+    groups = Sums(view.axes, divisor, library.block if number is None else library.eager_block, number=number)
+    if library.blas_sums and view.axes:
         last = len(view.shape) - 1
         # weights may have one number where x has none
         run = min(max(view.shape[last], 1), kernels.RUN) if last in view.axes else kernels.LEADING
@@ -217,8 +208,8 @@ def _plan(
 
 def _order(library: Library, x: Array, out: Any) -> tuple[int, ...] | None:
     """The axes of x, and of `out`, as they follow each other in memory, () for their own order; None if they do not."""
-    order = memory_order(library, x)
-    if order is None or out is None or (known_library(out) is library and memory_order(library, out) == order):
+    order = library.memory_order(x)
+    if order is None or out is None or (known_library(out) is library and library.memory_order(out) == order):
         return order
     return None
 
@@ -244,7 +235,7 @@ def _fit(library: Library, array: Array, shape: tuple[int, ...]) -> Fit:
             return Fit(shape, None)
         own = own[index[-1] is not None :]
     # Dask reshapes nothing to sizes that it does not know
-    indexed = not own and (library.kind is None or library.chunked)
+    indexed = not own and (library.one_device or library.chunked)
     return Fit(shape, tuple(index) if indexed else None)
 
 

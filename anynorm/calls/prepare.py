@@ -3,7 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
-from anynorm.arrays import cast, check_out, check_weights, counts, full_chunks, library_of, zeros
+from anynorm.arrays import counts
+from anynorm.arrays.checks import check_out, check_weights
+from anynorm.arrays.dask import full_chunks
+from anynorm.arrays.recognize import library_of
 from anynorm.calls.call import Call
 from anynorm.calls.layouts import Norm
 from anynorm.calls.plan import Fit, Plan, plan_of
@@ -64,7 +67,7 @@ def _given(plan: Plan, moments: Statistics[Any]) -> Stats:
 def _placed(plan: Plan, weights: Array) -> Weights:
     """The weights of a call beside the view; not yet added up where a program may do that as it goes."""
     assert plan.weights is not None
-    if plan.library.plain(weights):
+    if plan.library.writable_in_blocks(weights):
         return Weights(plan.library.xp.reshape(weights, plan.weights.shape), None)
     return sum_weights(plan, _ready(plan, weights, plan.weights))
 
@@ -77,9 +80,9 @@ def _of_replicas(call: Call, weights: Array | None, all_reduce: Callable[[Array]
     found = call.weights
     if not plan.given:
         with plan.library.quiet():
-            x = cast(library, library.constant(call.x), plan.dtype)
+            x = library.cast(library.constant(call.x), plan.dtype)
             if weights is None:
-                ready = zeros((1,) * len(plan.view.shape), x, plan.dtype) + 1.0
+                ready = library.zeros((1,) * len(plan.view.shape), x, plan.dtype) + 1.0
             else:
                 ready = _ready(plan, library.constant(weights), plan.weights)
             count, rest = count_weights(plan, ready if call.weights is None else call.weights.each)

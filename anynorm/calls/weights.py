@@ -6,9 +6,9 @@ from functools import partial
 from typing import Any
 
 from anynorm import kernels
-from anynorm.arrays import cast, counts, empty
-from anynorm.arrays.blocks import blocks, both, within
+from anynorm.arrays import counts
 from anynorm.arrays.library import Library
+from anynorm.calls.blocks import blocks, both, within
 from anynorm.calls.call import Call
 from anynorm.calls.plan import Plan
 from anynorm.kernels import Array, Namespace, Sums
@@ -17,7 +17,7 @@ from anynorm.kernels.weighting import WeightedSums, Weights, positive
 
 def ready(library: Library, weights: Weights, dtype: Any) -> Weights:
     """Each in the dtype of the computation, divided by the unit."""
-    each = cast(library, weights.each, dtype)
+    each = library.cast(weights.each, dtype)
     return weights._replace(each=each if weights.unit is None else each / positive(library.xp, weights.unit))
 
 
@@ -42,7 +42,9 @@ def _sum_weights(plan: Plan, each: Array) -> Weights:
     if math.prod(each.shape) == 0:
         return Weights(each, sums)
     # so that the square of a number that is not scaled, times its weight, has room; and a small number, times that
-    if library.plain(each) and bool(xp.all((sums == 0) | ((sums >= 1) & (sums <= plan.limits.further / 8)))):
+    if library.writable_in_blocks(each) and bool(
+        xp.all((sums == 0) | ((sums >= 1) & (sums <= plan.limits.further / 8)))
+    ):
         return Weights(each, sums)
     unit = _of_groups(plan, each, _top, None)
     return Weights(each, _of_groups(plan, each, Sums.mean, unit) * times, unit)
@@ -65,13 +67,13 @@ def _of_groups(
     def taken(weights: Array, unit: Array | None) -> Array:
         return take(groups, xp, ready(plan.library, Weights(weights, None, unit), dtype).each)
 
-    if not plan.library.plain(weights):
+    if not plan.library.writable_in_blocks(weights):
         return taken(weights, unit)
     most = plan.block_numbers // 4
     if math.prod(shape) <= most:
         return taken(weights, unit)
     grid = blocks(shape, groups.axes, max(1, most), max(1, most))
-    every = empty(tuple(1 if axis in groups.axes else n for axis, n in enumerate(shape)), weights, dtype)
+    every = plan.library.empty(tuple(1 if axis in groups.axes else n for axis, n in enumerate(shape)), weights, dtype)
     for group in grid.groups:
         parts = [both(group, part) for part in grid.parts]
         found = [taken(weights[part], None if unit is None else unit[within(unit, part)]) for part in parts]
@@ -100,7 +102,7 @@ def count_weights(plan: Plan, weights: Array) -> counts.Counted:
 def _count_weights(plan: Plan, weights: Array) -> counts.Counted:
     library, axes = plan.library, plan.view.axes
     times = math.prod([plan.view.shape[axis] for axis in axes if weights.shape[axis] == 1])
-    if not library.float64(weights):
+    if not library.has_float64(weights):
         return counts.total(library, weights, axes=axes, times=times)
     dtype = counts.dtype_of(library, weights, weights.dtype)
     return _of_groups(plan, weights, Sums.mean, None, dtype) * times, None

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from anynorm.arrays import library_of
+from anynorm.arrays.recognize import library_of
 from anynorm.info import LIBRARIES, import_library, is_installed
 from anynorm.kernels import Array, Namespace
 

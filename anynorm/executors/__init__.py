@@ -16,7 +16,7 @@ def forward(call: Call, *, keep: bool = True) -> Normalized:
     """The result of a call, as the caller's x was, and its statistics beside the view if they are to be kept."""
     if call.plan.library.chunked and chunks.takes(call):
         return chunks.forward(call)
-    if call.plan.library.records is not None:
+    if call.plan.library.autograd:
         return torch_autograd.forward(call, keep=keep)
     return eager.forward(call, keep=keep)
 

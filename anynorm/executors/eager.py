@@ -3,7 +3,6 @@
 import math
 from typing import Any
 
-from anynorm.arrays import cast
 from anynorm.calls import Call, Gradients, Normalized, Wanted
 from anynorm.calls.conditions import in_range, sums_had_room
 from anynorm.executors import blocks, programs, whole
@@ -86,7 +85,7 @@ def _by_arrays(call: Call, dy: Array, wanted: Wanted, of: Standardized | Stats |
     if dx is not None and call.all_reduce is None and _overflowed(call, dy, dx):
         xp, step = call.plan.library.xp, call.plan.limits.further
         smaller = Wanted(call.plan.dtype, tuple(None for _ in parameters))
-        again: Any = _of_arrays(call, cast(call.plan.library, dy, call.plan.dtype) * (1 / step), smaller, of)[0]
+        again: Any = _of_arrays(call, call.plan.library.cast(dy, call.plan.dtype) * (1 / step), smaller, of)[0]
         dx = xp.where(xp.isfinite(dx), dx, xp.astype(again * step, dx.dtype, copy=False))
     return dx, *parameters
 
@@ -105,6 +104,10 @@ def _of_arrays(call: Call, dy: Array, wanted: Wanted, of: Standardized | Stats |
 def _overflowed(call: Call, dy: Array, dx: Array) -> bool:
     """Whether a sum over a group overflowed, where that can be read."""
     plan, arrays = call.plan, [each for each in (call.x, call.gamma) if each is not None]
-    if call.stats is not None or math.prod(plan.view.shape) == 0 or not plan.library.plain(dy, dx, *arrays):
+    if (
+        call.stats is not None
+        or math.prod(plan.view.shape) == 0
+        or not plan.library.writable_in_blocks(dy, dx, *arrays)
+    ):
         return False
     return not sums_had_room(plan, dx)

@@ -17,7 +17,6 @@ from anynorm.kernels import Array, Stats
 def forward(call: Call, *, keep: bool) -> Normalized:
     """`eager.forward`; as one node of the graph, where autograd records and nothing else traces or transforms."""
     given, records = call.stats or (), call.plan.library.records
-    assert records is not None
     arrays = [each for each in (call.x, call.gamma, call.beta, *given) if each is not None]
     if not records(arrays) or any(each is not None and each.requires_grad for each in given):
         return eager.forward(_shared(call), keep=keep)

@@ -3,7 +3,6 @@
 from functools import partial
 
 from anynorm import kernels
-from anynorm.arrays import cast
 from anynorm.calls import Call, Wanted, compiled, weighed, weighted_sums
 from anynorm.calls.conditions import in_range, root
 from anynorm.calls.results import Gradients, Normalized
@@ -41,14 +40,14 @@ def _gradients(wanted: Wanted, call: Call, dy: Array, of: Standardized | None) -
     elif of is None:
         of = standardize(call)
     xp = plan.library.xp
-    dy = cast(plan.library, dy, plan.dtype)
+    dy = plan.library.cast(dy, plan.dtype)
     if of.padding is not None:
         dy = xp.where(of.padding != 0, xp.zeros_like(dy), dy)
     block, ones = plan.groups.block, run_of_ones(plan, dy)
     parameters = parameter_gradients(plan, dy, of.xhat, wanted.parameters, block=block, ones=ones)
     if wanted.dtype is None:
         return None, *parameters
-    power = near_power(plan, call.gamma, plan.library.constant(of.rstd)) if plan.library.readable(dy) else None
+    power = near_power(plan, call.gamma, plan.library.constant(of.rstd)) if plan.library.on_host(dy) else None
     weighted, join = weighted_sums(call), call.join
     if weighted is not None and join is not None and call.stats is None:
         dx = replicas.input_gradient(xp, dy, call.gamma, of, groups=weighted, join=join, power=power)
@@ -73,12 +72,10 @@ def standardize(call: Call) -> Standardized:
     """The kernel's result. An eager array is scaled only if it turns out that it must be; any other always is."""
     call, plan = weighed(call), call.plan
     library, xp = plan.library, plan.library.xp
-    x = cast(library, call.x, plan.dtype)
+    x = library.cast(call.x, plan.dtype)
     if call.stats is not None:
         return kernels.standardize_with(xp, x, call.stats, eps=plan.addend)
-    subnormal = None
-    if plan.tiny and library.subnormal:
-        subnormal = library.subnormal(x, plan.limits.step * plan.limits.further)
+    subnormal = library.subnormal(x, plan.limits.step * plan.limits.further) if plan.tiny else None
     weighted, join = weighted_sums(call), call.join
     if weighted is not None and join is not None:
         constant = library.constant
@@ -86,7 +83,7 @@ def standardize(call: Call) -> Standardized:
     groups = weighted or plan.groups
     vacant = not plan.nbytes > 0  # NaN is a size that Dask does not know: there it takes no minimum
     rstd_at_zero = 1.0 if plan.tiny else None
-    if vacant or library.readable(x):
+    if vacant or library.on_host(x):
         done = kernels.standardize(
             xp, x, groups=groups, eps=plan.addend, centred=plan.centred, rstd_at_zero=rstd_at_zero
         )
@@ -99,7 +96,7 @@ def standardize_by(call: Call, stats: Stats) -> Standardized:
     """What x of one of several replicas is standardized to by the statistics of all, which are known."""
     plan, weighted = call.plan, weighted_sums(call)
     assert weighted is not None
-    xp, x = plan.library.xp, cast(plan.library, call.x, plan.dtype)
+    xp, x = plan.library.xp, plan.library.cast(call.x, plan.dtype)
     with plan.library.quiet():
         kept = weighting.without_padding(xp, x, weighted.weights)
         done = kernels.standardize_with(xp, kept, stats, eps=plan.addend)
@@ -110,7 +107,7 @@ def affine(call: Call, of: Standardized) -> Array:
     """The normalized array in the dtype and the shape of the caller's x."""
     y = _without_xhat(call, of)
     if y is None:
-        y = kernels.affine(of.xhat, call.gamma, call.beta, ops=call.plan.library.arithmetic)
+        y = kernels.affine(of.xhat, call.gamma, call.beta, ops=call.plan.library.ops)
     if of.padding is not None:
         constant = call.plan.library.constant
         padding, *parameters = (
@@ -123,9 +120,9 @@ def affine(call: Call, of: Standardized) -> Array:
 def _without_xhat(call: Call, of: Standardized) -> Array | None:
     """The normalized array where it may have digits that xhat has no room for: beside a large eps, or given moments."""
     plan, xp = call.plan, call.plan.library.xp
-    if call.gamma is None or not plan.library.readable(call.x) or (call.stats is None and plan.eps <= 1):
+    if call.gamma is None or not plan.library.on_host(call.x) or (call.stats is None and plan.eps <= 1):
         return None
-    d = kernels.subtract_mean(cast(plan.library, call.x, plan.dtype), of.stats)
+    d = kernels.subtract_mean(plan.library.cast(call.x, plan.dtype), of.stats)
     if call.weights is not None and of.padding is not None:
         d = xp.where((call.weights.sums > 0) & (of.padding == 0), d, xp.zeros_like(d))
     return kernels.affine(kernels.scaled(xp, d, call.gamma, of.rstd), None, call.beta)

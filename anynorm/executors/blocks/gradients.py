@@ -8,9 +8,9 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 from anynorm import kernels
-from anynorm.arrays import adds, assign, cast, empty, extent, in_rows, zeros
-from anynorm.arrays.blocks import Block, blocks, both, within
+from anynorm.arrays.recognize import library_of
 from anynorm.calls import Call, Wanted
+from anynorm.calls.blocks import Block, blocks, both, within
 from anynorm.calls.conditions import exact_product, in_range, root
 from anynorm.calls.results import Gradients
 from anynorm.calls.weights import weighed
@@ -53,15 +53,15 @@ def backward(call: Call, dy: Array, wanted: Wanted, stats: Stats) -> Gradients |
     with library.quiet():
         rstd, gamma = root(plan, stats), call.gamma
         power = None if call.stats is not None else near_power(plan, gamma, rstd)
-        exact = gamma is not None and exact_product(plan, rstd if power is None else power, extent(library, gamma))
-    dx = None if wanted.dtype is None else empty(plan.view.shape, dy, wanted.dtype)
+        exact = gamma is not None and exact_product(plan, rstd if power is None else power, library.extent(gamma))
+    dx = None if wanted.dtype is None else plan.library.empty(plan.view.shape, dy, wanted.dtype)
     totals = [None if shape is None else _Total(shape, dy, plan.dtype) for shape in wanted.parameters]
     # products with xhat need a place of their own; else they take none, or that of the result
-    apart = dx is None or call.weights is not None or not (library.products and trailing(plan))
+    apart = dx is None or call.weights is not None or not (library.blas_sums and trailing(plan))
     # a block of dy is copied first where it has another dtype, or its rows are not rows in memory
-    copies = not (adds(library, dy, plan.dtype) and in_rows(library, dy))
+    copies = not (library.adds(dy, plan.dtype) and library.in_rows(dy))
     casts = dx is not None and dx.dtype != plan.dtype
-    copied = copies + (call.x is not None and not adds(library, call.x, plan.dtype))
+    copied = copies + (call.x is not None and not library.adds(call.x, plan.dtype))
     arrays, made = (1, 1 + apart + casts + copied) if call.weights is None else (WEIGHTED, WEIGHTED)
     beside = 2 * sum(math.prod(shape) for shape in wanted.parameters if shape is not None)
     averaged = () if call.stats is not None else plan.view.axes
@@ -81,12 +81,14 @@ def backward(call: Call, dy: Array, wanted: Wanted, stats: Stats) -> Gradients |
 
     def add(groups: list[Block]) -> None:
         """The gradients of parameters; what is added is let go of before the next."""
-        for block, parameters in chain.from_iterable(share(work, groups, threads if many else 1, library.busy)):
+        for block, parameters in chain.from_iterable(
+            share(work, groups, threads if many else 1, library.block_by_block)
+        ):
             for total, each in zip(totals, parameters, strict=True):
                 if total is not None:
                     total.add(block, each)
 
-    with library.busy():
+    with library.block_by_block():
         for i in range(0, len(grid.groups), some):
             add(grid.groups[i : i + some])
     return dx, *(None if total is None else total.sum() for total in totals)
@@ -100,7 +102,7 @@ class _Total:
     """
 
     def __init__(self, shape: tuple[int, ...], like: Array, dtype: Any) -> None:
-        self._zeros = partial(zeros, shape, like, dtype)
+        self._zeros = partial(library_of("like", like).zeros, shape, like, dtype)
         self._part, self._sum, self._terms = self._zeros(), None, 0
         self._many = math.prod(shape) <= BRIEF
 
@@ -138,7 +140,7 @@ class _Run(NamedTuple):
     def groups(self, parts: list[Block], threads: int) -> list[Parameters]:
         """The gradient of x in the groups that these parts hold together; those of the parameters, of each part."""
         call, plan = self.call, self.call.plan
-        busy = plan.library.busy
+        busy = plan.library.block_by_block
         if len(parts) == 1 or self.dx is None or call.stats is not None:
 
             def of_groups(block: Block) -> Parameters:
@@ -181,7 +183,7 @@ class _Run(NamedTuple):
         with self.workspace.take(count, self.call.plan, shape) as free:
             if self.copies:
                 place = free.pop()
-                assign(library, place, dy)
+                library.assign(place, dy)
                 dy = place
             places = [library.into(each) for each in free]
             result = PURE if target is None else places.pop() if self.casts else library.into(target)
@@ -195,7 +197,7 @@ class _Run(NamedTuple):
         xhat = None
         if call.x is not None:
             own = Stats(*(repeated(plan, each, dy) for each in stats_within(self.stats, block)))
-            x = cast(plan.library, call.x[block], plan.dtype)
+            x = plan.library.cast(call.x[block], plan.dtype)
             xhat = places.xhat.multiply(kernels.subtract_mean(x, own, ops=places.xhat), rstd)
         if call.weights is not None:
             weights = weights_within(plan, call.weights, block, shape)
@@ -227,7 +229,7 @@ class _Part(NamedTuple):
     def parameters(self, shapes: list[tuple[int, ...] | None], ones: Array | None) -> Parameters:
         """The gradients of gamma and beta, of these shapes."""
         plan, places = self.call.plan, self.places
-        block = plan.library.plain_block
+        block = plan.library.eager_block
         return parameter_gradients(plan, self.dy, self.of.xhat, shapes, block=block, ones=ones, places=places)
 
     def gradient_sums(self) -> GradientSums:
@@ -251,7 +253,7 @@ class _Part(NamedTuple):
             g = self._cotangent()
             dx = kernels.input_gradient_of_part(xp, g, sums, self.of, each, gamma, self.power, **how)
         if self.target is not None and dx is not self.target:
-            assign(plan.library, self.target, dx)
+            plan.library.assign(self.target, dx)
 
     def _cotangent(self) -> Array:
         """The gradient of xhat, but for a gamma that is one number for each group."""

@@ -7,10 +7,8 @@ from functools import reduce
 from typing import Any, NamedTuple
 
 from anynorm import kernels
-from anynorm.arrays import assign, empty
-from anynorm.arrays.blocks import Block, blocks, both, within
-from anynorm.arrays.memory import adds
 from anynorm.calls import Call
+from anynorm.calls.blocks import Block, blocks, both, within
 from anynorm.calls.conditions import in_range, resolved, root, within_spread
 from anynorm.calls.results import Normalized
 from anynorm.calls.weights import weighed
@@ -42,10 +40,10 @@ def forward(call: Call, *, keep: bool) -> Normalized:
     target, y = out, None
     if out is not None:
         call, y = _apart(call, out), plan.to_view(out)
-    if y is None or (library.overlap(call.x, y) and not library.same(call.x, y)):
-        y = empty(plan.view.shape, call.x, call.x.dtype)
+    if y is None or (library.overlap(call.x, y) and not library.same_memory(call.x, y)):
+        y = plan.library.empty(plan.view.shape, call.x, call.x.dtype)
         target = plan.from_view(y)
-    in_place = adds(library, call.x, plan.dtype) and adds(library, y, plan.dtype)
+    in_place = library.adds(call.x, plan.dtype) and library.adds(y, plan.dtype)
     in_place = in_place and (target is not out or not library.overlap(call.x, y))
     stats = _write(call, y, in_place, keep)
     if out is not None and target is not out:
@@ -77,7 +75,7 @@ def _write(call: Call, y: Array | None, in_place: bool, keep: bool) -> Stats:
     axes = () if call.stats is not None else plan.view.axes
     stats = call.stats or NO_STATS
     if keep and call.stats is None:
-        stats = Stats(*(empty(plan.stats.shape, call.x, plan.dtype) for _ in Stats._fields))
+        stats = Stats(*(plan.library.empty(plan.stats.shape, call.x, plan.dtype) for _ in Stats._fields))
     apart = bool(axes) and not _added(call)  # then squares take a place of their own
     cast = y is not None and call.x.dtype != plan.dtype  # so does what goes to a result of another dtype
     short = plan.view.shape[-1] < SHORT  # and so do sums over the last axis alone
@@ -102,14 +100,14 @@ def _write(call: Call, y: Array | None, in_place: bool, keep: bool) -> Stats:
             if some is not None and all_groups is not None:
                 all_groups[within(all_groups, block)] = some
 
-    with plan.library.busy():
-        share(work, grid.groups, threads if many else 1, plan.library.busy)
+    with plan.library.block_by_block():
+        share(work, grid.groups, threads if many else 1, plan.library.block_by_block)
     return stats if plan.centred or call.stats is not None else Stats(None, None, stats.var)
 
 
 def _added(call: Call) -> bool:
     """Whether squares take no place, as they are added as they are made."""
-    return call.weights is None and trailing(call.plan) and call.plan.library.products
+    return call.weights is None and trailing(call.plan) and call.plan.library.blas_sums
 
 
 class _Run(NamedTuple):
@@ -159,7 +157,7 @@ class _Run(NamedTuple):
             with self.part(block, writes=writes) as part:
                 return work(part)
 
-        return share(of, parts, self.threads, self.call.plan.library.busy)
+        return share(of, parts, self.threads, self.call.plan.library.block_by_block)
 
     @contextmanager
     def part(self, block: Block, *, writes: bool) -> Iterator["_Part"]:
@@ -172,7 +170,7 @@ class _Run(NamedTuple):
             squares = library.into(places.pop()) if apart else PURE
             place = y if in_place else places.pop()
             if not self.in_place:
-                assign(library, place, x)
+                library.assign(place, x)
                 x = place
             plain = groups_of(plan, shape, repeated=call.weights is None)
             groups: Sums | WeightedSums = plain
@@ -238,7 +236,7 @@ class _Part(NamedTuple):
             d = ops.multiply(d, rstd)
         y = kernels.affine(d, gamma, beta, ops=ops)
         if y is not self.y:
-            assign(plan.library, self.y, y)
+            plan.library.assign(self.y, y)
 
     def _scaled(self, scale: Scale | None) -> Array:
         if scale is None:  # padding that is no number shows in the statistics, which are then found in a scale

@@ -3,11 +3,12 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
-from anynorm.arrays import empty, zeros
-from anynorm.arrays.blocks import STRETCH, Block, within
+from anynorm.arrays.recognize import library_of
 from anynorm.calls import Call, Plan, ready
+from anynorm.calls.blocks import STRETCH, Block, within
 from anynorm.kernels import Array, Stats, Sums, weighting
 from anynorm.kernels.weighting import Weights
 from anynorm.settings import current, default_threads
@@ -38,14 +39,14 @@ def supports(call: Call, *beside: Array) -> bool:
         return False
     arrays = (call.x, call.gamma, call.beta, call.out, *(call.stats or ()), *beside)
     large = plan.nbytes >= min(SMALL, current().block_bytes)
-    return large and plan.library.plain(*[array for array in arrays if array is not None])
+    return large and plan.library.writable_in_blocks(*[array for array in arrays if array is not None])
 
 
 class Workspace:
     """Arrays to work in, of so many numbers, that no block is worked on in now."""
 
     def __init__(self, numbers: int, like: Array, dtype: Any) -> None:
-        self._new: Callable[[], Array] = lambda: empty((numbers,), like, dtype)
+        self._new: Callable[[], Array] = partial(library_of("like", like).empty, (numbers,), like, dtype)
         self._free: list[Array] = []
 
     @contextmanager
@@ -75,15 +76,15 @@ def numbers(plan: Plan, arrays: int, *, made: int = 0, beside: int = 0) -> tuple
     together = min(default_threads(), STRETCH) if plan.library.threaded else 1
     most, largest = together * numbers_of_block // arrays, STRETCH * numbers_of_block // arrays
     if made:
-        spare = numbers_of_block * 5 // 4 // (default_threads() if plan.library.products else 1)
+        spare = numbers_of_block * 5 // 4 // (default_threads() if plan.library.blas_sums else 1)
         spare = max(spare - beside, spare // 2) // made
         most, largest = min(most, spare), min(largest, spare)
-    return max(1, most), max(1, largest), EVEN if plan.library.products else 1
+    return max(1, most), max(1, largest), EVEN if plan.library.blas_sums else 1
 
 
 def shared(plan: Plan, made: int) -> int:
     """How many threads share a call; each makes so many numbers, all together less than twice `block_bytes`."""
-    if not plan.library.products:
+    if not plan.library.blas_sums:
         return 1
     return max(1, min(current().threads, int(plan.nbytes // SHARED), plan.block_numbers * 7 // 4 // max(made, 1)))
 
@@ -104,7 +105,7 @@ def groups_of(plan: Plan, shape: tuple[int, ...], *, repeated: bool) -> Sums:
     """The groups of a plan, or the part of them that a block of this shape has."""
     number = math.prod([shape[axis] for axis in plan.view.axes])
     groups = plan.groups.by(min(plan.groups.divisor, float(number)))
-    return groups._replace(block=plan.library.plain_block, interleaved=interleaved(plan), repeated=repeated)
+    return groups._replace(block=plan.library.eager_block, interleaved=interleaved(plan), repeated=repeated)
 
 
 def trailing(plan: Plan) -> bool:
@@ -158,4 +159,4 @@ def weights_within(plan: Plan, given: Weights, block: Block, shape: tuple[int, .
 
 def only(plan: Plan, x: Array, kept: Array) -> Array:
     """x, with 0 where it is not to be kept."""
-    return plan.library.xp.where(kept, x, zeros((1,) * x.ndim, x, plan.dtype))
+    return plan.library.xp.where(kept, x, plan.library.zeros((1,) * x.ndim, x, plan.dtype))

@@ -11,7 +11,9 @@ from operator import attrgetter, itemgetter
 from typing import Any
 
 from anynorm import kernels
-from anynorm.arrays import counts, in_chunks, same_shape
+from anynorm.arrays import counts
+from anynorm.arrays.checks import same_shape
+from anynorm.arrays.dask import in_chunks
 from anynorm.calls import Call, Plan, Wanted, layouts, views
 from anynorm.calls.results import Gradients, Normalized
 from anynorm.executors.dask import tasks

@@ -10,10 +10,10 @@ from functools import reduce
 from typing import Any, NamedTuple
 
 from anynorm import calls, kernels
-from anynorm.arrays import library_of
-from anynorm.arrays.blocks import Block
 from anynorm.arrays.library import Library
+from anynorm.arrays.recognize import library_of
 from anynorm.calls import Call, Norm, Wanted, layouts, views
+from anynorm.calls.blocks import Block
 from anynorm.calls.results import Gradients, Normalized
 from anynorm.executors import eager
 from anynorm.kernels import NO_STATS, Array, GradientSums, Namespace, Scale, Standardized, Stats, Sums, weighting

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
-from anynorm.arrays import name_of
+from anynorm.arrays.checks import name_of
 from anynorm.arrays.library import Library
 from anynorm.calls import Plan
 from anynorm.executors.programs import compiled
@@ -93,8 +93,6 @@ def run(
     """
     library, strides, address = plan.library, plan.library.strides, plan.library.address
     assert address is not None
-    assert library.new is not None
-    assert library.nothing is not None
     arrays = (*inputs, *results)
     key = (id(plan), body_key, axes, in_place, *[None if x is None else strides(x) for x in arrays])
     known = _known.get(key)
@@ -110,10 +108,10 @@ def run(
     if in_place:
         del given[ready.shared]
     float64, pieces = library.xp.float64, ready.pieces[keep]
-    sums = [library.nothing((len(pieces), *shape), float64) for shape in ready.sums]
+    sums = [library.host_zeros((len(pieces), *shape), float64) for shape in ready.sums]
     if sums:
         given += [address(x) for x in sums]
-    made = [library.new(ready.kept, dtype or float64) for _ in range(of_groups)] if keep else []
+    made = [library.host_empty(ready.kept, dtype or float64) for _ in range(of_groups)] if keep else []
     last = [address(x) for x in made] if keep else [address(ready.unwanted)] * of_groups
     if len(ready.functions) == len(pieces) == 1:
         if ready.functions[0](*pieces[0], *given, *last):
@@ -128,11 +126,9 @@ def run(
 def _run_all(plan: Plan, ready: Ready, pieces: list[tuple[Any, ...]], given: list[int], last: list[int]) -> bool:
     """Run one program after another, each in its pieces; False where an array lies at an odd place."""
     library, totals, before = plan.library, list[Array](), list[int]()
-    assert library.new is not None
-    assert library.address is not None
     threads = current().threads if plan.nbytes >= SHARED else 1
     for function, shape in zip(ready.functions, ready.partial, strict=True):
-        partial = None if shape is None else library.new(shape, library.xp.float64)
+        partial = None if shape is None else library.host_empty(shape, library.xp.float64)
         arrays = (*given, *before, *(last if partial is None else [library.address(partial)]))
         if max(share(lambda piece: function(*piece, *arrays), pieces, threads)):  # noqa: B023
             return False
@@ -206,7 +202,6 @@ def _ready(
         [(*piece, *numbers, *steps_of_groups, plan.eps, plan.groups.divisor) for piece in ranges]
         for steps_of_groups in ((0, 8), (1, 0))
     )
-    assert library.new is not None
     return Ready(
         functions,
         [(parts, each.totals, groups) if each.totals else None for each in made],
@@ -214,7 +209,7 @@ def _ready(
         kept,
         sums,
         sum(x is not None for x in arrays[:inputs]) if in_place else -1,
-        library.new((8 * parts,), library.xp.float64),
+        library.host_empty((8 * parts,), library.xp.float64),
     )
 
 
@@ -236,7 +231,7 @@ def _compiled(
 
 def _operand(library: Library, x: Array) -> Operand:
     """How an array lies."""
-    unit = 1 if library.name == "torch" else x.dtype.itemsize
+    unit = x.dtype.itemsize if library.strides_in_bytes else 1
     steps = tuple(0 if n == 1 else step // unit for n, step in zip(x.shape, library.strides(x), strict=True))
     return Operand(name_of(x.dtype), tuple(x.shape), steps)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 from anynorm import kernels
-from anynorm.arrays import empty, name_of
+from anynorm.arrays.checks import name_of
 from anynorm.calls import Call, Normalized, Plan, Wanted
 from anynorm.executors.programs import cuda
 from anynorm.executors.programs.trace import Operand, TracedNamespace, TracedScalar, TracedSums, Tracer, Written
@@ -21,7 +21,7 @@ def takes(call: Call, arrays: list[Array]) -> bool:
     """Whether what is computed of these arrays is a program."""
     plan = call.plan
     return (
-        plan.library.programs is not None
+        plan.library.programs == "cuda"
         and call.weights is None
         and call.all_reduce is None
         and plan.nbytes > 0
@@ -34,7 +34,7 @@ def forward(call: Call, *, keep: bool) -> Normalized:
     """The result of a call, in `out` where there is one; and its statistics, if they are to be kept."""
     plan, out = call.plan, call.out
     direct = out is not None and apart(call, out) and _alone(call, out)
-    place = plan.to_view(out) if direct else empty(plan.view.shape, call.x, call.x.dtype)
+    place = plan.to_view(out) if direct else plan.library.empty(plan.view.shape, call.x, call.x.dtype)
     inputs = [call.x, call.gamma, call.beta, *(call.stats or ())]
 
     def body(words: Any, numbers: list[Any], sums: TracedSums) -> Written:
@@ -95,7 +95,7 @@ def backward(call: Call, dy: Array, wanted: Wanted, stats: Stats) -> tuple[Array
 
     dx = None
     if wanted.dtype is not None:
-        dx = empty(plan.view.shape, dy, wanted.dtype)
+        dx = plan.library.empty(plan.view.shape, dy, wanted.dtype)
         axes = _rows(plan) if given else plan.view.axes
         _run(plan, ("of x", given), axes, [dy, None if given else call.x, call.gamma, *parts], [dx], of_x)
     found: list[Array | None] = [None for _ in wanted.parameters]
@@ -119,7 +119,7 @@ def backward(call: Call, dy: Array, wanted: Wanted, stats: Stats) -> tuple[Array
             return Written(of_groups=[words.astype(each, dy.dtype) for each in totals])
 
         inputs = [dy, *([call.x, *parts] if 0 in these else [None] * 4)]
-        each = [] if axes else [empty(plan.view.shape, dy, plan.dtype) for _ in these]
+        each = [] if axes else [plan.library.empty(plan.view.shape, dy, plan.dtype) for _ in these]
         totals = _run(plan, ("of parameters", given, *these), axes or _rows(plan), inputs, each, of_parameters)
         for i, total in zip(these, totals or each, strict=True):
             found[i] = xp.reshape(total, shape)
@@ -132,7 +132,7 @@ def _root(plan: Plan, stats: Stats) -> Array:
     def body(words: Any, numbers: list[Any], sums: TracedSums) -> Written:  # noqa: ARG001
         return Written([kernels.inverse_root(words, numbers[0] + plan.eps, rstd_at_zero=1.0)])
 
-    rstd = empty(tuple(stats.var.shape), stats.var, stats.var.dtype)
+    rstd = plan.library.empty(tuple(stats.var.shape), stats.var, stats.var.dtype)
     _run(plan, "root", _rows(plan), [stats.var], [rstd], body)
     return rstd
 
@@ -165,7 +165,7 @@ def apart(call: Call, out: Array) -> bool:
     others = [call.gamma, call.beta, weights, *(call.stats or ())]
     if any(each is not None and library.overlap(each, out) for each in others):
         return False
-    return not library.overlap(call.x, out) or library.same(call.x, plan.to_view(out))
+    return not library.overlap(call.x, out) or library.same_memory(call.x, plan.to_view(out))
 
 
 def _alone(call: Call, out: Array) -> bool:
@@ -211,10 +211,9 @@ def _run(
 ) -> list[Array]:
     """Run a body over the groups along these axes; what there is for each of them."""
     arrays = [*inputs, *results]
-    programs, xp = plan.library.programs, plan.library.xp
-    assert programs is not None
+    library, xp = plan.library, plan.library.xp
     given = [x for x in arrays if x is not None]
-    aligned = all([programs.aligned(x) for x in given])  # noqa: C419 - a generator takes longer
+    aligned = all([library.aligned(x) for x in given])  # noqa: C419 - a generator takes longer
     key = (
         id(plan),
         body_key,
@@ -232,10 +231,10 @@ def _run(
         )
     ready = known[1]
     like, before = given[0], list[Array]()
-    of_groups = [empty(ready.kept, like, dtype) for dtype in ready.dtypes]
+    of_groups = [plan.library.empty(ready.kept, like, dtype) for dtype in ready.dtypes]
     for program, grid, partial in ready.steps:
-        places = of_groups if partial is None else [empty(partial, like, xp.float64)]
-        programs.launch(program.text, grid, ready.threads, [*given, *before, *places], ready.sizes, ready.large)
+        places = of_groups if partial is None else [plan.library.empty(partial, like, xp.float64)]
+        library.launch(program.text, grid, ready.threads, [*given, *before, *places], ready.sizes, ready.large)
         if partial is not None:
             before.append(_together(xp, places[0], program.totals))
     return of_groups

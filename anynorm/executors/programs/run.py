@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from anynorm import kernels
-from anynorm.arrays import empty, name_of
+from anynorm.arrays.checks import name_of
 from anynorm.calls import Call, Gradients, Normalized, Plan, Wanted
 from anynorm.calls.conditions import in_range, sums_had_room
 from anynorm.executors.programs import compiled, cpu_run, cuda_run
@@ -33,11 +33,11 @@ def supports(call: Call, *beside: Array) -> bool:
     if library.traced() or library.chunked:  # a compiler cannot follow into the settings
         return False
     engine = current().engine
-    if library.programs is not None:
+    if library.programs == "cuda":
         return engine != "arrays" and cuda_run.takes(call, [*_arrays(call), *beside])
     if engine == "arrays" or (engine == "auto" and not plan.nbytes >= SMALL) or not plan.nbytes > 0:
         return False
-    if library.address is None or getattr(library.device(call.x), "type", "cpu") == "cuda":
+    if library.programs != "cpu" or getattr(library.device(call.x), "type", "cpu") == "cuda":
         if engine == "numba":
             raise ValueError(
                 f"engine='numba' takes arrays of NumPy, PyTorch on a processor and Dask, got {library.name}"
@@ -49,7 +49,7 @@ def supports(call: Call, *beside: Array) -> bool:
     if state.version is None or not plan.view.axes:
         return False
     arrays = [*_arrays(call), *beside]
-    if not library.plain(*arrays):
+    if not library.writable_in_blocks(*arrays):
         return False
     # replicas add up no second time: what they begin they can end
     return call.all_reduce is None or all([cpu_run.reads(library, each) for each in arrays])  # noqa: C419
@@ -74,8 +74,8 @@ class Found(NamedTuple):
 def forward(call: Call, *, keep: bool) -> Normalized | None:
     """The result of a call, in `out` where there is one; and its statistics, if they are to be kept."""
     plan, out = call.plan, call.out
-    if plan.library.programs is not None:
-        with plan.library.programs.on(call.x):
+    if plan.library.programs == "cuda":
+        with plan.library.on_device(call.x):
             return cuda_run.forward(call, keep=keep)
     careful, place, in_place = _careful(call), None, False
     if out is not None and apart(call, out):
@@ -87,8 +87,7 @@ def forward(call: Call, *, keep: bool) -> Normalized | None:
         known = _statistics(call)
         if known is None:
             return None
-    assert plan.library.new is not None
-    y = plan.library.new(plan.view.shape, call.x.dtype) if place is None else place
+    y = plan.library.host_empty(plan.view.shape, call.x.dtype) if place is None else place
 
     def body(words: Any, numbers: list[Any], sums: TracedSums) -> Written:
         x, gamma, beta, each, *given = numbers
@@ -128,8 +127,8 @@ def forward(call: Call, *, keep: bool) -> Normalized | None:
 def statistics(call: Call) -> Stats | None:
     """The statistics of a call."""
     plan = call.plan
-    if plan.library.programs is not None:
-        with plan.library.programs.on(call.x):
+    if plan.library.programs == "cuda":
+        with plan.library.on_device(call.x):
             return cuda_run.statistics(call)
     found = _statistics(call)
     return None if found is None else _stats(plan, found)
@@ -195,8 +194,8 @@ def _weight_here(call: Call, weight: Array | None) -> Any:
 def backward(call: Call, dy: Array, wanted: Wanted, stats: Stats) -> Gradients | None:
     """The gradients of a call with respect to x and its parameters, beside the view; None where they are not wanted."""
     plan, given, weights = call.plan, call.stats is not None, _weights(call)
-    if plan.library.programs is not None:
-        with plan.library.programs.on(dy):
+    if plan.library.programs == "cuda":
+        with plan.library.on_device(dy):
             return cuda_run.backward(call, dy, wanted, stats)
     twice, of_x, weight, here = _twice(plan), wanted.dtype is not None, None, None
     if twice and not given and not in_range(plan, stats.var):
@@ -230,7 +229,7 @@ def backward(call: Call, dy: Array, wanted: Wanted, stats: Stats) -> Gradients |
         key = (what, name_of(dy.dtype), _dtype_of_weights(call), wide, given, of_x, *these)
         return cpu_run.run(plan, key, inputs, *others, **how)
 
-    dx = empty(plan.view.shape, dy, wanted.dtype) if of_x else None
+    dx = plan.library.empty(plan.view.shape, dy, wanted.dtype) if of_x else None
     if dx is not None and call.all_reduce is not None and not given:
         _joined_input_gradient(call, dx, dy, stats, here)
         of_x = False
@@ -327,7 +326,7 @@ def _parameter(plan: Plan, shape: tuple[int, ...], i: int, dy: Array, gradients:
     if axes:
         ran = run("parameter", False, [i], (), (), total, axes=axes, of_groups=1, dtype=plan.dtype)
         return None if ran is None else ran[0][0]
-    made = empty(plan.view.shape, dy, plan.dtype)
+    made = plan.library.empty(plan.view.shape, dy, plan.dtype)
     return None if run("products", False, [i], (made,), (), each) is None else made
 
 
@@ -393,8 +392,7 @@ def _stats(plan: Plan, found: Found) -> Stats:
     """With a rest of 0 where the mean has all digits."""
     if found.mean is None or found.rest is not None:
         return Stats(*found[:3])
-    assert plan.library.nothing is not None
-    return Stats(found.mean, plan.library.nothing(tuple(found.mean.shape), found.mean.dtype), found.var)
+    return Stats(found.mean, plan.library.host_zeros(tuple(found.mean.shape), found.mean.dtype), found.var)
 
 
 def _in_range(call: Call, found: Found) -> bool:
