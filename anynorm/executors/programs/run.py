@@ -95,13 +95,14 @@ def forward(call: Call, *, keep: bool) -> Normalized | None:
         xhat = kernels.standardize_with(words, x, Stats(*found[:3]), eps=sums.tracer.eps).xhat
         if found.weight is not None:  # a group without weight is all beta
             xhat = words.where(found.weight > 0, xhat, words.zeros_like(xhat))
-        return Written([kernels.affine(xhat, gamma, beta)], [] if given else _kept(call, found))
+        kept = [] if given else [getattr(found, name) for name in _fields(call)]
+        return Written([kernels.affine(xhat, gamma, beta)], kept)
 
     def written(known: Found | None) -> Any:
         inputs = (call.x, call.gamma, call.beta, None if known else _weights(call), *(known or ()))
         what, fields = ("forward", careful, known is None, _dtype_of_weights(call)), [] if known else _fields(call)
-        keeps = keep or careful
-        return cpu_run.run(plan, what, inputs, (y,), (), body, of_groups=len(fields), keep=keeps, in_place=in_place)
+        how: dict[str, Any] = {"of_groups": len(fields), "keep": keep or careful, "in_place": in_place}
+        return cpu_run.run(plan, what, inputs, (y,), (), body, **how)
 
     ran = written(known)
     if ran is None and in_place and known is None:  # parts share a group, and one may write before another has read
@@ -109,10 +110,8 @@ def forward(call: Call, *, keep: bool) -> Normalized | None:
         ran = None if known is None else written(known)
     if ran is None:
         return None
-    stats = call.stats
-    if stats is None and not (keep or careful):
-        stats = NO_STATS
-    elif stats is None:
+    stats = call.stats or NO_STATS
+    if call.stats is None and (keep or careful):
         found = known or _of(call, ran[0])
         if known is None and not _in_range(call, found):
             return None
@@ -139,7 +138,8 @@ def _statistics(call: Call) -> Found | None:
 
     def body(words: Any, numbers: list[Any], sums: TracedSums) -> Written:
         x, each = numbers
-        return Written(of_groups=_kept(call, _statistics_of(call, words, x, each, sums)))
+        found = _statistics_of(call, words, x, each, sums)
+        return Written(of_groups=[getattr(found, name) for name in _fields(call)])
 
     made = _of_groups(call, ("statistics", _careful(call)), len(_fields(call)), body)
     found = None if made is None else _of(call, made)
@@ -162,7 +162,8 @@ def _joined(call: Call, own: Found) -> Found:
     scale, constant = weights.common.scale, call.plan.library.constant
     unit, weight = _wide(call, scale.unit, weights.unit)
     scaled = Stats(own.mean * unit, None if own.rest is None else own.rest * unit, own.var * unit * unit)
-    share = _weight_here(call, own.weight) / weighting.positive(xp, weight)
+    here = float(call.plan.layout.group_size) if own.weight is None else own.weight
+    share = here / weighting.positive(xp, weight)
     stats = scale.undo_stats(replicas.joined_statistics(xp, scaled, share, weights, join, constant))
     mean, rest, var = _wide(call, *stats)
     return Found(mean, rest, var, weights.sums) if _twice(call.plan) else Found(mean + rest, None, var, weights.sums)
@@ -184,11 +185,6 @@ def _replicas(call: Call) -> tuple[Weights, Callable[..., list[Array]]]:
 def _wide(call: Call, *arrays: Array) -> list[Array]:
     xp = call.plan.library.xp
     return [xp.astype(each, xp.float64, copy=False) for each in arrays]
-
-
-def _weight_here(call: Call, weight: Array | None) -> Any:
-    """The sum of the weights of each group in this replica."""
-    return float(call.plan.layout.group_size) if weight is None else weight
 
 
 def backward(call: Call, dy: Array, wanted: Wanted, stats: Stats) -> Gradients | None:
@@ -308,7 +304,8 @@ def _joined_input_gradient(call: Call, dx: Array, dy: Array, stats: Stats, here:
     ran = cpu_run.run(plan, ("sums of a replica", *key), inputs, (), (), local, of_groups=number)
     assert ran is not None, "what supports took can be read"
     *anchor, rest, product, level = ran[0]
-    own = GradientSums(anchor[0] if anchor else None, rest, product, _weight_here(call, here), level)
+    here = float(plan.layout.group_size) if here is None else here
+    own = GradientSums(anchor[0] if anchor else None, rest, product, here, level)
     mean, rest, product, *_ = replicas.joined_gradient_sums(plan.library.xp, own, weight, join)
     cpu_run.run(plan, ("input gradient of a replica", *key), (*inputs, mean, rest, product), (dx,), (), apply)
 
@@ -356,8 +353,8 @@ def _careful(call: Call) -> bool:
 
 def _of_groups(call: Call, what: tuple[Any, ...], number: int, body: Any) -> list[Array] | None:
     """What a body finds of x and the weights, so many numbers for each group."""
-    inputs, what = (call.x, _weights(call)), (*what, _dtype_of_weights(call))
-    ran = cpu_run.run(call.plan, what, inputs, (), (), body, of_groups=number)
+    key, inputs = (*what, _dtype_of_weights(call)), (call.x, _weights(call))
+    ran = cpu_run.run(call.plan, key, inputs, (), (), body, of_groups=number)
     return None if ran is None else ran[0]
 
 
@@ -374,13 +371,8 @@ def _sum_of_weights(call: Call) -> Array | None:
 def _fields(call: Call) -> list[str]:
     """Which statistics are kept; the mean of narrower numbers has no rest."""
     plan = call.plan
-    wanted = {"mean": plan.centred, "rest": plan.centred and _twice(plan), "var": True}
-    return [name for name, kept in (wanted | {"weight": _weights(call) is not None}).items() if kept]
-
-
-def _kept(call: Call, found: Found) -> list[Any]:
-    """What is kept of statistics."""
-    return [getattr(found, name) for name in _fields(call)]
+    mean = ["mean", "rest"][: 1 + _twice(plan)] if plan.centred else []
+    return [*mean, "var"] if _weights(call) is None else [*mean, "var", "weight"]
 
 
 def _of(call: Call, made: list[Array]) -> Found:
