@@ -50,8 +50,6 @@ class Library:
     """The same of arrays that are `writable_in_blocks`: what a compiler would make of a sum is no matter there."""
     blas_sums = False
     """Whether it adds fastest by multiplying with ones."""
-    norm: Callable[[Array], Array] | None = None
-    """The norm along the last axis, where it adds squares fastest as those of the norms of short runs."""
     threaded = False
     """Whether several of its own threads share an operation on an array that is not on a GPU."""
     chunked = False

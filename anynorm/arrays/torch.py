@@ -34,7 +34,6 @@ class TorchLibrary(Library, name="torch"):
     def __init__(self, name: str, xp: Namespace) -> None:
         super().__init__(name, xp)
         self.torch = torch = sys.modules["torch"]
-        self.norm = partial(torch.linalg.vector_norm, dim=-1)
         self.ops = PURE._replace(multiply_add=_multiply_add)
         if not torch.compiler.is_compiling():
             _nodes()

@@ -15,14 +15,6 @@ def root(plan: Plan, stats: Stats, scale: Scale | None = None) -> Array:
     return kernels.inverse_root(xp, stats.var + plan.addend, rstd_at_zero=1.0 if plan.tiny else None)
 
 
-def significant(plan: Plan, mean: Array | None, var: Array) -> Array | None:
-    """A mean that is to be taken away; None where it is half a unit in the last place of the spread, or less."""
-    if mean is None:
-        return None
-    units = mean * (2 / float(plan.library.xp.finfo(plan.dtype).eps))
-    return None if within_spread(plan, units, var) else mean
-
-
 def within_spread(plan: Plan, mean: Array, var: Array) -> bool:
     """Whether a mean is nowhere larger than the spread; one whose square may underflow is taken for none."""
     library, least = plan.library, plan.limits.eps
@@ -51,18 +43,6 @@ def resolved(plan: Plan, stats: Stats) -> bool:
     xp = plan.library.xp
     slight = stats.mean * (2 * float(xp.finfo(plan.dtype).eps))
     return not bool(xp.any((stats.var > 0) & (stats.var < slight * slight)))
-
-
-def extent_of(plan: Plan, gamma: Array | None) -> tuple[float, float] | None:
-    """The magnitudes, but for 0, that a gamma lies between, where that matters to `folds`."""
-    if gamma is None or not plan.folds:
-        return None
-    return plan.library.extent(gamma)
-
-
-def folds(plan: Plan, rstd: Array, extent: tuple[float, float] | None) -> bool:
-    """Whether rstd * gamma is small, and loses nothing: there is no overflow, no subnormal number."""
-    return plan.folds if extent is None else plan.folds and exact_product(plan, rstd, extent)
 
 
 def exact_product(plan: Plan, rstd: Array, extent: tuple[float, float]) -> bool:

@@ -35,10 +35,6 @@ class Plan(NamedTuple):
     """Whether eps is so small that squares that underflow would be missed."""
     nbytes: float
     """The size of x in that dtype; NaN where Dask does not know it."""
-    affine: int
-    """How many numbers rstd * gamma + beta has."""
-    folds: bool
-    """Whether gamma and beta vary so little that these are few beside x."""
     gamma: "Fit | None"
     beta: "Fit | None"
     stats: "Fit"
@@ -177,8 +173,6 @@ def _plan(
         ones = library.xp.ones(run, dtype=dtype, device=library.device(x))
         groups = groups._replace(ones=ones)
     limits = kernels.limits(library.xp, dtype)
-    beside = [fit.shape for fit in (gamma, fits.get("beta")) if fit is not None]
-    affine = math.prod([max(sizes) for sizes in zip(stats, *beside, strict=True)])
 
     def short(name: str) -> bool:
         return name in arrays and tuple(arrays[name].shape) == layout.parameter_shape
@@ -195,8 +189,6 @@ def _plan(
         limits=limits,
         tiny=eps < limits.eps,
         nbytes=size * library.xp.finfo(dtype).bits / 8,
-        affine=affine,
-        folds=affine * kernels.FOLD <= size,
         gamma=gamma,
         beta=fits.get("beta"),
         stats=fits.get("moments.mean", Fit(stats, None)),

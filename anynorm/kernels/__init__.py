@@ -19,7 +19,6 @@ from anynorm.kernels.merging import PartStats, merge, merge_parts, weighted_mean
 from anynorm.kernels.ops import NEW, PURE, Array, Namespace, Ops, Outputs
 from anynorm.kernels.reductions import LEADING, RUN, Reduction, Sums, cut, total
 from anynorm.kernels.scaling import (
-    FOLD,
     Limits,
     Scale,
     extremes,
@@ -53,7 +52,6 @@ from anynorm.kernels.statistics import (
 )
 
 __all__ = [
-    "FOLD",
     "LEADING",
     "NEW",
     "NO_STATS",

@@ -155,7 +155,3 @@ def smallest_normal(xp: Namespace, dtype: Any) -> Any:
     """The smallest number with all its digits."""
     least = xp.finfo(dtype).smallest_normal
     return float(least) or least  # that of a long double is none to a float
-
-
-FOLD = 8
-"""rstd * gamma is made first where it is so many times smaller than x."""
