@@ -24,8 +24,8 @@ nox.options.sessions = [
     "demo",
 ]
 
-NAMES = ("programs", "formulas", "numerics", "gradients", "all_reduce", "conditions")
-COMPILED = [f"tests/test_{name}.py" for name in NAMES]
+NAMES = ("executors/test_conformance", "executors/test_programs", "test_numerics", "test_all_reduce")
+COMPILED = [f"tests/{name}.py" for name in NAMES]
 """What the cell fast-cpu runs where no paths are given: most other tests take longer to compile for than to run."""
 
 PROJECT = tomllib.loads(Path(__file__).with_name("pyproject.toml").read_text())
@@ -36,7 +36,8 @@ PROJECT = tomllib.loads(Path(__file__).with_name("pyproject.toml").read_text())
 def tests(session, cell):
     """One cell of the table in tests/cells.py, with its own library and no other."""
     install(session, *cell.groups)
-    whole = {"numpy-cpu": ["tests", "anynorm", "README.md"], "fast-cpu": COMPILED}
+    # the command line has its session, `demo`
+    whole = {"numpy-cpu": ["tests", "anynorm", "README.md", "--ignore=tests/test_cli.py"], "fast-cpu": COMPILED}
     paths = session.posargs or whole.get(cell.id, ["tests"])
     pytest(session, f"--cell={cell.id}", *paths, processes=2 if "cuda" not in cell.tags else os.cpu_count() // 2)
 
@@ -48,13 +49,13 @@ def minimums(session):
     # the test tools ask for a newer array-api-compat than the library does
     pip(session, "--no-deps", ".", *(each.replace(">=", "==") for each in PROJECT["project"]["dependencies"]))
     # what measures memory, starts threads, runs the command line or kills does not depend on them
-    names = ("formulas", "gradients", "numerics", "edges", "merging", "state", "files", "out", "bad_input", "laws")
-    names += ("kernels", "weights", "all_reduce")
-    without = "not megabytes and not kill_9 and not many_states"
-    pytest(session, "--cell=numpy-cpu", *(f"tests/test_{name}.py" for name in names), "-k", without)
+    names = ("norms", "vjp", "numerics", "edges", "merging", "state", "files", "out", "bad_input", "laws", "weights")
+    paths = ["tests/executors/test_conformance.py", "tests/kernels", *(f"tests/test_{name}.py" for name in names)]
+    without = "not cuda and not kill_9 and not many_states"
+    pytest(session, "--cell=numpy-cpu", *paths, "-k", without)
     pip(session, *(each.replace(">=", "==") for each in PROJECT["project"]["optional-dependencies"]["fast"]))
     session.env["ANYNORM_ENGINE"] = "numba"
-    pytest(session, "--cell=numpy-cpu", "tests/test_formulas.py", "-k", "layer_norm")
+    pytest(session, "--cell=numpy-cpu", "tests/test_norms.py")
 
 
 @nox.session
@@ -114,7 +115,7 @@ def bench(session):
 def pytest(session, *args, processes=2):
     """In so many processes, with a thread each where a library would start one for every processor.
 
-    JAX compiles each operation for each shape: what one of them has compiled the others read.
+    JAX compiles each operation for each shape, numba each kind of call: what one of them has compiled the others read.
     """
     session.run(
         *python(session),
@@ -125,6 +126,7 @@ def pytest(session, *args, processes=2):
         *args,
         env={
             "OMP_NUM_THREADS": "1",
+            "NUMBA_CACHE_DIR": str(session.cache_dir.resolve() / "numba"),
             "JAX_COMPILATION_CACHE_DIR": str(session.cache_dir.resolve() / "jax"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",

@@ -7,12 +7,17 @@ from importlib import import_module
 from typing import Any
 
 import numpy as np
+import pytest
 from array_api_extra.testing import assert_close
 from cells import Cell
 
 
 class Missing(Exception):
     """A cell was asked for that cannot run here."""
+
+
+CELL, BACKENDS = pytest.StashKey[Cell](), pytest.StashKey[list["Backend"]]()
+"""What a run of pytest tests."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,11 @@ def backends(cell: Cell) -> list[Backend]:
     if not found:
         raise Missing(f"cell {cell.id} cannot run: {cell.library} finds no {cell.device} device")
     return found
+
+
+def two_devices(backend: Backend) -> list[Any]:
+    """One of array-api-strict's devices, and one without 64 bits: most tests run on these alone."""
+    return [backend.xp.Device(name) for name in ("device1", "no_x64")]
 
 
 def _numpy(cell: Cell) -> list[Backend]:

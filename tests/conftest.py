@@ -21,22 +21,25 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "cells(*names): runs in these cells alone, or those of these libraries")
+    config.addinivalue_line("markers", "runs_if(function): where it is true of the executor and the parameters")
     cell = next(cell for cell in CELLS if cell.id == config.getoption("--cell"))
     settings.load_profile("lazy" if cell.library in ("jax", "dask", "fast") else "eager")
     if cell.library == "fast":
         os.environ["ANYNORM_ENGINE"] = "numba"
+    config.stash[backends.CELL] = cell
     try:
-        config.stash[_BACKENDS] = backends.backends(cell)
+        config.stash[backends.BACKENDS] = backends.backends(cell)
     except backends.Missing as error:
         raise pytest.UsageError(str(error)) from error
 
 
 def pytest_collection_modifyitems(config, items):
-    cell, libraries = config.getoption("--cell"), {backend.library for backend in config.stash[_BACKENDS]}
+    cell, libraries = config.getoption("--cell"), {backend.library for backend in config.stash[backends.BACKENDS]}
     chosen, others = [], []
     for item in items:
         parameters = item.callspec.params if hasattr(item, "callspec") else {}
-        own = {parameters["backend"].library} if "backend" in parameters else libraries
+        of = parameters.get("backend") or getattr(parameters.get("executor"), "backend", None)
+        own = {of.library} if of else libraries
         wanted = all((own | {cell}) & {*marker.args} for marker in item.iter_markers("cells"))
         (chosen if wanted else others).append(item)
     items[:] = chosen
@@ -45,16 +48,11 @@ def pytest_collection_modifyitems(config, items):
 
 def pytest_generate_tests(metafunc):
     if "backend" in metafunc.fixturenames:
-        found = metafunc.config.stash[_BACKENDS]
-        if found[0].library == "strict" and metafunc.module.__name__ not in ON_EVERY_DEVICE:
-            found = [each for each in found if each.device in map(each.xp.Device, ("device1", "no_x64"))]
+        found = metafunc.config.stash[backends.BACKENDS]
+        if found[0].library == "strict":  # the conformance suite runs on all devices
+            found = [each for each in found if each.device in backends.two_devices(each)]
         metafunc.parametrize("backend", found, ids=repr)
 
 
 def pytest_report_header(config):
-    return f"cell: {config.getoption('--cell')} on {config.stash[_BACKENDS]}"
-
-
-ON_EVERY_DEVICE = ("test_kernels", "test_formulas", "test_gradients", "test_numerics", "test_weights")
-"""The tests that run on all of the devices of array-api-strict; others on one of them and on one without 64 bits."""
-_BACKENDS = pytest.StashKey()
+    return f"cell: {config.getoption('--cell')} on {config.stash[backends.BACKENDS]}"

@@ -8,7 +8,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-from anynorm.executors.programs import cuda
+from inner import cuda
 
 HEAD = """
 #include <cmath>

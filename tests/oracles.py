@@ -129,6 +129,90 @@ def derived(case: Case, arguments: list[Any], dy: Any, step: float = 1e-5, **res
 _derived: dict[bytes, list[Any]] = {}
 
 
+class Exact(NamedTuple):
+    """What a call and its pullback must give."""
+
+    y: Any
+    dx: Any
+    dgamma: Any
+    dbeta: Any
+    mean: Any
+    var: Any
+
+
+def groups_of(norm: Callable[..., Any], shape: tuple[int, ...], options: dict[str, Any]) -> tuple[Any, ...]:
+    """A shape in which the numbers that share a mean lie along whole axes, these axes, and the shape of a parameter."""
+    every = range(len(shape))
+    if "channel_axis" in options or norm in (anynorm.batch_norm, anynorm.instance_norm, anynorm.group_norm):
+        channel = options.get("channel_axis", 1) % len(shape)
+        beside = tuple(n if axis == channel else 1 for axis, n in enumerate(shape))
+        kept = {channel} if norm is anynorm.batch_norm else {0, channel}
+        if norm is not anynorm.group_norm:
+            return shape, tuple(axis for axis in every if axis not in kept), beside
+        groups = options["groups"]
+        view = (*shape[:channel], groups, shape[channel] // groups, *shape[channel + 1 :])
+        kept = {0, channel} if channel else {0}
+        return view, tuple(axis for axis in range(len(view)) if axis not in kept), beside
+    axis = options.get("axis", 0 if norm is anynorm.weight_norm else -1)
+    axes = set(every) if axis is None else {each % len(shape) for each in np.atleast_1d(axis)}
+    if norm is anynorm.weight_norm:  # its axis names what keeps a norm
+        axes = set(every) - axes if axis is not None else axes
+        return shape, tuple(sorted(axes)), tuple(1 if each in axes else n for each, n in enumerate(shape))
+    return shape, tuple(sorted(axes)), tuple(n if each in axes else 1 for each, n in enumerate(shape))
+
+
+def exact(norm, x, dy, gamma=None, beta=None, *, eps=1e-5, weights=None, moments=None, **options) -> Exact:
+    """The papers' formulas and their derivative by the chain rule, on whole arrays in NumPy's widest float.
+
+    `moments` are a mean and a variance for each group. A number without weight has no part in the statistics, nor,
+    if it is NaN or inf, in any gradient; a group without weight is beta. `test_oracles.py` holds this to the loop over
+    single numbers above.
+    """
+    options = {name: each for name, each in options.items() if name in ("axis", "channel_axis", "groups")}
+    view, axes, beside = groups_of(norm, x.shape, options)
+    x, dy = (np.asarray(each).astype(np.longdouble) for each in (x, dy))
+    shape, centred, sums = x.shape, norm not in (anynorm.rms_norm, anynorm.weight_norm), norm is anynorm.weight_norm
+    given = [None if each is None else np.asarray(each).astype(np.longdouble) for each in (gamma, beta)]
+    full = [each if each is None or each.ndim == x.ndim else each.reshape(beside) for each in given]
+    weights = np.broadcast_to(np.asarray(1.0 if weights is None else weights).astype(np.longdouble), shape)
+
+    def add(values):
+        return values.sum(axis=axes, keepdims=True)
+
+    weights, x, g = weights.reshape(view), x.reshape(view), dy.reshape(view)
+    total = add(weights)
+    share = weights if sums else np.divide(weights, total, out=np.zeros(view, np.longdouble), where=total > 0)
+    if moments is None:
+        mean = add(share * np.where(weights > 0, x, 0)) if centred else np.zeros_like(total)
+        mean = mean + add(share * np.where(weights > 0, x - mean, 0)) if centred else mean
+        d = np.where(total > 0, x - mean, 0)
+        var = add(share * np.where(weights > 0, d, 0) ** 2)
+    else:
+        mean, var = (np.asarray(each).astype(np.longdouble).reshape(total.shape) for each in moments)
+        d = x - mean
+    root = np.sqrt(var + (0 if sums else np.longdouble(eps)))
+    rstd = np.divide(1, root, out=np.zeros_like(root), where=(root > 0) & (total > 0))
+    xhat = d * rstd
+    factor = 1 if full[0] is None else np.broadcast_to(full[0], shape).reshape(view)
+    y, known = (xhat * factor).reshape(shape), np.where((weights == 0) & ~np.isfinite(xhat), 0, xhat)
+    g, of_parameters = g * factor, [(g * known).reshape(shape), dy]
+    lost = 0 if moments is not None else (share * add(g) if centred else 0) + share * known * add(g * known)
+    found = []
+    for each, wide, parameter in zip(of_parameters, full, given, strict=True):
+        if parameter is None:
+            found.append(None)
+            continue
+        spread = tuple(axis for axis, n in enumerate(wide.shape) if n == 1)
+        found.append(each.sum(axis=spread, keepdims=True).reshape(parameter.shape))
+    return Exact(
+        y + (0 if full[1] is None else full[1]),
+        ((g - lost) * rstd).reshape(shape),
+        *found,
+        mean.squeeze(axes),
+        var.squeeze(axes),
+    )
+
+
 def standardized(x: Any, axes: Any, eps: float = 1e-5) -> Any:
     """Equation 1 on a whole array, in the widest float there is."""
     x = np.asarray(x).astype(np.longdouble)

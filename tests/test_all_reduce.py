@@ -5,52 +5,20 @@ import os
 import shutil
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from threading import Barrier, BrokenBarrierError
+from threading import BrokenBarrierError
 
 import numpy as np
 import pytest
 from oracles import only_if
+from replicas import Replicas
 
 import anynorm
 
 HERE = Path(__file__).parent
 THREADS = pytest.mark.cells("numpy", "strict", "torch")
 SHARDS = [(3, 2), (4, 0, 2), (1, 1, 5), (0, 0, 3), (6,)]
-
-
-class Replicas:
-    """Threads that sum arrays over each other, and what they summed."""
-
-    def __init__(self, number):
-        self.number, self.barrier = number, Barrier(number, timeout=60)
-        self.slots, self.calls = [None] * number, [[] for _ in range(number)]
-
-    def all_reduce(self, rank):
-        def sum_of_all(array):
-            self.slots[rank] = array
-            self.calls[rank].append(tuple(array.shape))
-            self.barrier.wait()
-            total = sum(self.slots[1:], start=self.slots[0] * 1.0)
-            self.barrier.wait()
-            return total
-
-        return sum_of_all
-
-    def run(self, work):
-        """work(rank, all_reduce) of every rank."""
-
-        def guarded(rank):
-            try:
-                return work(rank, self.all_reduce(rank))
-            except BaseException:
-                self.barrier.abort()
-                raise
-
-        with ThreadPoolExecutor(self.number) as pool:
-            return list(pool.map(guarded, range(self.number)))
 
 
 def shards(array, sizes):
@@ -134,22 +102,6 @@ def test_weights_of_channels_and_a_channel_without_any(backend):
     compare(found, expected, max(backend.tolerance, 1e-10) * 10)
     np.testing.assert_allclose(found[0][:, 1], beta[1], rtol=1e-6)
     assert np.all(found[1][:, 1] == 0)
-
-
-@THREADS
-@pytest.mark.parametrize(("scale", "offset"), [(1, 1e6), (1e30, 0), (1e-30, 0), (1e-38, 0), (1e37, 0)])
-def test_a_large_mean_and_numbers_of_any_size_are_no_matter(backend, scale, offset):
-    x, dy, gamma, beta = (each.astype(np.float32) for each in batch(7, seed=3))
-    x = ((x + np.float32(offset)) * np.float32(scale)).astype(np.float32)
-    wide = x.astype(np.longdouble)
-    d = wide - wide.mean(axis=(0, 2), keepdims=True)
-    expected = d / np.sqrt((d * d).mean(axis=(0, 2), keepdims=True)) * gamma[:, None] + beta[:, None]
-    y, *gradients = synchronized(backend, (4, 0, 3), x, dy, gamma, beta, dtype="float32", eps=0)
-    np.testing.assert_allclose(y, expected.astype(float), rtol=2e-5, atol=2e-5)
-    for found, other in zip(
-        gradients[1:3], whole(backend, x, dy, gamma, beta, dtype="float32", eps=0)[2:4], strict=True
-    ):
-        np.testing.assert_allclose(found, other, rtol=1e-4, atol=1e-4)
 
 
 @THREADS

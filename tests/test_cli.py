@@ -12,19 +12,19 @@ import sys
 import warnings
 from pathlib import Path
 
+import inner
 import numpy as np
 import pytest
 from oracles import only_if
 
 import anynorm
 from anynorm import cli
-from anynorm.arrays.recognize import library_of
 from anynorm.demo import claims, digits, layers, plot
 from anynorm.demo.backends import open_backend
 from anynorm.demo.network import METHODS, STAGES, forward, initial_layers, initial_running
 from anynorm.demo.training import History, Run, Trainer
 
-XP = library_of("x", np.zeros(1)).xp
+XP = inner.library_of("x", np.zeros(1)).xp
 
 once = pytest.mark.cells("numpy")
 in_every_library = pytest.mark.cells("numpy", "strict", "torch", "jax", "cupy")
@@ -518,7 +518,7 @@ LAYERS = {
 def test_a_layer_is_its_formula_and_its_pullback_the_differences_of_it(backend, name):
     layer, formula, arguments = LAYERS[name]
     arrays = [backend.array(each) for each in arguments]
-    xp = library_of("x", arrays[0]).xp
+    xp = inner.library_of("x", arrays[0]).xp
     y, pullback = layer(xp, *arrays)
     backend.check(y, formula(*arguments))
     dy = normal(*y.shape, seed=1)
@@ -532,7 +532,7 @@ def test_a_layer_is_its_formula_and_its_pullback_the_differences_of_it(backend, 
 def test_cross_entropy_is_its_formula_and_its_pullback_the_differences_of_it(backend):
     logits, labels = normal(4, 10), np.eye(10)[[3, 0, 9, 3]]
     array = backend.array(logits)
-    loss, pullback = layers.cross_entropy(library_of("x", array).xp, array, backend.array(labels))
+    loss, pullback = layers.cross_entropy(inner.library_of("x", array).xp, array, backend.array(labels))
     backend.check(loss, entropy(logits, labels))
     expected = differences(entropy, [logits, labels], 0, np.asarray(2.0))
     backend.check(pullback(2.0), expected, tolerance=max(backend.tolerance, 1e-8))

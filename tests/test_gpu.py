@@ -12,7 +12,7 @@ pytestmark = pytest.mark.cells("torch-cuda", "cupy-cuda")
 @pytest.fixture(autouse=True)
 def _plain(backend):
     if backend.tracked:
-        pytest.skip(reason="test_autograd.py")
+        pytest.skip(reason="test_torch_autograd.py")
 
 
 @pytest.mark.parametrize("index", range(len(CASES)), ids=map(str, CASES))

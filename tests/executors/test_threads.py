@@ -8,12 +8,12 @@ import sys
 import threading
 import time
 
+import inner
 import numpy as np
 import pytest
 
 import anynorm
 from anynorm import settings
-from anynorm.executors.threads import share
 
 pytestmark = pytest.mark.cells("numpy")
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.cells("numpy")
 @pytest.fixture
 def much_to_share(monkeypatch):
     """Threads for arrays of any size."""
-    monkeypatch.setattr("anynorm.executors.blocks.parts.SHARED", 1)
+    inner.share_everything(monkeypatch)
 
 
 def python(code, **environment):
@@ -47,7 +47,7 @@ def jobs(seed):
 
 
 def test_many_threads_may_call_at_once(monkeypatch, much_to_share):
-    monkeypatch.setattr("anynorm.calls.plan.MOST_PLANS", 3)
+    inner.forget_plans(monkeypatch, most=3)
     work = [job for seed in range(3) for job in jobs(seed)]
     blocks = [(64, 1), (256, 2), (4096, 3), (2**22, 2)]
 
@@ -101,10 +101,7 @@ def test_another_thread_may_take_the_room_that_this_one_saw(norm, monkeypatch):
         def __len__(self):
             return 1
 
-    made = anynorm.executors.blocks.normalizing._Run
-    monkeypatch.setattr(
-        "anynorm.executors.blocks.normalizing._Run", lambda *parts: made(*parts)._replace(buffers=Taken())
-    )
+    inner.give_buffers(monkeypatch, Taken)
     x = np.random.default_rng(0).standard_normal((40, 6, 30)).astype(np.float16)
     with anynorm.options(block_bytes=256):
         np.testing.assert_allclose(norm(x), norm(x.astype(np.float64)), atol=5e-3)
@@ -223,9 +220,9 @@ def test_an_exception_in_any_thread_is_raised_once_all_have_stopped(bad):
 
     for _ in range(5):
         with pytest.raises(ZeroDivisionError):
-            share(work, range(20), 4)
+            inner.share(work, range(20), 4)
         assert not working
-    assert share(lambda i: i * i, range(20), 4) == [i * i for i in range(20)]
+    assert inner.share(lambda i: i * i, range(20), 4) == [i * i for i in range(20)]
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="there is no such timer")
@@ -247,7 +244,7 @@ def test_an_interrupt_is_raised_once_nobody_writes_any_more():
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.1)
         with pytest.raises(KeyboardInterrupt):
-            share(work, range(2), 2)
+            inner.share(work, range(2), 2)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
@@ -255,15 +252,10 @@ def test_an_interrupt_is_raised_once_nobody_writes_any_more():
 
 
 def test_an_interrupt_while_a_thread_is_started_leaves_it_nothing_to_do(monkeypatch):
-    done, begin = [], anynorm.executors.threads._start
-
-    def interrupted(*arguments):
-        begin(*arguments)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("anynorm.executors.threads._start", interrupted)
+    done = []
+    inner.interrupt_when_a_thread_has_started(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
-        share(lambda i: time.sleep(0.001) or done.append(i), range(200), 2)
+        inner.share(lambda i: time.sleep(0.001) or done.append(i), range(200), 2)
     found = len(done)
     time.sleep(0.05)
     assert len(done) == found < 200
@@ -279,7 +271,7 @@ def test_a_failure_leaves_nothing_more_to_do():
         done.append(i)
 
     with pytest.raises(ZeroDivisionError):
-        share(work, range(100), 2)
+        inner.share(work, range(100), 2)
     assert len(done) < 50
 
 
@@ -287,9 +279,9 @@ def test_no_room_for_a_thread_leaves_the_work_to_this_one(monkeypatch):
     def start(self):
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr("anynorm.executors.threads._pools", {})
+    inner.forget_threads(monkeypatch)
     monkeypatch.setattr(threading.Thread, "start", start)
-    assert share(lambda i: -i, range(9), 3) == [-i for i in range(9)]
+    assert inner.share(lambda i: -i, range(9), 3) == [-i for i in range(9)]
 
 
 def test_nan_in_a_cotangent_warns_in_no_thread(much_to_share):

@@ -1,4 +1,4 @@
-"""`vjp` is the derivative of the formulas: against differences of the float64 loops, and automatic differentiation."""
+"""`vjp`: what it gives beside the numbers, and what becomes of a pullback; `test_conformance.py` has the numbers."""
 
 import copy
 import dataclasses
@@ -7,50 +7,9 @@ import pickle
 
 import numpy as np
 import pytest
-from oracles import CASES, derived, only_if
+from oracles import CASES, derived
 
 import anynorm
-
-
-def vjp(backend, case, x, params, dy, **options):
-    y, pullback = anynorm.vjp(
-        case.norm, backend.array(x), *[p if p is None else backend.array(p) for p in params], **case.options, **options
-    )
-    return y, pullback(backend.array(dy))
-
-
-@pytest.mark.parametrize("kind", ["short", "full-rank", "one number"])
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_pullback_is_the_derivative_of_the_formula(backend, case, kind):
-    only_if(kind == "short" or CASES.index(case) % 3 == 0, backend, "jax")
-    rng = np.random.default_rng(0)
-    x, dy = rng.standard_normal(case.shape) + 1, rng.standard_normal(case.shape)
-    rank = len(case.shape)
-    shape = {
-        "short": case.parameter_shape,
-        "full-rank": (case.shape[0], *(1,) * (rank - 1)),
-        "one number": (1,) * rank,
-    }[kind]
-    params = [rng.standard_normal(shape) for _ in range(case.parameters)]
-    y, gradients = vjp(backend, case, x, params, dy)
-    expected, *derivatives = derived(case, [x, *params, None][:3], dy)
-    backend.check(y, expected)
-    for found, each in zip(gradients, derivatives, strict=True):
-        backend.check(found, each, tolerance=max(backend.tolerance, 1e-8))
-
-
-@pytest.mark.parametrize("case", [case for case in CASES if case.norm is anynorm.batch_norm], ids=str)
-def test_given_moments_are_constants(backend, case):
-    rng = np.random.default_rng(1)
-    x, dy = rng.standard_normal(case.shape), rng.standard_normal(case.shape)
-    params, mean, var = [rng.standard_normal(3) for _ in range(2)], rng.standard_normal(3), rng.random(3) + 0.1
-    given = anynorm.Moments(backend.array(mean), backend.array(var), 5)
-    y, gradients = vjp(backend, case, x, params, dy, moments=given)
-    sets = dict(enumerate(zip(mean, var, strict=True)))
-    expected, *derivatives = derived(case, [x, *params], dy, given=sets)
-    backend.check(y, expected)
-    for found, each in zip(gradients, derivatives, strict=True):
-        backend.check(found, each, tolerance=max(backend.tolerance, 1e-8))
 
 
 def test_there_is_a_gradient_for_each_array_that_was_passed(backend):
@@ -163,31 +122,13 @@ def test_pytorch_tells_of_each_number_that_was_written_to(backend):
         pullback(x)
 
 
-@pytest.mark.parametrize("offset", [0.0, 1e4])
-@pytest.mark.parametrize(
-    "case", [case for case in CASES if case.norm not in (anynorm.rms_norm, anynorm.weight_norm)], ids=str
-)
-def test_float32_gradient_is_exact_at_an_offset(backend, case, offset):
-    only_if(CASES.index(case) % 3 == 0, backend, "jax")
-    rng = np.random.default_rng(5)
-    x = (rng.standard_normal(case.shape) + offset).astype(np.float32).astype(np.float64)
-    dy = rng.standard_normal(case.shape)
-    gamma = rng.standard_normal(case.parameter_shape)
-    arrays = (backend.array(each, "float32") for each in (x, gamma))
-    y, pullback = anynorm.vjp(case.norm, *arrays, **case.options)
-    _, *derivatives = derived(case, [x, gamma, None], dy, step=1e-4 if offset else 1e-5)
-    for found, each in zip(pullback(backend.array(dy, "float32")), derivatives, strict=True):
-        backend.check(found, each, dtype="float32", tolerance=2e-5)
-
-
 def replay(pullback):
     return pickle.loads(pickle.dumps(pullback))
 
 
 @pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, replay])
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", CASES[::5], ids=str)
 def test_a_copy_of_a_pullback_and_one_from_a_pickle_are_the_derivative_too(backend, case, again):
-    only_if(CASES.index(case) % 5 == 0, backend, "jax", "dask")
     rng = np.random.default_rng(19)
     x, dy = rng.standard_normal(case.shape) + 1, rng.standard_normal(case.shape)
     params = [rng.standard_normal(case.parameter_shape) for _ in range(case.parameters)]
