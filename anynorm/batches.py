@@ -150,7 +150,7 @@ class Moments(Statistics[ArrayT]):
         library, dtype = library_of("mean", self.mean), self.mean.dtype  # type: ignore[attr-defined]
         for other in others:
             joint, counted = pooled(merged, other)
-            mean, rest = cast_with(library, joint.mean, joint.rest, dtype)
+            mean, rest = cast_with(library, joint.mean, joint.mean_lo, dtype)
             merged = Moments._with_rest(mean, rest, library.astype(joint.var, dtype), *counted)
         return merged
 

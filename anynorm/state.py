@@ -193,7 +193,7 @@ class RunningStats(Statistics[ArrayT]):
         if is_number(others.count) and others.count == 0:
             return self
         joint, counted = pooled(self._biased(), others)
-        return self._with(joint.mean, joint.rest, self._corrected(joint.var, counted[0]), None, counted)
+        return self._with(joint.mean, joint.mean_lo, self._corrected(joint.var, counted[0]), None, counted)
 
     def _biased(self) -> Moments[ArrayT]:
         """These statistics with the variance divided by count, in the dtype that they are computed in."""

@@ -36,14 +36,14 @@ def merge(xp: Namespace, first: Stats, second: Stats, shares: tuple[Any, Any]) -
     Chan, Golub & LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979, eq. 2.1.
     """
     one, other = shares
-    if first.mean is None or first.rest is None:
+    if first.mean is None or first.mean_lo is None:
         return Stats(None, None, first.var * one + second.var * other)
-    mean, rest = weighted_mean(xp, first[:2], second[:2], shares)
+    mean, mean_lo = weighted_mean(xp, first[:2], second[:2], shares)
     delta, unit = _difference(xp, first[:2], second[:2])
     between = delta * (one * other) * delta / unit / unit  # in this order: nothing, where one of the two is empty
     nothing = xp.zeros_like(first.var)
     var, lost = weighted_mean(xp, (first.var, nothing), (second.var, nothing), shares)
-    return Stats(mean, rest, var + (lost + between))
+    return Stats(mean, mean_lo, var + (lost + between))
 
 
 def weighted_mean(xp: Namespace, first: Pair, second: Pair, shares: tuple[Any, Any]) -> Pair:

@@ -117,7 +117,7 @@ def joined_statistics(
     common = weights.common
     assert common is not None
     nothing, mean = xp.zeros_like(own.mean), join(own.mean * share)[0] / positive(xp, weights.sums)
-    d = own.mean - mean if own.rest is None else (own.mean - mean) + own.rest
+    d = own.mean - mean if own.mean_lo is None else (own.mean - mean) + own.mean_lo
     apart = constant(xp.where(share > 0, d, nothing))
     rest, sums, squares = join(d * share, apart, apart * apart)
     d, same = d - rest, common.level & (common.holders * squares == sums * sums)

@@ -96,9 +96,9 @@ class Scale(NamedTuple):
 
     def undo_stats(self, stats: Stats) -> Stats:
         """The statistics of x, from those of x * unit."""
-        mean, rest = (None if each is None else each / self.unit for each in (stats.mean, stats.rest))
+        mean, mean_lo = (None if each is None else each / self.unit for each in (stats.mean, stats.mean_lo))
         one = 1 / self.unit
-        return Stats(mean, rest, stats.var * one * one)
+        return Stats(mean, mean_lo, stats.var * one * one)
 
     def undo_rstd(self, xp: Namespace, rstd: Array) -> Array:
         """1 / sqrt(var + eps), from that of x * unit, as far as there is room for it."""

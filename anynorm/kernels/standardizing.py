@@ -66,13 +66,13 @@ def standardize_with(
 
 
 class Standardizer(NamedTuple):
-    """Statistics of a wide dtype, as a narrow one has room for them: (x * unit - mean - rest) * rstd is xhat."""
+    """Statistics of a wide dtype, as a narrow one has room for them: (x * unit - mean - mean_lo) * rstd is xhat."""
 
     unit: Array
     """A power of two."""
     mean: Array | None
     """Of x * unit; None where x is not centred."""
-    rest: Array | None
+    mean_lo: Array | None
     rstd: Array
     """Of x * unit."""
 
@@ -83,7 +83,7 @@ def standardize_wide(
     """`standardize` for numbers of any size, by sums in a wide dtype, which the statistics are of."""
     stats = wide_statistics(xp, xp.astype(x, dtype), groups=groups, centred=centred)
     if stats.mean is not None:
-        stats = stats._replace(rest=xp.zeros_like(stats.mean))
+        stats = stats._replace(mean_lo=xp.zeros_like(stats.mean))
     rstd = inverse_root(xp, stats.var + eps, rstd_at_zero=1.0)
     return Standardized(by(x, standardizer(xp, stats, rstd, x.dtype)), rstd, stats)
 
@@ -95,23 +95,23 @@ def standardizer(xp: Namespace, stats: Stats, rstd: Array, dtype: Any) -> Standa
     if stats.mean is not None:  # of numbers that are not small themselves they are all the same
         large = large & (stats.mean < 1) & (stats.mean > -1)
     unit, inverse = (xp.where(large, one * factor, xp.where(small, one / factor, one)) for factor in (step, 1 / step))
-    mean = rest = None
+    mean = mean_lo = None
     if stats.mean is not None:
         whole = stats.mean * unit
         mean = xp.astype(whole, dtype)
-        rest = xp.astype(whole - xp.astype(mean, rstd.dtype), dtype)
+        mean_lo = xp.astype(whole - xp.astype(mean, rstd.dtype), dtype)
     rstd = xp.minimum(rstd * inverse, one * float(xp.finfo(dtype).max))
-    return Standardizer(xp.astype(unit, dtype), mean, rest, xp.astype(rstd, dtype))
+    return Standardizer(xp.astype(unit, dtype), mean, mean_lo, xp.astype(rstd, dtype))
 
 
 def by(x: Array, of: Standardizer) -> Array:
     """xhat."""
-    return subtract_mean(x * of.unit, Stats(of.mean, of.rest, of.rstd)) * of.rstd
+    return subtract_mean(x * of.unit, Stats(of.mean, of.mean_lo, of.rstd)) * of.rstd
 
 
 def subtract_mean(x: Array, stats: Stats, *, ops: Ops = PURE) -> Array:
     """The array less a mean that is given."""
-    for part in (stats.mean, stats.rest):
+    for part in (stats.mean, stats.mean_lo):
         if part is not None:
             x = ops.subtract(x, part)
     return x

@@ -11,15 +11,19 @@ class Stats(NamedTuple):
 
     mean: Array
     """None where the array is not centred."""
-    rest: Array
+    mean_lo: Array
     """What rounding took from the mean: x less `mean`, and then less this, is exact. None where it is not known."""
     var: Array
 
     def astype(self, xp: Namespace, dtype: Any) -> "Stats":
         """In another dtype, with all the digits of the mean that it has room for."""
-        if self.mean is None or self.rest is None or self.mean.dtype == dtype == self.var.dtype == self.rest.dtype:
+        if (
+            self.mean is None
+            or self.mean_lo is None
+            or self.mean.dtype == dtype == self.var.dtype == self.mean_lo.dtype
+        ):
             return self
-        return Stats(*recast(xp, self.mean, self.rest, dtype), xp.astype(self.var, dtype, copy=False))
+        return Stats(*recast(xp, self.mean, self.mean_lo, dtype), xp.astype(self.var, dtype, copy=False))
 
 
 NO_STATS = Stats(None, None, None)
@@ -53,15 +57,15 @@ def deviations(
     which groups all numbers are one and the same, and which: their mean is that number to the last bit, which a
     compiler that divides by multiplying would miss.
     """
-    mean = rest = None
+    mean = mean_lo = None
     if centred:
         mean = groups.mean(xp, x)
         if constant is not None:
             mean = xp.where(*constant, mean)
         x = ops.subtract(x, mean)
-        rest = groups.mean(xp, x)
-        x = ops.subtract(x, rest)
-    return x, Stats(mean, rest, groups.mean_product(xp, x, x, ops=squares))
+        mean_lo = groups.mean(xp, x)
+        x = ops.subtract(x, mean_lo)
+    return x, Stats(mean, mean_lo, groups.mean_product(xp, x, x, ops=squares))
 
 
 def wide_statistics(xp: Namespace, x: Array, *, groups: WideReduction, centred: bool, twice: bool = False) -> Stats:
@@ -81,9 +85,9 @@ def wide_statistics(xp: Namespace, x: Array, *, groups: WideReduction, centred: 
     if twice:
         pivot = pivot + groups.mean(xp, x - pivot)
     d = x - pivot
-    rest = groups.mean(xp, d)
-    var = groups.mean_product(xp, d, d) - rest * rest
-    return Stats(pivot, rest, var) if twice else Stats(pivot + rest, None, var)
+    mean_lo = groups.mean(xp, d)
+    var = groups.mean_product(xp, d, d) - mean_lo * mean_lo
+    return Stats(pivot, mean_lo, var) if twice else Stats(pivot + mean_lo, None, var)
 
 
 Pair = tuple[Array, Array]
@@ -97,11 +101,11 @@ def recast(xp: Namespace, number: Array, rest: Array, dtype: Any) -> Pair:
     return renormalized(xp, cast, xp.astype(_finite(xp, lost + rest), dtype, copy=False))
 
 
-def renormalized(xp: Namespace, mean: Array, rest: Array) -> tuple[Array, Array]:
+def renormalized(xp: Namespace, mean: Array, mean_lo: Array) -> tuple[Array, Array]:
     """The sum of a mean and its rest, and what rounding took from the sum; Knuth's two-sum, for a rest of any size."""
-    whole = mean + rest
+    whole = mean + mean_lo
     gained = whole - mean
-    return whole, _finite(xp, (mean - (whole - gained)) + (rest - gained))
+    return whole, _finite(xp, (mean - (whole - gained)) + (mean_lo - gained))
 
 
 def _finite(xp: Namespace, rest: Array) -> Array:

@@ -212,10 +212,10 @@ class _Part(NamedTuple):
         plan, constant = self.call.plan, None if scale is None else scale.constant
         how: dict[str, Any] = {"groups": self.sums, "centred": plan.centred, "ops": self.ops, "squares": self.squares}
         d, stats = kernels.deviations(plan.library.xp, self._scaled(scale), constant=constant, **how)
-        if plan.centred and scale is None and not within_spread(plan, stats.rest, stats.var):
+        if plan.centred and scale is None and not within_spread(plan, stats.mean_lo, stats.var):
             # some units of a large mean, beside a spread of one or less
             d, left = kernels.deviations(plan.library.xp, d, **how)
-            stats = Stats(stats.mean, stats.rest + left.mean, left.var)
+            stats = Stats(stats.mean, stats.mean_lo + left.mean, left.var)
         return d, stats
 
     def apply(self, stats: Stats, rstd: Array, scale: Scale | None) -> None:

@@ -71,7 +71,7 @@ def backward(call: Call, dy: Array, wanted: Wanted, stats: Stats) -> tuple[Array
     plan, given, xp = call.plan, call.stats is not None, call.plan.library.xp
     if not given and name_of(plan.dtype) != "float32":
         return None
-    parts = [stats.mean, stats.rest, _root(plan, stats)]
+    parts = [stats.mean, stats.mean_lo, _root(plan, stats)]
 
     def standardized(words: Any, x: TracedScalar | None, parts: list[Any]) -> Standardized:
         mean, rest, rstd = parts

@@ -64,7 +64,7 @@ class Found(NamedTuple):
     """The statistics of each group, as arrays or as numbers of a program."""
 
     mean: Any = None
-    rest: Any = None
+    mean_lo: Any = None
     """None where the mean has all digits."""
     var: Any = None
     weight: Any = None
@@ -161,12 +161,14 @@ def _joined(call: Call, own: Found) -> Found:
     assert weights.common is not None
     scale, constant = weights.common.scale, call.plan.library.constant
     unit, weight = _wide(call, scale.unit, weights.unit)
-    scaled = Stats(own.mean * unit, None if own.rest is None else own.rest * unit, own.var * unit * unit)
+    scaled = Stats(own.mean * unit, None if own.mean_lo is None else own.mean_lo * unit, own.var * unit * unit)
     here = float(call.plan.layout.group_size) if own.weight is None else own.weight
     share = here / weighting.positive(xp, weight)
     stats = scale.undo_stats(replicas.joined_statistics(xp, scaled, share, weights, join, constant))
-    mean, rest, var = _wide(call, *stats)
-    return Found(mean, rest, var, weights.sums) if _twice(call.plan) else Found(mean + rest, None, var, weights.sums)
+    mean, mean_lo, var = _wide(call, *stats)
+    return (
+        Found(mean, mean_lo, var, weights.sums) if _twice(call.plan) else Found(mean + mean_lo, None, var, weights.sums)
+    )
 
 
 def _replicas(call: Call) -> tuple[Weights, Callable[..., list[Array]]]:
@@ -202,7 +204,7 @@ def backward(call: Call, dy: Array, wanted: Wanted, stats: Stats) -> Gradients |
             return None
         weight = here if call.all_reduce is None or call.weights is None else _wide(call, call.weights.unit)[0]
     wide = stats.mean is not None and not twice and stats.mean.dtype != plan.dtype
-    stats = stats._replace(rest=None if wide else stats.rest)  # a wide mean has all digits
+    stats = stats._replace(mean_lo=None if wide else stats.mean_lo)  # a wide mean has all digits
 
     def gradients(words: Any, numbers: list[Any], sums: TracedSums, *, of_x: bool = False) -> tuple[Any, list[Any]]:
         """The gradient of x if it is asked for, and what those of gamma and beta are the sums of."""
@@ -369,9 +371,9 @@ def _sum_of_weights(call: Call) -> Array | None:
 
 
 def _fields(call: Call) -> list[str]:
-    """Which statistics are kept; the mean of narrower numbers has no rest."""
+    """Which statistics are kept; the mean of narrower numbers has no `mean_lo`."""
     plan = call.plan
-    mean = ["mean", "rest"][: 1 + _twice(plan)] if plan.centred else []
+    mean = ["mean", "mean_lo"][: 1 + _twice(plan)] if plan.centred else []
     return [*mean, "var"] if _weights(call) is None else [*mean, "var", "weight"]
 
 
@@ -381,8 +383,8 @@ def _of(call: Call, made: list[Array]) -> Found:
 
 
 def _stats(plan: Plan, found: Found) -> Stats:
-    """With a rest of 0 where the mean has all digits."""
-    if found.mean is None or found.rest is not None:
+    """With a `mean_lo` of 0 where the mean has all digits."""
+    if found.mean is None or found.mean_lo is not None:
         return Stats(*found[:3])
     return Stats(found.mean, plan.library.host_zeros(tuple(found.mean.shape), found.mean.dtype), found.var)
 
