@@ -7,16 +7,18 @@ from oracles import CASES, derived, exact, statistics
 pytestmark = pytest.mark.cells("numpy-cpu")
 
 
-@pytest.mark.parametrize("kind", ["short", "full-rank", "one number"])
+KINDS = ("short", "full-rank", "one number")
+
+
 @pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize(("case", "kind"), [*zip(CASES, KINDS * len(CASES), strict=False)], ids=str)
 def test_the_formulas_are_those_of_the_loops_and_their_differences(case, weighted, kind):
     if weighted and case.parameters == 1:
         pytest.skip(reason="weight norm has no weights")
     rng, rank = np.random.default_rng(0), len(case.shape)
     x, dy = rng.standard_normal(case.shape) + 1, rng.standard_normal(case.shape)
     shape = {"short": case.parameter_shape, "full-rank": case.shape, "one number": (1,) * rank}[kind]
-    params = [*rng.standard_normal((case.parameters, *shape)), None][:2]
+    params = [*map(np.asarray, rng.standard_normal((case.parameters, *shape))), None][:2]
     weights = {"weights": rng.random(case.shape) * (rng.random(case.shape) > 0.2)} if weighted else {}
     expected = derived(case, [x, *params], dy, **weights)
     found = exact(case.norm, x, dy, *params, **weights, **case.options)

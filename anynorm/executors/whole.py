@@ -1,6 +1,7 @@
 """The kernels on whole arrays."""
 
 from functools import partial
+from typing import Any
 
 from anynorm import kernels
 from anynorm.calls import Call, Wanted, compiled, weighed, weighted_sums
@@ -13,7 +14,7 @@ from anynorm.kernels import NO_STATS, Array, Standardized, Stats, replicas, weig
 
 def forward(call: Call) -> Normalized:
     """The result of a call, and its statistics."""
-    y, of = standardized(weighed(call))
+    y, of = standardized(call)
     if call.out is None:
         return Normalized(y, of.stats)
     call.out[...] = y
@@ -48,18 +49,20 @@ def _gradients(wanted: Wanted, call: Call, dy: Array, of: Standardized | None) -
     if wanted.dtype is None:
         return None, *parameters
     power = near_power(plan, call.gamma, plan.library.constant(of.rstd)) if plan.library.on_host(dy) else None
-    weighted, join = weighted_sums(call), call.join
-    if weighted is not None and join is not None and call.stats is None:
-        dx = replicas.input_gradient(xp, dy, call.gamma, of, groups=weighted, join=join, power=power)
-    else:
-        groups = None if call.stats is not None else weighted or plan.groups
-        dx = kernels.input_gradient(xp, dy, call.gamma, of, groups=groups, centred=plan.centred, power=power)
+    weighted, join, gamma = weighted_sums(call), call.join, call.gamma
+    groups: Any = None if call.stats is not None else weighted or plan.groups
+    if weighted is not None and join is not None:
+        groups = replicas.JoinedSums(weighted, join)
+        if gamma is not None and not plan.short[0]:  # one for each sample, of which another replica may have more
+            power = kernels.power_of_two(xp, plan.library.constant(of.rstd)) if plan.library.on_host(dy) else None
+            dy, gamma = kernels.cotangent(xp, dy, gamma, power), None
+    dx = kernels.input_gradient(xp, dy, gamma, of, groups=groups, centred=plan.centred, power=power)
     return xp.astype(dx, wanted.dtype, copy=False), *parameters
 
 
 def standardized(call: Call) -> tuple[Array, Standardized]:
     """The result of a call, and what x was standardized to."""
-    found: tuple[Array, Standardized] = compiled(call, "standardized", _standardized)
+    found: tuple[Array, Standardized] = compiled(weighed(call), "standardized", _standardized)
     return found
 
 

@@ -8,16 +8,10 @@ import math
 import operator
 from collections.abc import Callable
 from functools import reduce
-from typing import Any
+from typing import Any, NamedTuple
 
-from anynorm.kernels.gradients import (
-    GradientSums,
-    cotangent,
-    gradient_sums,
-    input_gradient_of_part,
-    one_per_group,
-)
-from anynorm.kernels.ops import Array, Namespace
+from anynorm.kernels.gradients import GradientSums
+from anynorm.kernels.ops import PURE, Array, Namespace, Ops
 from anynorm.kernels.reductions import Sums
 from anynorm.kernels.scaling import reached, scale_for
 from anynorm.kernels.standardizing import standardize_with
@@ -137,19 +131,45 @@ def joined_gradient_sums(xp: Namespace, own: GradientSums, weight: Array, join: 
     return GradientSums(mean, rest, product, weight)
 
 
-def input_gradient(
-    xp: Namespace,
-    dy: Array,
-    gamma: Array | None,
-    of: Standardized,
-    *,
-    groups: WeightedSums,
-    join: Join,
-    power: Array | None,
-) -> Array:
-    """`kernels.input_gradient` by the sums of all replicas."""
-    last = gamma if one_per_group(gamma, groups.axes) else None
-    g, local = dy if last is not None else cotangent(xp, dy, gamma, power), groups.of_part(xp, dy)
-    _, own = gradient_sums(xp, g, of.xhat, groups=local, centred=True, part=True)
-    sums = joined_gradient_sums(xp, own, groups.weight, join)
-    return input_gradient_of_part(xp, g, sums, of, groups.each, last, power)
+class JoinedSums(NamedTuple):
+    """The sums and means of the numbers of all replicas: a `Reduction`."""
+
+    local: WeightedSums
+    """With the weights of all replicas together."""
+    join: Join
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """The axes of a group."""
+        return self.local.axes
+
+    @property
+    def each(self) -> Array:
+        """The weights, beside x."""
+        return self.local.each
+
+    @property
+    def weight(self) -> Any:
+        """The sums of those of all replicas."""
+        return self.local.weight
+
+    def mean(self, xp: Namespace, x: Array) -> Array:
+        """The mean of each group, beside x; 0 in one without weight."""
+        return self.join(self.local.mean(xp, x))[0]
+
+    def mean_product(self, xp: Namespace, x: Array, other: Array, *, ops: Ops = PURE) -> Array:
+        """The mean of x * other."""
+        return self.join(self.local.mean_product(xp, x, other, ops=ops))[0]
+
+    def total(self, xp: Namespace, x: Array) -> Array:
+        """The sum of each group, also of what has no weight."""
+        return self.join(self.local.total(xp, x))[0]
+
+    def total_product(self, xp: Namespace, x: Array, other: Array, *, ops: Ops = PURE) -> Array:
+        """The sum of x * other."""
+        return self.join(self.local.total_product(xp, x, other, ops=ops))[0]
+
+    def anchor(self, xp: Namespace, g: Array) -> Array:
+        """The sum of g over that of the weights."""
+        mean = self.total(xp, g) / positive(xp, self.weight)
+        return xp.where(xp.isfinite(mean), mean, xp.zeros_like(mean))

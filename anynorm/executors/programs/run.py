@@ -279,12 +279,12 @@ def _joined_input_gradient(call: Call, dx: Array, dy: Array, stats: Stats, here:
     `here` is the sum of the weights of each group in this one.
     """
     plan, (weights, join), each = call.plan, _replicas(call), _weights(call)
+    last = plan.short[0]  # else it is one for each sample, of which another replica may have more
 
     def gradient(words: Any, numbers: list[Any], sums: TracedSums) -> tuple[Any, Standardized, TracedSums]:
         """That of xhat, xhat, and the sums over a group."""
         dy, x, gamma, *known, weight, each = numbers[:8]
         dy, of = _standardized(words, dy, x, Stats(*known), each, weight, sums.tracer.eps)
-        last = kernels.one_per_group(gamma, sums.axes)
         return kernels.affine(dy, None if last else gamma, None), of, _groups(sums, each, None)
 
     def local(words: Any, numbers: list[Any], sums: TracedSums) -> Written:
@@ -295,7 +295,7 @@ def _joined_input_gradient(call: Call, dx: Array, dy: Array, stats: Stats, here:
     def apply(words: Any, numbers: list[Any], sums: TracedSums) -> Written:
         (g, of, groups), gamma, weight = gradient(words, numbers, sums), numbers[2], numbers[6]
         mean, rest, product = numbers[-3:]
-        joined, last = GradientSums(mean, rest, product, weight), kernels.one_per_group(gamma, sums.axes)
+        joined = GradientSums(mean, rest, product, weight)
         dx = kernels.input_gradient_of_part(words, g, joined, of, groups.each, gamma if last else None, None)
         return Written([dx])
 
