@@ -54,7 +54,10 @@ def _gradients(wanted: Wanted, call: Call, dy: Array, of: Standardized | None) -
     if weighted is not None and join is not None:
         groups = replicas.JoinedSums(weighted, join)
         if gamma is not None and not plan.short[0]:  # one for each sample, of which another replica may have more
-            power = kernels.power_of_two(xp, plan.library.constant(of.rstd)) if plan.library.on_host(dy) else None
+            if plan.library.on_host(dy):
+                power = kernels.power_of_two(xp, plan.library.constant(of.rstd))
+                most = plan.limits.step * plan.limits.further  # so that sums over all replicas have room
+                power = xp.minimum(power, xp.ones_like(power) * most)
             dy, gamma = kernels.cotangent(xp, dy, gamma, power), None
     dx = kernels.input_gradient(xp, dy, gamma, of, groups=groups, centred=plan.centred, power=power)
     return xp.astype(dx, wanted.dtype, copy=False), *parameters
