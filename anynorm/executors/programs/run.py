@@ -37,7 +37,8 @@ def supports(call: Call, *beside: Array) -> bool:
         return engine != "arrays" and cuda_run.takes(call, [*_arrays(call), *beside])
     if engine == "arrays" or (engine == "auto" and not plan.nbytes >= SMALL) or not plan.nbytes > 0:
         return False
-    if library.programs != "cpu" or getattr(library.device(call.x), "type", "cpu") == "cuda":
+    first = beside[0] if call.x is None else call.x  # of given moments a gradient of gamma alone keeps no x
+    if library.programs != "cpu" or getattr(library.device(first), "type", "cpu") == "cuda":
         if engine == "numba":
             raise ValueError(
                 f"engine='numba' takes arrays of NumPy, PyTorch on a processor and Dask, got {library.name}"
