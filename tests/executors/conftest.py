@@ -32,10 +32,10 @@ class Executor:
         return f"{self.name}-{self.backend!r}"
 
     def picks(self, number, of=3) -> bool:
-        """All numbers; or one in so many, and half of these where it takes longest."""
-        if self.name.startswith("cuda") or self.backend.library == "jax":
-            return (number + of * (self.name in ("cuda", "jit"))) % (2 * of) == 0
-        return not (self.compiles or self.backend.tracked) or number % of == 0
+        """All numbers in NumPy; elsewhere one in so many, and half of these where it takes longest."""
+        if self.name.startswith("cuda") or self.name.endswith("programs") or self.backend.library == "jax":
+            return (number + of * (self.name in ("cuda", "jit", "programs"))) % (2 * of) == 0
+        return (self.backend.library == "numpy" and not self.compiles) or number % of == 0
 
     def some(self, cases, number):
         """All cases in NumPy; elsewhere two, and other two for each number; one, where each is compiled."""
