@@ -117,7 +117,7 @@ def joined_statistics(
     d, same = d - rest, common.level & (common.holders * squares == sums * sums)
     var = join(xp.where(same, nothing, (own.var + d * d) * share))[0] / positive(xp, weights.sums)
     number = mean + sums / positive(xp, common.holders)
-    return Stats(xp.where(same, number, mean), xp.where(same, nothing, rest), var)
+    return Stats(xp.where(same, number, mean), xp.where(same, xp.zeros_like(rest), rest), var)
 
 
 def joined_gradient_sums(xp: Namespace, own: GradientSums, weight: Array, join: Join) -> GradientSums:
