@@ -340,7 +340,8 @@ def test_each_number_counts_as_its_weight_says(executor, case):
         real = np.isfinite(np.asarray(expected.y)) & (np.abs(expected.y) < 1e20)
         bound = finest(executor) * 10
         close(found.y[real], expected.y[real], bound)
-        check(found[1:], expected[1:], bound)
+        few = case.options.get("groups") == 3 and case.shape == (3, 6)  # as above
+        check(found[1:], expected[1:], bound, relative=not few)
         if kind == "padding":
             assert np.all(found.dx[~weights] == 0)
 
@@ -360,7 +361,7 @@ def test_a_group_without_weight_is_beta_and_has_no_gradient(executor, fill, eps)
     found = executor.run(norm, x, dy, gamma, beta, weights=weights, eps=eps, **options)
     expected = exact(norm, np.where(np.broadcast_to(weights, x.shape) > 0, x, 0), dy, gamma, beta,
                      weights=weights, eps=eps, **options)  # fmt: skip
-    check(found, expected, finest(executor) * 10, relative=case.options.get("groups") != 3 or case.shape != (3, 6))
+    check(found, expected, finest(executor) * 10)
     of_beta = np.broadcast_to(beta[:, None], x.shape)[empty].astype(executor.backend.widest)
     np.testing.assert_array_equal(found.y[empty], of_beta)
     assert not found.dx[empty].any()
