@@ -10,11 +10,10 @@ CallableT = TypeVar("CallableT", bound=Callable[..., Any])
 
 def checks_names(made: CallableT) -> CallableT:
     """The function, or the class by its constructor, that refuses arguments of unknown names with some advice."""
-    signature, kind = inspect.signature(made), isinstance(made, type)
-    parameters = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
-    known = frozenset(each.name for each in parameters if each.kind is not each.POSITIONAL_ONLY)
+    parameters = inspect.signature(made).parameters.values()
+    known = frozenset(parameter.name for parameter in parameters if parameter.kind is not parameter.POSITIONAL_ONLY)
     target: Any = made
-    function = target.__init__ if kind else target
+    function = target.__init__ if isinstance(made, type) else target
 
     @wraps(function)
     def checked(*arguments: Any, **options: Any) -> Any:
@@ -22,20 +21,16 @@ def checks_names(made: CallableT) -> CallableT:
             refuse([name for name in options if name not in known], made)
         return function(*arguments, **options)
 
-    if kind:
-        target.__init__ = checked
-        return made
-    checked.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    return cast(CallableT, checked)
+    if not isinstance(made, type):
+        return cast(CallableT, checked)
+    target.__init__ = checked
+    return made
 
 
 def refuse(names: Iterable[str], function: Callable[..., Any]) -> NoReturn:
     """A TypeError that says what each of these names is called in the function."""
-    parameters = {
-        name: each
-        for name, each in inspect.signature(function).parameters.items()
-        if name not in ("self", "cls") and each.kind is not each.VAR_KEYWORD
-    }
+    every = inspect.signature(function).parameters
+    parameters = {name: parameter for name, parameter in every.items() if name not in ("self", "cls")}
     reasons = [f"no argument {name!s:.40}{_advice(name, parameters)}" for name in names]
     raise TypeError(f"{function.__name__} has {'; '.join(reasons[:8])}")
 

@@ -413,14 +413,8 @@ def load(path: str | os.PathLike[str], like: Any = None) -> dict[str, Any]:
 
     Raises
     ------
-    TypeError
-        If `like` is not an array.
-    ValueError
-        If the file is cut short, changed, of another kind, or written by a newer version: the message names it.
-    OSError
-        If it cannot be read, as by `open`.
-    ImportError
-        If a package is missing.
+    TypeError, ValueError, OSError, ImportError
+        As in `RunningStats.load`.
 
     References
     ----------

@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 from anynorm.calls.blocks import Block
 from anynorm.calls.plan import Plan
-from anynorm.kernels import Array, Stats
-from anynorm.kernels.replicas import Join, joining
-from anynorm.kernels.weighting import Weights
+from anynorm.kernels import Array, Stats, one_per_group
+from anynorm.kernels.replicas import joining
+from anynorm.kernels.weighting import Join, Weights
 
 
 class Call(NamedTuple):
@@ -29,6 +29,12 @@ class Call(NamedTuple):
     def join(self) -> Join | None:
         """Sums arrays over all replicas, where there are any."""
         return None if self.all_reduce is None else joining(self.plan.library.xp, self.all_reduce)
+
+    @property
+    def gamma_last(self) -> bool:
+        """Whether gamma is one number for each group, in all replicas: a gradient is multiplied by it last."""
+        one = one_per_group(self.gamma, self.plan.view.axes)
+        return one and (self.all_reduce is None or self.plan.short[0])  # where one sample is here, others may have more
 
 
 class Wanted(NamedTuple):

@@ -1,6 +1,6 @@
 """How a call is run: on whole arrays, by programs, in blocks, chunk by chunk, as a node of autograd.
 
-Others use the five functions below and `length`; `eager` chooses between the executors of arrays that are there now.
+Others use the functions below; `eager` chooses between the executors of arrays that are there now.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from anynorm.kernels import Array, Standardized, Stats
 
 def forward(call: Call, *, keep: bool = True) -> Normalized:
     """The result of a call, as the caller's x was, and its statistics beside the view if they are to be kept."""
-    if call.plan.library.chunked and chunks.takes(call):
+    if chunks.takes(call):
         return chunks.forward(call)
     if call.plan.library.autograd:
         return torch_autograd.forward(call, keep=keep)
@@ -50,15 +50,14 @@ def linearize(call: Call) -> tuple[Normalized, Call, Standardized | Stats]:
     if stats is not None:
         stats = Stats(*[None if array is None else array * 1.0 for array in stats])
     gamma = None if call.gamma is None else call.gamma * 1.0
-    # a compiler does not follow `_replace` of a tuple with a function in it
-    call = Call(plan, call.x, call.gamma, call.beta, stats, call.out, weights, call.all_reduce, call.chunks)
+    call = call._replace(stats=stats, weights=weights)
     of: Standardized | Stats
     if chunks.takes(call):
         done = chunks.forward(call)
         x, of = call.x, done.stats
     else:
         done, x, of = eager.linearize(call)
-    return done, Call(plan, x, gamma, None, stats, None, weights, call.all_reduce, call.chunks), of
+    return done, call._replace(x=x, gamma=gamma, beta=None, out=None), of
 
 
 def backward(call: Call, dy: Array, wanted: Wanted, of: Standardized | Stats) -> Gradients:

@@ -3,15 +3,17 @@
 from collections.abc import Sequence
 
 from anynorm import kernels
-from anynorm.calls import Plan
+from anynorm.calls import Call, Plan
 from anynorm.kernels import Array, Outputs
 
 
-def near_power(plan: Plan, gamma: Array | None, rstd: Array) -> Array | None:
+def near_power(call: Call, rstd: Array) -> Array | None:
     """For `kernels.input_gradient`."""
-    if gamma is None or kernels.one_per_group(gamma, plan.view.axes):
+    if call.gamma is None or call.gamma_last:
         return None
-    return kernels.power_of_two(plan.library.xp, rstd)
+    xp, limits = call.plan.library.xp, call.plan.limits
+    power = kernels.power_of_two(xp, rstd)
+    return xp.minimum(power, xp.ones_like(power) * (limits.step * limits.further))  # sums of what it makes have room
 
 
 def parameter_gradients(

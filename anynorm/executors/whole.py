@@ -48,18 +48,12 @@ def _gradients(wanted: Wanted, call: Call, dy: Array, of: Standardized | None) -
     parameters = parameter_gradients(plan, dy, of.xhat, wanted.parameters, block=block, ones=ones)
     if wanted.dtype is None:
         return None, *parameters
-    power = near_power(plan, call.gamma, plan.library.constant(of.rstd)) if plan.library.on_host(dy) else None
-    weighted, join, gamma = weighted_sums(call), call.join, call.gamma
-    groups: Any = None if call.stats is not None else weighted or plan.groups
-    if weighted is not None and join is not None:
-        groups = replicas.JoinedSums(weighted, join)
-        if gamma is not None and not plan.short[0]:  # one for each sample, of which another replica may have more
-            if plan.library.on_host(dy):
-                power = kernels.power_of_two(xp, plan.library.constant(of.rstd))
-                most = plan.limits.step * plan.limits.further  # so that sums over all replicas have room
-                power = xp.minimum(power, xp.ones_like(power) * most)
-            dy, gamma = kernels.cotangent(xp, dy, gamma, power), None
-    dx = kernels.input_gradient(xp, dy, gamma, of, groups=groups, centred=plan.centred, power=power)
+    power = near_power(call, plan.library.constant(of.rstd)) if plan.library.on_host(dy) else None
+    weighted, groups = weighted_sums(call), None
+    if call.stats is None:
+        groups = plan.groups if weighted is None else weighted._replace(join=call.join)
+    how: dict[str, Any] = {"centred": plan.centred, "last": call.gamma_last, "power": power}
+    dx = kernels.input_gradient(xp, dy, call.gamma, of, groups=groups, **how)
     return xp.astype(dx, wanted.dtype, copy=False), *parameters
 
 
@@ -84,8 +78,8 @@ def standardize(call: Call) -> Standardized:
     subnormal = library.subnormal(x, plan.limits.step * plan.limits.further) if plan.tiny else None
     weighted, join = weighted_sums(call), call.join
     if weighted is not None and join is not None:
-        constant = library.constant
-        return replicas.standardize(xp, x, groups=weighted, join=join, constant=constant, subnormal=subnormal)
+        how: dict[str, Any] = {"eps": plan.eps, "join": join, "constant": library.constant, "subnormal": subnormal}
+        return replicas.standardize(xp, x, groups=weighted, **how)
     groups = weighted or plan.groups
     vacant = not plan.nbytes > 0  # NaN is a size that Dask does not know: there it takes no minimum
     rstd_at_zero = 1.0 if plan.tiny else None

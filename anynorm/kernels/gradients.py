@@ -48,6 +48,7 @@ def input_gradient(
     *,
     groups: Reduction | None,
     centred: bool,
+    last: bool,
     places: Outputs = NEW,
     power: Array | None = None,
     exact: bool = False,
@@ -56,14 +57,15 @@ def input_gradient(
 
     rstd * (g - p * sum(g) - p * xhat * sum(g * xhat)), where g = dy * gamma, and p is the share of a number in its
     group; sum(g) stays where x was not centred.
-    A `power` of two near rstd goes to g first, where gamma varies: so g has all its digits if the gradient has.
+    A gamma that is `last` is one number for each group. Where it varies, a `power` of two near rstd goes to g first: so
+    g has all its digits if the gradient has.
     """
     if groups is None:
         return scaled(xp, dy, gamma, of.rstd, places=places, exact=exact)
-    last = gamma if one_per_group(gamma, groups.axes) else None
-    g = dy if last is not None else cotangent(xp, dy, gamma, power, places=places, exact=exact)
+    g = dy if last else cotangent(xp, dy, gamma, power, places=places, exact=exact)
     g, sums = gradient_sums(xp, g, of.xhat, groups=groups, centred=centred, places=places)
-    return input_gradient_by_sums(xp, g, sums, of, last, power, each=groups.each, places=places, exact=exact)
+    gamma = gamma if last else None
+    return input_gradient_by_sums(xp, g, sums, of, gamma, power, each=groups.each, places=places, exact=exact)
 
 
 def input_gradient_wide(

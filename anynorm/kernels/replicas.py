@@ -8,16 +8,17 @@ import math
 import operator
 from collections.abc import Callable
 from functools import reduce
-from typing import Any, NamedTuple
+from typing import Any
 
 from anynorm.kernels.gradients import GradientSums
-from anynorm.kernels.ops import PURE, Array, Namespace, Ops
+from anynorm.kernels.ops import Array, Namespace
 from anynorm.kernels.reductions import Sums
-from anynorm.kernels.scaling import reached, scale_for
+from anynorm.kernels.scaling import reached, scale_for, smallest_normal
 from anynorm.kernels.standardizing import standardize_with
 from anynorm.kernels.statistics import Standardized, Stats, deviations
 from anynorm.kernels.weighting import (
     Common,
+    Join,
     WeightedSums,
     Weights,
     extremes,
@@ -26,8 +27,6 @@ from anynorm.kernels.weighting import (
     with_padding,
     without_padding,
 )
-
-Join = Callable[..., list[Array]]
 
 
 def joining(xp: Namespace, all_reduce: Callable[[Array], Any]) -> Join:
@@ -81,6 +80,7 @@ def standardize(
     x: Array,
     *,
     groups: WeightedSums,
+    eps: float,
     join: Join,
     constant: Callable[[Array], Array],
     subnormal: Array | None = None,
@@ -96,7 +96,12 @@ def standardize(
     _, stats = deviations(xp, kept, groups=local, centred=True, constant=(bottom == top, top))
     stats = joined_statistics(xp, stats, local.weight, weights, join, constant)
     done = standardize_with(xp, kept, stats, eps=scale.eps, rstd_at_zero=scale.rstd_at_zero)
-    return scale.undo(xp, with_padding(xp, x, done, weights))
+    done = scale.undo(xp, with_padding(xp, x, done, weights))
+    if eps < smallest_normal(xp, x.dtype):
+        return done
+    # of equal numbers it is known without the power of two, which may leave it no room
+    rstd_of_constant = xp.zeros_like(done.rstd) + 1 / math.sqrt(eps)
+    return done._replace(rstd=xp.where(stats.var == 0, rstd_of_constant, done.rstd))
 
 
 def joined_statistics(
@@ -129,47 +134,3 @@ def joined_gradient_sums(xp: Namespace, own: GradientSums, weight: Array, join: 
     moved = own.weight * (anchor - mean)
     (rest,), (product,) = join(own.rest + moved), join(own.product + moved * own.level)
     return GradientSums(mean, rest, product, weight)
-
-
-class JoinedSums(NamedTuple):
-    """The sums and means of the numbers of all replicas: a `Reduction`."""
-
-    local: WeightedSums
-    """With the weights of all replicas together."""
-    join: Join
-
-    @property
-    def axes(self) -> tuple[int, ...]:
-        """The axes of a group."""
-        return self.local.axes
-
-    @property
-    def each(self) -> Array:
-        """The weights, beside x."""
-        return self.local.each
-
-    @property
-    def weight(self) -> Any:
-        """The sums of those of all replicas."""
-        return self.local.weight
-
-    def mean(self, xp: Namespace, x: Array) -> Array:
-        """The mean of each group, beside x; 0 in one without weight."""
-        return self.join(self.local.mean(xp, x))[0]
-
-    def mean_product(self, xp: Namespace, x: Array, other: Array, *, ops: Ops = PURE) -> Array:
-        """The mean of x * other."""
-        return self.join(self.local.mean_product(xp, x, other, ops=ops))[0]
-
-    def total(self, xp: Namespace, x: Array) -> Array:
-        """The sum of each group, also of what has no weight."""
-        return self.join(self.local.total(xp, x))[0]
-
-    def total_product(self, xp: Namespace, x: Array, other: Array, *, ops: Ops = PURE) -> Array:
-        """The sum of x * other."""
-        return self.join(self.local.total_product(xp, x, other, ops=ops))[0]
-
-    def anchor(self, xp: Namespace, g: Array) -> Array:
-        """The sum of g over that of the weights."""
-        mean = self.total(xp, g) / positive(xp, self.weight)
-        return xp.where(xp.isfinite(mean), mean, xp.zeros_like(mean))

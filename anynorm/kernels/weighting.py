@@ -5,6 +5,7 @@ becomes of it, a gradient.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from anynorm.kernels.ops import PURE, Array, Namespace, Ops
@@ -38,8 +39,12 @@ class Weights(NamedTuple):
     """Their sum over each group and all replicas, and its rest, as `counts` has them."""
 
 
+Join = Callable[..., list[Array]]
+"""The sums over all replicas of some arrays."""
+
+
 class WeightedSums(NamedTuple):
-    """`Sums` in which each number has a weight: a `Reduction`."""
+    """`Sums` in which each number has a weight, and which may be spread over replicas: a `Reduction`."""
 
     plain: Sums
     """Its divisor is 1."""
@@ -47,6 +52,8 @@ class WeightedSums(NamedTuple):
     """That are `ready`."""
     product: Ops = PURE
     """Where the numbers times their weights go."""
+    join: Join | None = None
+    """Sums arrays over all replicas, where there are any, whose weights these are together."""
 
     @property
     def axes(self) -> tuple[int, ...]:
@@ -66,24 +73,27 @@ class WeightedSums(NamedTuple):
     def mean(self, xp: Namespace, x: Array) -> Array:
         """The mean of each group, beside x; 0 in one without weight."""
         if self.each.shape[-1] == x.shape[-1]:
-            sums = self.plain.mean_product(xp, x, self.each, ops=self.product)
+            sums = self.total_product(xp, x, self.each, ops=self.product)
         else:
-            sums = self.plain.mean(xp, self.product.multiply(x, self.each))
+            sums = self.total(xp, self.product.multiply(x, self.each))
         return sums / positive(xp, self.weight)
 
     def mean_product(self, xp: Namespace, x: Array, other: Array, *, ops: Ops = PURE) -> Array:
         """The mean of x * other."""
         # the weight comes first: 0 times a square that overflowed is no number
         weighed = ops.multiply(x, self.each)
-        return self.plain.mean_product(xp, weighed, other, ops=ops) / positive(xp, self.weight)
+        return self.total_product(xp, weighed, other, ops=ops) / positive(xp, self.weight)
 
     def total(self, xp: Namespace, x: Array) -> Array:
         """The sum of each group, also of what has no weight."""
-        return self.plain.mean(xp, x)
+        return self._joined(self.plain.mean(xp, x))
 
     def total_product(self, xp: Namespace, x: Array, other: Array, *, ops: Ops = PURE) -> Array:
         """The sum of x * other."""
-        return self.plain.mean_product(xp, x, other, ops=ops)
+        return self._joined(self.plain.mean_product(xp, x, other, ops=ops))
+
+    def _joined(self, sums: Array) -> Array:
+        return sums if self.join is None else self.join(sums)[0]
 
     def anchor(self, xp: Namespace, g: Array) -> Array:
         """The sum of g over that of the weights; 0 where a part of a group has next to none."""

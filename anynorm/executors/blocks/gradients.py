@@ -52,7 +52,7 @@ def backward(call: Call, dy: Array, wanted: Wanted, stats: Stats) -> Gradients |
     stats, library = stats.astype(plan.library.xp, plan.dtype), plan.library
     with library.quiet():
         rstd, gamma = root(plan, stats), call.gamma
-        power = None if call.stats is not None else near_power(plan, gamma, rstd)
+        power = None if call.stats is not None else near_power(call, rstd)
         exact = gamma is not None and exact_product(plan, rstd if power is None else power, library.extent(gamma))
     dx = None if wanted.dtype is None else plan.library.empty(plan.view.shape, dy, wanted.dtype)
     totals = [None if shape is None else _Total(shape, dy, plan.dtype) for shape in wanted.parameters]
@@ -205,7 +205,7 @@ class _Run(NamedTuple):
             if xhat is not None and not bool(xp.all((sums > 0) & xp.isfinite(groups.mean(xp, xhat)))):
                 dy, xhat = weighting.gradient_without_padding(xp, dy, xhat, weights.each, sums)
             groups = WeightedSums(groups.by(1.0), weights, places.product)
-        last = kernels.one_per_group(call.gamma, plan.view.axes)
+        last = call.gamma_last
         of = Standardized(xhat, rstd, self.stats)
         return _Part(call, target, places, groups, dy, cut(call.gamma, block), last, of, power, self.exact)
 
@@ -245,7 +245,7 @@ class _Part(NamedTuple):
         how: dict[str, Any] = {"places": self.places, "exact": self.exact}
         if sums is None:
             groups = None if given else self.sums
-            how |= {"groups": groups, "centred": plan.centred, "power": self.power}
+            how |= {"groups": groups, "centred": plan.centred, "last": self.last, "power": self.power}
             dx = kernels.input_gradient(xp, self.dy, self.gamma, self.of, **how)
         else:
             sums = GradientSums(*(repeated(plan, each, self.dy) if hasattr(each, "shape") else each for each in sums))

@@ -10,7 +10,6 @@ from functools import partial
 from operator import attrgetter, itemgetter
 from typing import Any
 
-from anynorm import kernels
 from anynorm.arrays import counts
 from anynorm.arrays.checks import same_shape
 from anynorm.arrays.dask import in_chunks
@@ -72,7 +71,7 @@ def backward(call: Call, dy: Array, wanted: Wanted) -> Gradients:
     else:
         merged, last = _merged(call), None
         call = _again(call, merged)
-        if kernels.one_per_group(call.gamma, axes):
+        if call.gamma_last:
             last, call = call.gamma, call._replace(gamma=None)
         if merged.name not in dy.dask.layers:  # else it waits for them as it is
             dy = again(dy, merged)

@@ -196,7 +196,7 @@ def backward(call: Call, dy: Array, wanted: Wanted, stats: Stats) -> Gradients |
     if plan.library.programs == "cuda":
         with plan.library.on_device(dy):
             return cuda_run.backward(call, dy, wanted, stats)
-    twice, of_x, weight, here = _twice(plan), wanted.dtype is not None, None, None
+    twice, of_x, last, weight, here = _twice(plan), wanted.dtype is not None, call.gamma_last, None, None
     if twice and not given and not in_range(plan, stats.var):
         return None
     if weights is not None:
@@ -215,9 +215,9 @@ def backward(call: Call, dy: Array, wanted: Wanted, stats: Stats) -> Gradients |
         if of_x and given:
             dx = kernels.affine(dy, gamma, None) * of.rstd
         elif of_x:
-            apart = twice and gamma is not None and not kernels.one_per_group(gamma, sums.axes)
-            power = kernels.power_of_two(words, of.rstd) if apart else None
-            dx = kernels.input_gradient(words, dy, gamma, of, groups=groups, centred=plan.centred, power=power)
+            power = kernels.power_of_two(words, of.rstd) if twice and gamma is not None and not last else None
+            how: dict[str, Any] = {"centred": plan.centred, "last": last, "power": power}
+            dx = kernels.input_gradient(words, dy, gamma, of, groups=groups, **how)
         return dx, [None if of.xhat is None else dy * of.xhat, dy]
 
     def run(what: str, of_x: bool, these: list[int], *others: Any, **how: Any) -> Any:
@@ -280,7 +280,7 @@ def _joined_input_gradient(call: Call, dx: Array, dy: Array, stats: Stats, here:
     `here` is the sum of the weights of each group in this one.
     """
     plan, (weights, join), each = call.plan, _replicas(call), _weights(call)
-    last = plan.short[0]  # else it is one for each sample, of which another replica may have more
+    last = call.gamma_last
 
     def gradient(words: Any, numbers: list[Any], sums: TracedSums) -> tuple[Any, Standardized, TracedSums]:
         """That of xhat, xhat, and the sums over a group."""
