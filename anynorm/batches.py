@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 from anynorm import calls, executors, kernels
 from anynorm.arrays.pytree import pytree
 from anynorm.arrays.recognize import library_of
-from anynorm.calls import Call, views
+from anynorm.calls import Call
 from anynorm.calls.layouts import NORMALIZE
 from anynorm.kernels import Array, Namespace, Stats
 from anynorm.keywords import checks_names
-from anynorm.statistics import Statistics, cast_with, check_alike, pooled
+from anynorm.statistics import Statistics, cast_with, check_alike, merged_statistics
 
 ArrayT = TypeVar("ArrayT")
 Axis = int | tuple[int, ...] | None
@@ -149,7 +149,7 @@ class Moments(Statistics[ArrayT]):
         merged: Moments[ArrayT] = self
         library, dtype = library_of("mean", self.mean), self.mean.dtype  # type: ignore[attr-defined]
         for other in others:
-            joint, counted = pooled(merged, other)
+            joint, counted = merged_statistics(merged, other)
             mean, rest = cast_with(library, joint.mean, joint.mean_lo, dtype)
             merged = Moments._with_rest(mean, rest, library.astype(joint.var, dtype), *counted)
         return merged
@@ -172,8 +172,8 @@ def moments_of(call: Call, stats: Stats) -> Moments[Any]:
     count: Any = call.plan.layout.group_size
     rest: Any = None
     if call.weights is not None or count != count:  # a number that Dask does not know yet
-        count, rest = (None if value is None else views.statistic(call, value) for value in executors.count(call))
-    mean, mean_rest, var = (views.statistic(call, value) for value in (mean, mean_rest, var))
+        count, rest = (None if value is None else call.statistic(value) for value in executors.count(call))
+    mean, mean_rest, var = (call.statistic(value) for value in (mean, mean_rest, var))
     return Moments._with_rest(mean, mean_rest, var, count, rest)
 
 

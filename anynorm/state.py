@@ -13,13 +13,12 @@ from anynorm.arrays.counts import is_number
 from anynorm.arrays.pytree import flush_pytrees, pytree
 from anynorm.arrays.recognize import library_of
 from anynorm.batches import Axis, Moments
-from anynorm.calls import views
 from anynorm.calls.layouts import DIRECTION, WEIGHT
 from anynorm.files import check_names
 from anynorm.kernels import Array, Namespace, weighted_mean
 from anynorm.keywords import checks_names
 from anynorm.norms import weight_norm
-from anynorm.statistics import Statistics, cast_with, check_alike, describe, pooled, stats_of
+from anynorm.statistics import Statistics, cast_with, check_alike, describe, merged_statistics, stats_of
 from anynorm.values import Value
 
 ArrayT = TypeVar("ArrayT")
@@ -146,7 +145,7 @@ class RunningStats(Statistics[ArrayT]):
             raise TypeError(f"moments must be Moments, got {type(moments).__name__}")
         check_alike(self, "moments", moments)
         if self.momentum is None:
-            return self._pooled(moments)
+            return self._merged_with(moments)
         number = is_number(moments.count)
         if number and moments.count == 0:
             return self
@@ -187,12 +186,12 @@ class RunningStats(Statistics[ArrayT]):
             raise ValueError(f"momentum must be None in both to merge, got {self.momentum} and {other.momentum}")
         if self.correction != other.correction:
             raise ValueError(f"correction must be the same in both, got {self.correction} and {other.correction}")
-        return self._pooled(other._biased())
+        return self._merged_with(other._biased())
 
-    def _pooled(self, others: Statistics[ArrayT]) -> "RunningStats[ArrayT]":
+    def _merged_with(self, others: Statistics[ArrayT]) -> "RunningStats[ArrayT]":
         if is_number(others.count) and others.count == 0:
             return self
-        joint, counted = pooled(self._biased(), others)
+        joint, counted = merged_statistics(self._biased(), others)
         return self._with(joint.mean, joint.mean_lo, self._corrected(joint.var, counted[0]), None, counted)
 
     def _biased(self) -> Moments[ArrayT]:
@@ -334,7 +333,7 @@ class WeightNorm(Value[ArrayT]):
             As in `weight_norm`.
         """
         call = calls.prepare(DIRECTION, (axis,), w)
-        return cls(w, views.statistic(call, executors.length(call)), axis=axis)
+        return cls(w, call.statistic(executors.length(call)), axis=axis)
 
     @property
     def weight(self) -> ArrayT:

@@ -1,4 +1,4 @@
-"""Means and variances as values: `Statistics`, the base of `Moments` and `RunningStats`, and how two are pooled."""
+"""Means and variances as values: `Statistics`, the base of `Moments` and `RunningStats`, and how two are merged."""
 
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -129,7 +129,7 @@ def check_alike(these: Statistics[Any], name: str, others: Statistics[Any]) -> N
     check_device(library, "mean", these.mean, f"{name}.mean", others.mean)
 
 
-def pooled(these: Statistics[ArrayT], others: Statistics[ArrayT]) -> tuple[Stats, Counted]:
+def merged_statistics(these: Statistics[ArrayT], others: Statistics[ArrayT]) -> tuple[Stats, Counted]:
     """Mean, biased variance and count of both together, from mean and biased variance of each."""
     library = library_of("mean", these.mean)
     dtype = library.xp.result_type(*(compute_dtype(library, "mean", value.mean) for value in (these, others)))
@@ -155,10 +155,10 @@ def _merged(known: tuple[float | None, ...], xp: Namespace, *parts: Array) -> St
     shares = [xp.astype(count / some, first.mean.dtype, copy=False) for count in (one, other)]
     joint = merge(xp, first, second, (shares[0], shares[1]))
 
-    def chosen(first: Array, second: Array, joint: Array) -> Array:
+    def pick(first: Array, second: Array, joint: Array) -> Array:
         return xp.where(other == 0, first, xp.where(one == 0, second, joint))
 
-    return Stats(*map(chosen, first, second, joint))
+    return Stats(*map(pick, first, second, joint))
 
 
 def stats_of(these: Statistics[Any], dtype: Any) -> Stats:

@@ -3,11 +3,15 @@
 Tests of an inner module itself import that module; everything else asks for it here.
 """
 
+import sys
 from contextlib import contextmanager
 from functools import partial
+from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 
+import anynorm
 from anynorm.arrays import recognize
 from anynorm.arrays.library import Library
 from anynorm.arrays.numpy import NumpyLibrary
@@ -20,6 +24,24 @@ from anynorm.kernels import standardizing
 
 share = threads.share
 __all__ = ["cuda", "library_of"]
+
+
+def moves(work):
+    """How often a warm call goes from one module of the package to another, or returns to it."""
+    files, package = [], str(Path(anynorm.__file__).parent)
+
+    def note(frame, event, _):
+        if event in ("call", "return") and frame.f_code.co_filename.startswith(package):
+            files.append(frame.f_code.co_filename)
+
+    for _ in range(3):
+        work()
+    sys.setprofile(note)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return sum(one != other for one, other in pairwise(files))
 
 
 EXECUTORS = {"whole": whole, "blocks": blocks, "programs": programs}

@@ -66,11 +66,11 @@ def _steps(shape: tuple[int, ...], axes: list[int], most: int, even: int) -> lis
         size = math.prod(steps)
         if size > most:
             steps[axis] = max(1, most * steps[axis] // size)
-            if (room := steps[axis]) > 1:  # as many for each thread
-                count = -(-shape[axis] // room)
+            if (length := steps[axis]) > 1:  # as many for each thread
+                count = -(-shape[axis] // length)
                 steps[axis] = -(-shape[axis] // (-(-count // even) * even))
                 rounded = -(-steps[axis] // ROUND) * ROUND
-                if 8 * ROUND < rounded <= room:
+                if 8 * ROUND < rounded <= length:
                     steps[axis] = rounded
     return steps
 

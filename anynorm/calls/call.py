@@ -36,6 +36,24 @@ class Call(NamedTuple):
         one = one_per_group(self.gamma, self.plan.view.axes)
         return one and (self.all_reduce is None or self.plan.short[0])  # where one sample is here, others may have more
 
+    def statistic(self, value: Array) -> Array:
+        """A mean, a variance or a norm beside the view, of the shape that the caller sees, as a constant."""
+        plan, xp = self.plan, self.plan.library.xp
+        value = plan.library.constant(xp.squeeze(value, axis=plan.view.axes))
+        return xp.reshape(value, plan.layout.kept_shape) if plan.view.merged else value
+
+
+Gradients = tuple[Array | None, ...]
+"""With respect to x, gamma and beta, beside the view; None where it is not wanted."""
+
+
+class Normalized(NamedTuple):
+    """A call's result, as the caller's x was, and its statistics beside the view."""
+
+    y: Array
+    stats: Stats
+    """Empty where they are not to be kept: of short groups they are nearly as large as the array."""
+
 
 class Wanted(NamedTuple):
     """Which gradients of a call there are to be."""

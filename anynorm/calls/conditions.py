@@ -41,8 +41,8 @@ def resolved(plan: Plan, stats: Stats) -> bool:
     if stats.mean is None:
         return True
     xp = plan.library.xp
-    slight = stats.mean * (2 * float(xp.finfo(plan.dtype).eps))
-    return not bool(xp.any((stats.var > 0) & (stats.var < slight * slight)))
+    rounding = stats.mean * (2 * float(xp.finfo(plan.dtype).eps))
+    return not bool(xp.any((stats.var > 0) & (stats.var < rounding * rounding)))
 
 
 def exact_product(plan: Plan, rstd: Array, extent: tuple[float, float]) -> bool:

@@ -82,7 +82,7 @@ class View(NamedTuple):
     shape: tuple[int, ...]
     axes: tuple[int, ...]
     """Those of the new axes whose elements share a mean and a variance."""
-    joined: bool = False
+    merged: bool = False
     order: tuple[int, ...] = ()
     """All axes as they come in the runs; none where that is their own order."""
 
@@ -91,7 +91,7 @@ class View(NamedTuple):
         return tuple(math.prod([shape[axis] for axis in run]) for run in self.runs)
 
 
-def joined(
+def merge_axes(
     shape: tuple[int, ...], axes: tuple[int, ...], others: list[tuple[int, ...]], order: tuple[int, ...] = ()
 ) -> View:
     """Neighbouring axes made one, where the array is averaged over both or neither, and so for each of the others.
@@ -109,7 +109,7 @@ def joined(
         else:
             runs.append([axis])
         before = before if n == 1 else kind
-    whole = View(tuple(map(tuple, runs)), (), (), joined=True, order=order)
+    whole = View(tuple(map(tuple, runs)), (), (), merged=True, order=order)
     reduced = [any(axis in axes and shape[axis] != 1 for axis in run) for run in runs]
     return whole._replace(shape=whole.of(shape), axes=tuple(i for i, yes in enumerate(reduced) if yes))
 

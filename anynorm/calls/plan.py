@@ -51,9 +51,11 @@ class Plan(NamedTuple):
         bits: int = self.library.xp.finfo(self.dtype).bits
         return current().block_bytes * 8 // bits
 
-    def to_view(self, x: Array) -> Array:
-        """An array of the caller's shape in the view."""
+    def to_view(self, x: Array, dtype: Any = None) -> Array:
+        """An array of the caller's shape in the view, and in this dtype."""
         xp, order, shape = self.library.xp, self.view.order, self.layout.shape
+        if dtype is not None and x.dtype != dtype:
+            x = self.library.astype(x, dtype)
         if self.library.chunked:
             x = full_chunks(x)
         if order:
@@ -62,16 +64,16 @@ class Plan(NamedTuple):
             return x
         return xp.reshape(x, self.view.shape)
 
-    def from_view(self, x: Array) -> Array:
-        """An array of the view in the caller's shape."""
+    def from_view(self, x: Array, dtype: Any = None) -> Array:
+        """An array of the view in the caller's shape, and in this dtype."""
         xp, order, shape = self.library.xp, self.view.order, self.layout.shape
         if order:
             whole = self.layout.view(shape)
             x = xp.reshape(x, tuple(whole[axis] for axis in order))
             x = xp.permute_dims(x, tuple(order.index(axis) for axis in range(len(order))))
-        elif self.view.shape == shape:
-            return x
-        return xp.reshape(x, shape)
+        if order or self.view.shape != shape:
+            x = xp.reshape(x, shape)
+        return x if dtype is None or x.dtype == dtype else self.library.astype(x, dtype)
 
 
 class Fit(NamedTuple):
@@ -215,7 +217,7 @@ def _view(layout: Layout, others: list[tuple[int, ...]], order: tuple[int, ...] 
     if order is not None:
         order = layout.order(order)
         if all(layouts.in_order(each, order) for each in (layout.keepdims_shape, *others)):
-            return layouts.joined(shape, layout.axes, others, order)
+            return layouts.merge_axes(shape, layout.axes, others, order)
     return View(tuple((axis,) for axis in range(len(shape))), shape, layout.axes)
 
 

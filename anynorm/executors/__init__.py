@@ -6,7 +6,7 @@ Others use the functions below; `eager` chooses between the executors of arrays 
 from typing import Any
 
 from anynorm import calls
-from anynorm.calls import Call, Gradients, Normalized, Wanted, views
+from anynorm.calls import Call, Gradients, Normalized, Wanted
 from anynorm.executors import eager, torch_autograd, whole
 from anynorm.executors.dask import chunks
 from anynorm.kernels import Array, Standardized, Stats
@@ -14,7 +14,7 @@ from anynorm.kernels import Array, Standardized, Stats
 
 def forward(call: Call, *, keep: bool = True) -> Normalized:
     """The result of a call, as the caller's x was, and its statistics beside the view if they are to be kept."""
-    if chunks.takes(call):
+    if chunks.supports(call):
         return chunks.forward(call)
     if call.plan.library.autograd:
         return torch_autograd.forward(call, keep=keep)
@@ -23,19 +23,19 @@ def forward(call: Call, *, keep: bool = True) -> Normalized:
 
 def statistics(call: Call) -> Stats:
     """The statistics of a call, beside the view."""
-    return chunks.statistics(call) if chunks.takes(call) else eager.statistics(call)
+    return chunks.statistics(call) if chunks.supports(call) else eager.statistics(call)
 
 
 def count(call: Call) -> Any:
     """How many numbers each group has, or the sum of their weights and what rounding took from it, beside the view."""
-    if chunks.takes(call):
+    if chunks.supports(call):
         return chunks.count(call), None
     return calls.counted(call)
 
 
 def length(call: Call) -> Array:
     """The norm of each group of a call of `calls.layouts.DIRECTION`, beside the view."""
-    return chunks.length(call) if chunks.takes(call) else whole.length(call)
+    return chunks.length(call) if chunks.supports(call) else whole.length(call)
 
 
 def linearize(call: Call) -> tuple[Normalized, Call, Standardized | Stats]:
@@ -52,7 +52,7 @@ def linearize(call: Call) -> tuple[Normalized, Call, Standardized | Stats]:
     gamma = None if call.gamma is None else call.gamma * 1.0
     call = call._replace(stats=stats, weights=weights)
     of: Standardized | Stats
-    if chunks.takes(call):
+    if chunks.supports(call):
         done = chunks.forward(call)
         x, of = call.x, done.stats
     else:
@@ -63,8 +63,8 @@ def linearize(call: Call) -> tuple[Normalized, Call, Standardized | Stats]:
 def backward(call: Call, dy: Array, wanted: Wanted, of: Standardized | Stats) -> Gradients:
     """The gradients of sum(y * dy), dy as y is: of x as it was, those of the parameters beside the view."""
     plan = call.plan
-    if chunks.takes(call):
-        dx, *parameters = chunks.backward(call, views.to_view(plan, dy, dtype=plan.dtype), wanted)
+    if chunks.supports(call):
+        dx, *parameters = chunks.backward(call, plan.to_view(dy, plan.dtype), wanted)
         return chunks.from_view(plan, dx, wanted.dtype, call.chunks), *parameters
-    dx, *parameters = eager.backward(call, views.to_view(plan, dy, dtype=dy.dtype), wanted, of)
-    return views.from_view(plan, dx, wanted.dtype), *parameters
+    dx, *parameters = eager.backward(call, plan.to_view(dy), wanted, of)
+    return plan.from_view(dx, wanted.dtype), *parameters

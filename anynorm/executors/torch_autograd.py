@@ -8,8 +8,8 @@ import sys
 from functools import cache
 from typing import Any
 
-from anynorm.calls import Call, Wanted, views
-from anynorm.calls.results import Normalized
+from anynorm.calls import Call, Wanted
+from anynorm.calls.call import Normalized
 from anynorm.executors import eager
 from anynorm.kernels import Array, Stats
 
@@ -73,5 +73,5 @@ def _backward(ctx: Any, dy: Array | None, *_: None) -> tuple[Array | None, ...]:
     weights = None if each is None else ctx.call.weights._replace(each=each)
     call = ctx.call._replace(x=x, gamma=gamma, stats=Stats(*stats) if ctx.given else None, weights=weights)
     recorded = sys.modules["torch"].is_grad_enabled()
-    dy = views.to_view(call.plan, dy, dtype=dy.dtype)
+    dy = call.plan.to_view(dy)
     return *eager.backward(call, dy, ctx.wanted, None if recorded else Stats(*stats)), None

@@ -5,9 +5,8 @@ from typing import Any
 
 from anynorm import kernels
 from anynorm.calls import Call, Wanted, compiled, weighed, weighted_sums
+from anynorm.calls.call import Gradients, Normalized
 from anynorm.calls.conditions import in_range, root
-from anynorm.calls.results import Gradients, Normalized
-from anynorm.calls.views import from_view
 from anynorm.executors.parameters import near_power, parameter_gradients, run_of_ones
 from anynorm.kernels import NO_STATS, Array, Standardized, Stats, replicas, weighting
 
@@ -114,7 +113,7 @@ def affine(call: Call, of: Standardized) -> Array:
             None if each is None else constant(each) for each in (of.padding, call.gamma, call.beta)
         )
         y = call.plan.library.xp.where(padding != 0, kernels.affine(padding, *parameters), y)
-    return from_view(call.plan, y, call.x.dtype)
+    return call.plan.from_view(y, call.x.dtype)
 
 
 def _without_xhat(call: Call, of: Standardized) -> Array | None:

@@ -11,8 +11,8 @@ from anynorm import kernels
 from anynorm.arrays.recognize import library_of
 from anynorm.calls import Call, Wanted
 from anynorm.calls.blocks import Block, blocks, both, within
+from anynorm.calls.call import Gradients
 from anynorm.calls.conditions import exact_product, in_range, root
-from anynorm.calls.results import Gradients
 from anynorm.calls.weights import weighed
 from anynorm.executors.blocks.parts import (
     Workspace,

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 from anynorm import kernels
 from anynorm.calls import Call
 from anynorm.calls.blocks import Block, blocks, both, within
+from anynorm.calls.call import Normalized
 from anynorm.calls.conditions import in_range, resolved, root, within_spread
-from anynorm.calls.results import Normalized
 from anynorm.calls.weights import weighed
 from anynorm.executors.blocks.parts import (
     SHORT,

@@ -13,15 +13,15 @@ from typing import Any
 from anynorm.arrays import counts
 from anynorm.arrays.checks import same_shape
 from anynorm.arrays.dask import in_chunks
-from anynorm.calls import Call, Plan, Wanted, layouts, views
-from anynorm.calls.results import Gradients, Normalized
+from anynorm.calls import Call, Plan, Wanted, layouts
+from anynorm.calls.call import Gradients, Normalized
 from anynorm.executors.dask import tasks
 from anynorm.executors.dask.graph import STATISTICS, again, map_chunks, reduce_chunks
 from anynorm.executors.dask.tasks import Job
 from anynorm.kernels import NO_STATS, Array, Stats
 
 
-def takes(call: Call) -> bool:
+def supports(call: Call) -> bool:
     """Whether a call is run so; that of one of several replicas is not."""
     return call.plan.library.chunked and call.all_reduce is None
 
@@ -40,8 +40,8 @@ def forward(call: Call) -> Normalized:
 
 
 def from_view(plan: Plan, value: Array, dtype: Any, chunks: tuple[tuple[Any, ...], ...]) -> Array:
-    """`views.from_view`, in the chunks that x came in where some of them are empty."""
-    value = views.from_view(plan, value, dtype)
+    """An array of the view as the caller has x, in the chunks that x came in where some of them are empty."""
+    value = plan.from_view(value, dtype)
     return in_chunks(value, chunks) if any(0 in sizes for sizes in chunks) else value
 
 

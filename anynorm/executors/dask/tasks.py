@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 from anynorm import calls, kernels
 from anynorm.arrays.library import Library
 from anynorm.arrays.recognize import library_of
-from anynorm.calls import Call, Norm, Wanted, layouts, views
+from anynorm.calls import Call, Norm, Wanted, layouts
 from anynorm.calls.blocks import Block
-from anynorm.calls.results import Gradients, Normalized
+from anynorm.calls.call import Gradients, Normalized
 from anynorm.executors import eager
 from anynorm.kernels import NO_STATS, Array, GradientSums, Namespace, Scale, Standardized, Stats, Sums, weighting
 from anynorm.kernels.merging import PartStats, merge_parts
@@ -173,9 +173,9 @@ def gradients(wanted: Wanted, chunk: Chunk, dy: Array, *given: Array | None) -> 
     plan, dtype = call.plan, chunk.x.dtype
     wanted = Wanted(dtype, tuple(None if shape is None else plan.view.of(shape) for shape in shapes))
     stats = call.stats or eager.statistics(call)
-    dx, *parameters = eager.backward(call, views.to_view(plan, dy, dtype=plan.dtype), wanted, stats)
+    dx, *parameters = eager.backward(call, plan.to_view(dy, plan.dtype), wanted, stats)
     parameters = [None if d is None else xp.reshape(d, shape) for d, shape in zip(parameters, shapes, strict=True)]
-    return views.from_view(plan, dx, dtype), *parameters
+    return plan.from_view(dx, dtype), *parameters
 
 
 def gradient_sums(wanted: Wanted, chunk: Chunk, dy: Array, of: ChunkStats) -> tuple[Any, ...]:

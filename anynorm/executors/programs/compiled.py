@@ -1,4 +1,4 @@
-"""Numba: the words that the text of a program is written in, what is made of it, and where that is kept.
+"""Numba: the functions that the text of a program is written in, what is made of it, and where that is kept.
 
 Numba is imported here alone, when a call first wants it.
 """
@@ -89,7 +89,10 @@ def function_of(name: str, text: str) -> Callable[..., int]:
     import numba
 
     def made(path: str, *, keep: bool) -> Callable[..., int]:
-        scope: dict[str, Any] = {**_words(), "__name__": __name__}  # numba looks the module up when it reads its cache
+        scope: dict[str, Any] = {
+            **_functions(),
+            "__name__": __name__,
+        }  # numba looks it up when it reads its cache
         exec(compile(text, path, "exec"), scope)  # it was printed by `cpu`, not read from the file
         reals, arguments = {"eps", "divisor"}, inspect.signature(scope[name]).parameters
         signature = numba.int64(*[numba.float64 if argument in reals else numba.int64 for argument in arguments])
@@ -125,12 +128,12 @@ def _kept(name: str, text: str) -> str | None:
 
 @cache
 def _version() -> str:
-    """What the words mean."""
+    """What the functions are."""
     return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
 
 
 @cache
-def _words() -> dict[str, Any]:
+def _functions() -> dict[str, Any]:
     """The functions that a program calls: `load_float32(address, index, place)`, `store_...`, `plus` and `sqrt`."""
     from math import sqrt
 
@@ -215,11 +218,11 @@ def _words() -> dict[str, Any]:
         direct = builder.icmp_signed("==", offset, kinds["i64"](0))
         return builder.load(builder.select(direct, place, written))
 
-    words = {f"load_{name}": function(partial(load, name), real, whole, whole) for name in READ}
-    words |= {f"store_{name}": function(partial(store, name), types.void, whole, whole, real) for name in WRITTEN}
-    words["where"] = function(where, real, types.boolean, real, real)
-    words["plus"], words["located"] = function(plus, real, real, real), function(located, whole, whole, whole)
-    return words | {"sqrt": sqrt, "empty": np.empty}
+    functions = {f"load_{name}": function(partial(load, name), real, whole, whole) for name in READ}
+    functions |= {f"store_{name}": function(partial(store, name), types.void, whole, whole, real) for name in WRITTEN}
+    functions["where"] = function(where, real, types.boolean, real, real)
+    functions["plus"], functions["located"] = function(plus, real, real, real), function(located, whole, whole, whole)
+    return functions | {"sqrt": sqrt, "empty": np.empty}
 
 
 lock = threading.RLock()

@@ -17,7 +17,7 @@ from anynorm.kernels import NO_STATS, Array, Standardized, Stats
 Body = Callable[[Any, list[Any], TracedSums], Written]
 
 
-def takes(call: Call, arrays: list[Array]) -> bool:
+def supports(call: Call, arrays: list[Array]) -> bool:
     """Whether what is computed of these arrays is a program."""
     plan = call.plan
     return (
@@ -37,12 +37,9 @@ def forward(call: Call, *, keep: bool) -> Normalized:
     place = plan.to_view(out) if direct else plan.library.empty(plan.view.shape, call.x, call.x.dtype)
     inputs = [call.x, call.gamma, call.beta, *(call.stats or ())]
 
-    def body(words: Any, numbers: list[Any], sums: TracedSums) -> Written:
+    def body(xp: Any, numbers: list[Any], sums: TracedSums) -> Written:
         x, gamma, beta, *given = numbers
-        if given:
-            of = kernels.standardize_with(words, x, Stats(*given), eps=plan.eps)
-        else:
-            of = _standardized(plan, words, x, sums)
+        of = kernels.standardize_with(xp, x, Stats(*given), eps=plan.eps) if given else _standardized(plan, xp, x, sums)
         kept = [] if given or not keep else [each for each in of.stats if each is not None]
         return Written([kernels.affine(of.xhat, gamma, beta)], kept)
 
@@ -59,8 +56,8 @@ def forward(call: Call, *, keep: bool) -> Normalized:
 def statistics(call: Call) -> Stats:
     """The statistics of a call."""
 
-    def body(words: Any, numbers: list[Any], sums: TracedSums) -> Written:
-        of = _standardized(call.plan, words, numbers[0], sums)
+    def body(xp: Any, numbers: list[Any], sums: TracedSums) -> Written:
+        of = _standardized(call.plan, xp, numbers[0], sums)
         return Written(of_groups=[each for each in of.stats if each is not None])
 
     return _stats(call.plan, _run(call.plan, "statistics", call.plan.view.axes, [call.x], [], body))
@@ -73,25 +70,25 @@ def backward(call: Call, dy: Array, wanted: Wanted, stats: Stats) -> tuple[Array
         return None
     parts = [stats.mean, stats.mean_lo, _root(plan, stats)]
 
-    def standardized(words: Any, x: TracedScalar | None, parts: list[Any]) -> Standardized:
+    def standardized(xp: Any, x: TracedScalar | None, parts: list[Any]) -> Standardized:
         mean, rest, rstd = parts
         own, xhat = Stats(mean, rest, None), None
         if x is not None:
             xhat = (
                 kernels.subtract_mean(x, own) * rstd
                 if given
-                else kernels.by(x, kernels.standardizer(words, own, rstd, x.dtype))
+                else kernels.by(x, kernels.standardizer(xp, own, rstd, x.dtype))
             )
         return Standardized(xhat, rstd, own)
 
-    def of_x(words: Any, numbers: list[Any], sums: TracedSums) -> Written:
+    def of_x(xp: Any, numbers: list[Any], sums: TracedSums) -> Written:
         dy, x, gamma, *parts = numbers
-        dy = words.astype(dy, name_of(plan.dtype))
-        of, centred = standardized(words, x, parts), plan.centred
+        dy = xp.astype(dy, name_of(plan.dtype))
+        of, centred = standardized(xp, x, parts), plan.centred
         if given:
             return Written([kernels.affine(dy, gamma, None) * of.rstd])
-        own = kernels.standardizer(words, of.stats, of.rstd, x.dtype)
-        return Written([kernels.input_gradient_wide(words, dy, x, gamma, of, own, groups=sums, centred=centred)])
+        own = kernels.standardizer(xp, of.stats, of.rstd, x.dtype)
+        return Written([kernels.input_gradient_wide(xp, dy, x, gamma, of, own, groups=sums, centred=centred)])
 
     dx = None
     if wanted.dtype is not None:
@@ -106,17 +103,17 @@ def backward(call: Call, dy: Array, wanted: Wanted, stats: Stats) -> tuple[Array
         axes = tuple(axis for axis, n in enumerate(shape) if n == 1 < plan.view.shape[axis])
 
         def of_parameters(
-            words: Any, numbers: list[Any], _: TracedSums, these: list[int] = these, axes: tuple[int, ...] = axes
+            xp: Any, numbers: list[Any], _: TracedSums, these: list[int] = these, axes: tuple[int, ...] = axes
         ) -> Written:
             dy, x, *parts = numbers
-            dy = words.astype(dy, name_of(plan.dtype))
-            xhat = None if x is None else standardized(words, x, parts).xhat
+            dy = xp.astype(dy, name_of(plan.dtype))
+            xhat = None if x is None else standardized(xp, x, parts).xhat
             products = [kernels.affine(dy, None if i else xhat, None) for i in these]
             if not axes:
                 return Written(products)
-            wide = [words.astype(each, words.float64) for each in products]
-            totals = [words.sum(each, axis=axes, keepdims=True) for each in wide]
-            return Written(of_groups=[words.astype(each, dy.dtype) for each in totals])
+            wide = [xp.astype(each, xp.float64) for each in products]
+            totals = [xp.sum(each, axis=axes, keepdims=True) for each in wide]
+            return Written(of_groups=[xp.astype(each, dy.dtype) for each in totals])
 
         inputs = [dy, *([call.x, *parts] if 0 in these else [None] * 4)]
         each = [] if axes else [plan.library.empty(plan.view.shape, dy, plan.dtype) for _ in these]
@@ -129,20 +126,20 @@ def backward(call: Call, dy: Array, wanted: Wanted, stats: Stats) -> tuple[Array
 def _root(plan: Plan, stats: Stats) -> Array:
     """1 / sqrt(var + eps): a root for each group, and not for each number."""
 
-    def body(words: Any, numbers: list[Any], sums: TracedSums) -> Written:  # noqa: ARG001
-        return Written([kernels.inverse_root(words, numbers[0] + plan.eps, rstd_at_zero=1.0)])
+    def body(xp: Any, numbers: list[Any], sums: TracedSums) -> Written:  # noqa: ARG001
+        return Written([kernels.inverse_root(xp, numbers[0] + plan.eps, rstd_at_zero=1.0)])
 
     rstd = plan.library.empty(tuple(stats.var.shape), stats.var, stats.var.dtype)
     _run(plan, "root", _rows(plan), [stats.var], [rstd], body)
     return rstd
 
 
-def _standardized(plan: Plan, words: Any, x: TracedScalar | None, sums: TracedSums) -> Standardized:
+def _standardized(plan: Plan, xp: Any, x: TracedScalar | None, sums: TracedSums) -> Standardized:
     if name_of(plan.dtype) == "float32":
-        how: dict[str, Any] = {"eps": plan.eps, "centred": plan.centred, "dtype": words.float64}
-        return kernels.standardize_wide(words, x, groups=sums, **how)
+        how: dict[str, Any] = {"eps": plan.eps, "centred": plan.centred, "dtype": xp.float64}
+        return kernels.standardize_wide(xp, x, groups=sums, **how)
     groups: Any = sums
-    return kernels.standardize_scaled(words, x, groups=groups, eps=plan.eps, centred=plan.centred)
+    return kernels.standardize_scaled(xp, x, groups=groups, eps=plan.eps, centred=plan.centred)
 
 
 def _stats(plan: Plan, found: list[Array]) -> Stats:

@@ -34,7 +34,7 @@ def supports(call: Call, *beside: Array) -> bool:
         return False
     engine = current().engine
     if library.programs == "cuda":
-        return engine != "arrays" and cuda_run.takes(call, [*_arrays(call), *beside])
+        return engine != "arrays" and cuda_run.supports(call, [*_arrays(call), *beside])
     if engine == "arrays" or (engine == "auto" and not plan.nbytes >= SMALL) or not plan.nbytes > 0:
         return False
     first = beside[0] if call.x is None else call.x  # of given moments a gradient of gamma alone keeps no x
@@ -90,12 +90,12 @@ def forward(call: Call, *, keep: bool) -> Normalized | None:
             return None
     y = plan.library.host_empty(plan.view.shape, call.x.dtype) if place is None else place
 
-    def body(words: Any, numbers: list[Any], sums: TracedSums) -> Written:
+    def body(xp: Any, numbers: list[Any], sums: TracedSums) -> Written:
         x, gamma, beta, each, *given = numbers
-        found = Found(*given) if given else _statistics_of(call, words, x, each, sums)
-        xhat = kernels.standardize_with(words, x, Stats(*found[:3]), eps=sums.tracer.eps).xhat
+        found = Found(*given) if given else _statistics_of(call, xp, x, each, sums)
+        xhat = kernels.standardize_with(xp, x, Stats(*found[:3]), eps=sums.tracer.eps).xhat
         if found.weight is not None:  # a group without weight is all beta
-            xhat = words.where(found.weight > 0, xhat, words.zeros_like(xhat))
+            xhat = xp.where(found.weight > 0, xhat, xp.zeros_like(xhat))
         kept = [] if given else [getattr(found, name) for name in _fields(call)]
         return Written([kernels.affine(xhat, gamma, beta)], kept)
 
@@ -137,9 +137,9 @@ def statistics(call: Call) -> Stats | None:
 def _statistics(call: Call) -> Found | None:
     """Those of all replicas, where there are any; None where they are out of range here."""
 
-    def body(words: Any, numbers: list[Any], sums: TracedSums) -> Written:
+    def body(xp: Any, numbers: list[Any], sums: TracedSums) -> Written:
         x, each = numbers
-        found = _statistics_of(call, words, x, each, sums)
+        found = _statistics_of(call, xp, x, each, sums)
         return Written(of_groups=[getattr(found, name) for name in _fields(call)])
 
     made = _of_groups(call, ("statistics", _careful(call)), len(_fields(call)), body)
@@ -149,10 +149,10 @@ def _statistics(call: Call) -> Found | None:
     return found if call.all_reduce is None else _joined(call, found)
 
 
-def _statistics_of(call: Call, words: Any, x: Any, each: Any, sums: TracedSums) -> Found:
+def _statistics_of(call: Call, xp: Any, x: Any, each: Any, sums: TracedSums) -> Found:
     """The kernel of the statistics, on numbers of a program."""
     groups = _groups(sums, each, None)
-    stats = kernels.wide_statistics(words, x, groups=groups, centred=call.plan.centred, twice=_careful(call))
+    stats = kernels.wide_statistics(xp, x, groups=groups, centred=call.plan.centred, twice=_careful(call))
     return Found(*stats, None if each is None else groups.weight)
 
 
@@ -207,17 +207,17 @@ def backward(call: Call, dy: Array, wanted: Wanted, stats: Stats) -> Gradients |
     wide = stats.mean is not None and not twice and stats.mean.dtype != plan.dtype
     stats = stats._replace(mean_lo=None if wide else stats.mean_lo)  # a wide mean has all digits
 
-    def gradients(words: Any, numbers: list[Any], sums: TracedSums, *, of_x: bool = False) -> tuple[Any, list[Any]]:
+    def gradients(xp: Any, numbers: list[Any], sums: TracedSums, *, of_x: bool = False) -> tuple[Any, list[Any]]:
         """The gradient of x if it is asked for, and what those of gamma and beta are the sums of."""
         dy, x, gamma, *known, each, weight = numbers
-        dy, of = _standardized(words, dy, x, Stats(*known), each, weight, sums.tracer.eps)
+        dy, of = _standardized(xp, dy, x, Stats(*known), each, weight, sums.tracer.eps)
         dx, groups = None, _groups(sums, each, weight, twice=twice)
         if of_x and given:
             dx = kernels.affine(dy, gamma, None) * of.rstd
         elif of_x:
-            power = kernels.power_of_two(words, of.rstd) if twice and gamma is not None and not last else None
+            power = kernels.power_of_two(xp, of.rstd) if twice and gamma is not None and not last else None
             how: dict[str, Any] = {"centred": plan.centred, "last": last, "power": power}
-            dx = kernels.input_gradient(words, dy, gamma, of, groups=groups, **how)
+            dx = kernels.input_gradient(xp, dy, gamma, of, groups=groups, **how)
         return dx, [None if of.xhat is None else dy * of.xhat, dy]
 
     def run(what: str, of_x: bool, these: list[int], *others: Any, **how: Any) -> Any:
@@ -235,8 +235,8 @@ def backward(call: Call, dy: Array, wanted: Wanted, stats: Stats) -> Gradients |
     shapes = wanted.parameters
     brief = [i for i, shape in enumerate(shapes) if shape is not None and math.prod(shape) <= BRIEF]
 
-    def body(words: Any, numbers: list[Any], sums: TracedSums) -> Written:
-        dx, products = gradients(words, numbers, sums, of_x=of_x)
+    def body(xp: Any, numbers: list[Any], sums: TracedSums) -> Written:
+        dx, products = gradients(xp, numbers, sums, of_x=of_x)
         return Written([] if dx is None else [dx], (), [products[i] for i in brief])
 
     found: list[Array | None] = [None for _ in shapes]
@@ -256,14 +256,12 @@ def backward(call: Call, dy: Array, wanted: Wanted, stats: Stats) -> Gradients |
     return dx, *found
 
 
-def _standardized(
-    words: Any, dy: Any, x: Any, stats: Stats, each: Any, weight: Any, eps: Any
-) -> tuple[Any, Standardized]:
+def _standardized(xp: Any, dy: Any, x: Any, stats: Stats, each: Any, weight: Any, eps: Any) -> tuple[Any, Standardized]:
     """dy, and what x was standardized to, without padding."""
-    rstd = None if stats.var is None else kernels.inverse_root(words, stats.var + eps, rstd_at_zero=1.0)
+    rstd = None if stats.var is None else kernels.inverse_root(xp, stats.var + eps, rstd_at_zero=1.0)
     xhat = None if x is None else kernels.subtract_mean(x, stats) * rstd
     if each is not None and xhat is not None:
-        dy, xhat = weighting.gradient_without_padding(words, dy, xhat, each, weight)
+        dy, xhat = weighting.gradient_without_padding(xp, dy, xhat, each, weight)
     return dy, Standardized(xhat, rstd, stats)
 
 
@@ -282,22 +280,22 @@ def _joined_input_gradient(call: Call, dx: Array, dy: Array, stats: Stats, here:
     plan, (weights, join), each = call.plan, _replicas(call), _weights(call)
     last = call.gamma_last
 
-    def gradient(words: Any, numbers: list[Any], sums: TracedSums) -> tuple[Any, Standardized, TracedSums]:
+    def gradient(xp: Any, numbers: list[Any], sums: TracedSums) -> tuple[Any, Standardized, TracedSums]:
         """That of xhat, xhat, and the sums over a group."""
         dy, x, gamma, *known, weight, each = numbers[:8]
-        dy, of = _standardized(words, dy, x, Stats(*known), each, weight, sums.tracer.eps)
+        dy, of = _standardized(xp, dy, x, Stats(*known), each, weight, sums.tracer.eps)
         return kernels.affine(dy, None if last else gamma, None), of, _groups(sums, each, None)
 
-    def local(words: Any, numbers: list[Any], sums: TracedSums) -> Written:
-        g, of, groups = gradient(words, numbers, sums)
-        _, own = kernels.gradient_sums(words, g, of.xhat, groups=groups, centred=True, part=True)
+    def local(xp: Any, numbers: list[Any], sums: TracedSums) -> Written:
+        g, of, groups = gradient(xp, numbers, sums)
+        _, own = kernels.gradient_sums(xp, g, of.xhat, groups=groups, centred=True, part=True)
         return Written(of_groups=[part for part in own._replace(weight=None) if part is not None])
 
-    def apply(words: Any, numbers: list[Any], sums: TracedSums) -> Written:
-        (g, of, groups), gamma, weight = gradient(words, numbers, sums), numbers[2], numbers[6]
+    def apply(xp: Any, numbers: list[Any], sums: TracedSums) -> Written:
+        (g, of, groups), gamma, weight = gradient(xp, numbers, sums), numbers[2], numbers[6]
         mean, rest, product = numbers[-3:]
         joined = GradientSums(mean, rest, product, weight)
-        dx = kernels.input_gradient_of_part(words, g, joined, of, groups.each, gamma if last else None, None)
+        dx = kernels.input_gradient_of_part(xp, g, joined, of, groups.each, gamma if last else None, None)
         return Written([dx])
 
     (weight,) = _wide(call, weights.unit)
@@ -317,11 +315,11 @@ def _parameter(plan: Plan, shape: tuple[int, ...], i: int, dy: Array, gradients:
     """The gradient of a large parameter: the sum over the axes that it was broadcast along is that over a group."""
     axes = tuple(axis for axis, n in enumerate(shape) if n == 1 < plan.view.shape[axis])
 
-    def total(words: Any, numbers: list[Any], sums: TracedSums) -> Written:
-        return Written(of_groups=[sums.total(words, gradients(words, numbers, sums)[1][i])])
+    def total(xp: Any, numbers: list[Any], sums: TracedSums) -> Written:
+        return Written(of_groups=[sums.total(xp, gradients(xp, numbers, sums)[1][i])])
 
-    def each(words: Any, numbers: list[Any], sums: TracedSums) -> Written:
-        return Written([gradients(words, numbers, sums)[1][i]])
+    def each(xp: Any, numbers: list[Any], sums: TracedSums) -> Written:
+        return Written([gradients(xp, numbers, sums)[1][i]])
 
     if axes:
         ran = run("parameter", False, [i], (), (), total, axes=axes, of_groups=1, dtype=plan.dtype)
@@ -364,8 +362,8 @@ def _of_groups(call: Call, what: tuple[Any, ...], number: int, body: Any) -> lis
 def _sum_of_weights(call: Call) -> Array | None:
     """That of each group; None where it is out of range."""
 
-    def body(words: Any, numbers: list[Any], sums: TracedSums) -> Written:
-        return Written(of_groups=[sums.total(words, numbers[1])])
+    def body(xp: Any, numbers: list[Any], sums: TracedSums) -> Written:
+        return Written(of_groups=[sums.total(xp, numbers[1])])
 
     made = _of_groups(call, ("weight",), 1, body)
     return made[0] if made is not None and _in_range(call, Found(weight=made[0])) else None
