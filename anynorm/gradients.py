@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from typing import Any, Generic, Literal, NamedTuple, TypeVar, TypeVarTuple, cast, overload
 
 from anynorm import batches, executors, norms
 from anynorm.arrays.checks import check_bool, check_device, check_known_sizes, compute_dtype
@@ -15,10 +15,28 @@ from anynorm.calls import Call, Fit, Norm, Plan, Wanted, layouts, prepare
 from anynorm.kernels import Array, Standardized, Stats
 from anynorm.kernels.weighting import Weights
 from anynorm.keywords import refuse
-from anynorm.statistics import describe
+from anynorm.statistics import Statistics, describe
+
+ArrayT = TypeVar("ArrayT")
+GivenT = TypeVar("GivenT", bound=Statistics[Any])
+Params = TypeVarTuple("Params")
 
 
-def vjp(norm: Callable[..., Any], x: Array, /, *params: Array | None, **options: Any) -> tuple[Any, "Pullback"]:
+@overload
+def vjp(
+    norm: Callable[..., Any], x: ArrayT, /, *params: *Params, return_moments: Literal[False] = False, **options: Any
+) -> "tuple[ArrayT, Pullback[ArrayT, *Params]]": ...
+@overload
+def vjp(
+    norm: Callable[..., Any], x: ArrayT, /, *params: *Params, return_moments: Literal[True],
+    moments: None = None, **options: Any,
+) -> "tuple[tuple[ArrayT, batches.Moments[ArrayT]], Pullback[ArrayT, *Params]]": ...  # fmt: skip
+@overload
+def vjp(
+    norm: Callable[..., Any], x: ArrayT, /, *params: *Params, return_moments: Literal[True],
+    moments: GivenT, **options: Any,
+) -> "tuple[tuple[ArrayT, GivenT], Pullback[ArrayT, *Params]]": ...  # fmt: skip
+def vjp(norm: Callable[..., Any], x: ArrayT, /, *params: *Params, **options: Any) -> tuple[Any, Any]:
     r"""The value of a norm, and its pullback: from a cotangent of y to those of x and of each parameter.
 
     With :math:`\hat{x} = (x - \mu) r`, :math:`r = 1 / \sqrt{\sigma^2 + \epsilon}`, :math:`g = \gamma \, dy` and
@@ -85,7 +103,7 @@ def vjp(norm: Callable[..., Any], x: Array, /, *params: Array | None, **options:
     fits = (plan.gamma, plan.beta)
     parameters = tuple([_primal(array, fit) for array, fit in zip(arrays[1:], fits, strict=False)])
     reads_x = call.stats is None or (len(parameters) > 0 and parameters[0] is not None)
-    pullback = Pullback(
+    pullback: Pullback[Any, *tuple[Any, ...]] = Pullback(
         of=of,
         x=call.x,
         version=_version(plan.library, call.x) if reads_x else None,
@@ -95,7 +113,7 @@ def vjp(norm: Callable[..., Any], x: Array, /, *params: Array | None, **options:
         all_reduce=call.all_reduce,
         chunks=call.chunks,
         plan=plan,
-        dtype=x.dtype,
+        dtype=cast(Any, x).dtype,
         parameters=parameters,
     )
     if not wants_moments:
@@ -120,7 +138,7 @@ def _version(library: Library, x: Array | None) -> tuple[int, int] | None:
 
 @pytree("of", "x", "gamma", "given", "weights")
 @dataclass(frozen=True, eq=False, repr=False)
-class Pullback:
+class Pullback(Generic[ArrayT, *Params]):
     """From a cotangent of y to those of x and of each parameter; a JAX pytree where JAX is imported."""
 
     of: Standardized | Stats
@@ -140,16 +158,16 @@ class Pullback:
     """The dtype of x."""
     parameters: tuple[_Primal | None, ...]
 
-    def __call__(self, dy: Array, /) -> tuple[Array | None, ...]:
+    def __call__(self, dy: ArrayT, /) -> tuple[ArrayT, *Params]:
         """The gradients of sum(y * dy)."""
-        library, kept = self.plan.library, self._kept
-        same = library.one_device and type(dy) is type(kept) and dy.dtype == self.dtype
-        if not same or dy.shape != self.plan.layout.shape:
+        library, kept, given = self.plan.library, self._kept, cast(Any, dy)
+        same = library.one_device and type(dy) is type(kept) and given.dtype == self.dtype
+        if not same or given.shape != self.plan.layout.shape:
             self._check(dy)
         before, now = self.version, None if self.version is None else _version(library, self.x)
         if before is not None and now is not None and now[0] == before[0] and now != before:
             raise ValueError("x must be to the pullback what it was to vjp, got memory that was written to in between")
-        return self._pull(dy)
+        return cast("tuple[ArrayT, *Params]", self._pull(dy))
 
     def _check(self, dy: Array) -> None:
         plan, library, kept = self.plan, self.plan.library, self._kept
@@ -172,7 +190,7 @@ class Pullback:
                     gradients[i] = d if d.dtype == primal.dtype else library.astype(d, primal.dtype)
         return dx, *gradients
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Pullback":
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Pullback[ArrayT, *Params]":
         try:
             return Pullback(**{each.name: deepcopy(getattr(self, each.name), memo) for each in fields(self)})
         except RuntimeError as error:  # PyTorch copies no tensor with a history

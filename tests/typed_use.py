@@ -24,3 +24,14 @@ def use(x: Floats, gamma: NDArray[np.float64]) -> None:
         anynorm.batch_norm(x, moments=running, return_moments=True), tuple[Floats, anynorm.RunningStats[Floats]]
     )
     assert_type(anynorm.group_norm(x, groups=3, return_moments=True), tuple[Floats, anynorm.Moments[Floats]])
+
+
+def differentiate(x: Floats, gamma: Floats) -> None:
+    """A pullback gives one gradient for each array that was passed, of its type."""
+    y, pullback = anynorm.vjp(anynorm.layer_norm, x, gamma, None, eps=1e-3)
+    assert_type(y, Floats)
+    assert_type(pullback(y), tuple[Floats, Floats, None])
+    (y, batch), pull = anynorm.vjp(anynorm.batch_norm, x, return_moments=True)
+    assert_type(batch, anynorm.Moments[Floats])
+    (dx,) = pull(y)
+    assert_type(dx, Floats)
