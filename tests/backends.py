@@ -2,6 +2,7 @@
 default one wherever there is a second."""
 
 import os
+from collections import defaultdict
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -111,6 +112,27 @@ def backends(cell: Cell) -> list[Backend]:
     if not found:
         raise Missing(f"cell {cell.id} cannot run: {cell.library} finds no {cell.device} device")
     return found
+
+
+def drawn(items, of, step=1):
+    """One in `step` of the cases of each test, each on the next backend, or executor; and what is left out.
+
+    Of tests that are about one library all cases run.
+    """
+    tests = defaultdict(dict)
+    for item in items:
+        given = item.callspec.params if hasattr(item, "callspec") else {}
+        if of in given:
+            case = item.name.replace(repr(given[of]), "")
+            tests[item.nodeid.partition("[")[0]].setdefault(case, []).append(item)
+    left = set()
+    for cases in tests.values():
+        every = [*cases.values()]
+        by = 1 if any(len(marker.args) == 1 for marker in every[0][0].iter_markers("cells")) else step
+        for i, case in enumerate(every):
+            keep = case if len(every) == 1 else [case[i // by % len(case)]] if i % by == 0 else []
+            left.update(item for item in case if item not in keep)
+    return [item for item in items if item not in left], [item for item in items if item in left]
 
 
 def two_devices(backend: Backend) -> list[Any]:

@@ -42,8 +42,12 @@ def pytest_collection_modifyitems(config, items):
         own = {of.library} if of else libraries
         wanted = all((own | {cell}) & {*marker.args} for marker in item.iter_markers("cells"))
         (chosen if wanted else others).append(item)
-    items[:] = chosen
-    config.hook.pytest_deselected(items=others)
+    items[:], left = backends.drawn(chosen, "backend", 3 if config.stash[backends.CELL].library in COMPILED else 1)
+    config.hook.pytest_deselected(items=others + left)
+
+
+COMPILED = ("jax",)
+"""Cells in which each case of a test is compiled: NumPy's runs them all."""
 
 
 def pytest_generate_tests(metafunc):

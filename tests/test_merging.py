@@ -169,7 +169,7 @@ def test_a_float32_state_is_exact_over_very_many_batches(backend):
 def test_merges_do_not_round_to_one_side(backend):
     mean, var = (backend.array(each, "float32") for each in (np.zeros(3), np.array([0.7, 1.1, 1e6])))
     merged = part = anynorm.Moments(mean, var, 3)
-    for _ in range(2000):
+    for _ in range(300 if backend.library == "strict" else 2000):
         merged = merged.merge(part)
     np.testing.assert_array_equal(backend.numpy(merged.var), backend.numpy(var))
 

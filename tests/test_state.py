@@ -161,8 +161,8 @@ def test_a_float64_state_is_exact_over_very_many_float32_batches(backend):
         np.random.default_rng(5),
         [],
     )
-    for step in range(3000):
-        batch = (rng.standard_normal((8, 1)) + 1e4 + (step >= 1500)).astype(np.float32)
+    for step in range(1000):
+        batch = (rng.standard_normal((8, 1)) + 1e4 + (step >= 500)).astype(np.float32)
         sums.append(batch.astype(np.float64))
         running = running.update(anynorm.moments(backend.array(batch), axis=0))
     whole = np.concatenate(sums)
@@ -214,7 +214,7 @@ def test_states_and_pullbacks_are_copied_and_states_pickled(backend):
 def test_a_state_with_momentum_follows_the_rule_over_many_updates(backend, correction):
     """Weights that do not add up to 1 leave float32 0.11 off in the mean after 4,000 of these; PyTorch too."""
     only_if(not backend.tracked, backend, "torch")
-    slow, momentum = backend.library in ("jax", "dask", "strict"), 0.999
+    slow, momentum = backend.library != "numpy", 0.999
     rng, steps = np.random.default_rng(8), 200 if slow else 4000
     x = (rng.standard_normal((steps, 8, 2)) + 1e4).astype(np.float32)
     mean, var = x[0].mean(axis=0, dtype=np.float64), np.ones(2)
