@@ -3,8 +3,10 @@
 from anynorm.batches import Moments
 from anynorm.gradients import vjp
 from anynorm.norms import batch_norm, group_norm, instance_norm, layer_norm, moments, normalize, rms_norm, weight_norm
+from anynorm.saving import load, save
 from anynorm.settings import options
-from anynorm.state import RunningStats, WeightNorm, load, save
+from anynorm.state import RunningStats
+from anynorm.weight import WeightNorm
 
 __version__ = "0.1.0"
 

@@ -1,25 +1,18 @@
-"""State as values: an update returns a new one, and nothing is mutated."""
+"""`RunningStats`: the running statistics of batch norm as a value; an update returns a new one."""
 
-import os
-from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-from anynorm import calls, executors, values
 from anynorm.arrays import counts
-from anynorm.arrays.checks import as_ints, check_int, check_real, compute_dtype
+from anynorm.arrays.checks import check_int, check_real, compute_dtype
 from anynorm.arrays.counts import is_number
-from anynorm.arrays.pytree import flush_pytrees, pytree
+from anynorm.arrays.pytree import pytree
 from anynorm.arrays.recognize import library_of
-from anynorm.batches import Axis, Moments
-from anynorm.calls.layouts import DIRECTION, WEIGHT
-from anynorm.files import check_names
+from anynorm.batches import Moments
 from anynorm.kernels import Array, Namespace, weighted_mean
 from anynorm.keywords import checks_names
-from anynorm.norms import weight_norm
-from anynorm.statistics import Statistics, cast_with, check_alike, describe, merged_statistics, stats_of
-from anynorm.values import Value
+from anynorm.statistics import Statistics, cast_with, check_alike, merged_statistics, stats_of
 
 ArrayT = TypeVar("ArrayT")
 
@@ -257,178 +250,3 @@ def _corrected(
         more = xp.where(n > correction, n - correction, xp.full_like(n, float("inf")))
         factor = xp.astype(1 + correction / more, var.dtype, copy=False)
     return (var / factor if back else var * factor,)
-
-
-@pytree("v", "g")
-@checks_names
-@dataclass(frozen=True, eq=False, repr=False)
-class WeightNorm(Value[ArrayT]):
-    r"""A weight by its direction and magnitude, :math:`\mathbf{w} = g \mathbf{v} / \|\mathbf{v}\|`.
-
-    Parameters
-    ----------
-    v : array, shape (out, \*rest)
-        Direction.
-    g : array, shape (out,)
-        Magnitude, one for each index along `axis`.
-    axis : int, tuple of int or None
-        The axes that keep a norm of their own; None is one norm for all of v.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As in `weight_norm`.
-
-    Notes
-    -----
-    Frozen, compared by identity, a JAX pytree of v and g where JAX is imported. The gradient is
-    ``vjp(weight_norm, state.v, state.g, axis=state.axis)``.
-
-    References
-    ----------
-    Salimans & Kingma, "Weight Normalization", NeurIPS 2016, eq. 2.
-
-    Examples
-    --------
-    >>> import numpy as np, anynorm
-    >>> state = anynorm.WeightNorm.from_weight(np.array([[3.0, 4.0], [0.0, 2.0]]))
-    >>> state
-    WeightNorm(v=numpy float64 (2, 2), g=numpy float64 (2,), axis=0)
-    >>> state.g
-    array([5., 2.])
-    >>> state.weight
-    array([[3., 4.],
-           [0., 2.]])
-    """
-
-    v: ArrayT
-    g: ArrayT
-    _: KW_ONLY
-    axis: Axis = 0
-
-    def __post_init__(self) -> None:
-        flush_pytrees()
-        calls.prepare(WEIGHT, (self.axis,), self.v, self.g)
-        object.__setattr__(self, "axis", as_ints(self.axis))
-
-    @classmethod
-    @checks_names
-    def from_weight(cls, w: ArrayT, axis: Axis = 0) -> "WeightNorm[ArrayT]":
-        r"""The state whose weight is w: v is w, and g its norm, in float32 for 2-byte floats.
-
-        Parameters
-        ----------
-        w : array, shape (out, \*rest)
-            The weight to start from.
-        axis : int, tuple of int or None
-            The axes that keep a norm of their own.
-
-        Returns
-        -------
-        WeightNorm
-
-        Raises
-        ------
-        TypeError, ValueError
-            As in `weight_norm`.
-        """
-        call = calls.prepare(DIRECTION, (axis,), w)
-        return cls(w, call.statistic(executors.length(call)), axis=axis)
-
-    @property
-    def weight(self) -> ArrayT:
-        """The weight, ``weight_norm(v, g, axis=axis)``."""
-        return weight_norm(self.v, self.g, axis=self.axis)
-
-    def __repr__(self) -> str:
-        return f"WeightNorm(v={describe(self.v)}, g={describe(self.g)}, axis={self.axis})"
-
-
-@checks_names
-def save(states: Mapping[str, Value[Any]], path: str | os.PathLike[str]) -> None:
-    """Save states by name, all in one file.
-
-    Parameters
-    ----------
-    states : dict of str to RunningStats, WeightNorm or Moments
-        Arrays of any libraries. Dask computes its own; a gradient is left behind.
-    path : str or path
-        Where to: a name that ends in ``.npz`` or, with the package safetensors, in ``.safetensors``. What is there
-        is replaced in one step, once the new file is whole and on the disk.
-
-    Returns
-    -------
-    None
-
-    Raises
-    ------
-    TypeError
-        If `states` is not such a dict, or the dtype of an array is not one for files.
-    ValueError
-        If `path` ends otherwise or is no regular file, or a name is empty, not printable or longer than 8,192 letters,
-        or there are more than 4,096 states, or all that is no array takes more than 4 MiB.
-    ImportError
-        If a package is missing.
-    OSError
-        If the file cannot be written.
-
-    References
-    ----------
-    https://github.com/safetensors/safetensors#format; NEP 1, "A simple file format for NumPy arrays".
-
-    Examples
-    --------
-    >>> import tempfile, numpy as np, anynorm
-    >>> running = anynorm.RunningStats.init(3, like=np.zeros(1))
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     anynorm.save({"bn1": running, "bn2": running}, f"{folder}/norms.npz")
-    ...     anynorm.load(f"{folder}/norms.npz")["bn2"]
-    RunningStats(numpy float64 (3,), count=0, momentum=0.9, correction=0)
-    """
-    if not isinstance(states, Mapping):
-        raise TypeError(f"states must be a dict of states by name, got {type(states).__name__}")
-    check_names(states)
-    for name, state in states.items():
-        if type(state) not in _KINDS.values():
-            raise TypeError(f"states must hold {', '.join(_KINDS)}, got {type(state).__name__} as {name!r}")
-    values.write(path, states)
-
-
-@checks_names
-def load(path: str | os.PathLike[str], like: Any = None) -> dict[str, Any]:
-    """The states that `save` put into a file.
-
-    Parameters
-    ----------
-    path : str or path
-        Of a file that `save` wrote.
-    like : array, optional
-        Gives the library and the device; without it arrays are NumPy's. Dtypes are those of the file, bit for bit.
-
-    Returns
-    -------
-    dict of str to RunningStats, WeightNorm or Moments
-        In the order in which they were saved.
-
-    Raises
-    ------
-    TypeError, ValueError, OSError, ImportError
-        As in `RunningStats.load`.
-
-    References
-    ----------
-    As in `save`.
-
-    Examples
-    --------
-    See `save`.
-
-    >>> import anynorm
-    >>> anynorm.load("norms.pickle")
-    Traceback (most recent call last):
-    ValueError: path must end in .npz or .safetensors, got norms.pickle
-    """
-    return values.read(path, _KINDS, like, single=False)
-
-
-_KINDS: dict[str, type[Value[Any]]] = {"Moments": Moments, "RunningStats": RunningStats, "WeightNorm": WeightNorm}

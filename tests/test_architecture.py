@@ -31,7 +31,8 @@ FLOORS = (
     {"executors"},
     {"batches"},
     {"norms"},
-    {"gradients", "state"},
+    {"gradients", "state", "weight"},
+    {"saving"},
 )
 """Modules and packages; each imports from those before it, and within its own package."""
 LIBRARIES = {"numpy", "array_api_compat", "torch", "jax", "cupy", "dask", "array_api_strict", "array_api_extra"}
