@@ -29,7 +29,7 @@ StrPath = str | os.PathLike[str]
 VERSION = 1
 """Of the format. A change that an older anynorm would misread makes it one more."""
 MOST_STATES = 4096
-MOST_ARRAYS = 6 * MOST_STATES + 1
+MOST_ARRAYS = 7 * MOST_STATES + 1
 MOST_LETTERS = 2**13
 """Of the name of a state."""
 MOST_BYTES = 2**22
@@ -37,7 +37,7 @@ MOST_BYTES = 2**22
 
 
 class Record(NamedTuple):
-    """A state as it lies in a file."""
+    """A state, or an array, as it lies in a file."""
 
     name: str
     """Empty, if it is alone in the file."""

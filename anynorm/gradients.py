@@ -113,7 +113,7 @@ def vjp(norm: Callable[..., Any], x: ArrayT, /, *params: *Params, **options: Any
         all_reduce=call.all_reduce,
         chunks=call.chunks,
         plan=plan,
-        dtype=cast(Any, x).dtype,
+        dtype=plan.of_x,
         parameters=parameters,
     )
     if not wants_moments:
@@ -155,7 +155,7 @@ class Pullback(Generic[ArrayT, *Params]):
     """Those of Dask that x came in."""
     plan: Plan
     dtype: Any
-    """The dtype of x."""
+    """The dtype of x; None where it has integers, and no gradient."""
     parameters: tuple[_Primal | None, ...]
 
     def __call__(self, dy: ArrayT, /) -> tuple[ArrayT, *Params]:

@@ -525,7 +525,7 @@ def weight_norm(v: ArrayT, g: Array, /, *, axis: Axis = 0, out: ArrayT | None = 
 
 
 @checks_names
-def moments(x: ArrayT, /, *, axis: Axis, weights: Array | None = None) -> Moments[ArrayT]:
+def moments(x: ArrayT, /, *, axis: Axis, weights: Array | None = None, dtype: Any = None) -> Moments[ArrayT]:
     r"""Mean, biased variance and count over some axes.
 
     .. math:: \mu = \frac{1}{n} \sum_i x_i, \qquad \sigma^2 = \frac{1}{n} \sum_i (x_i - \mu)^2
@@ -533,11 +533,15 @@ def moments(x: ArrayT, /, *, axis: Axis, weights: Array | None = None) -> Moment
     Parameters
     ----------
     x : array, any shape but ()
-        Real and floating.
+        Real and floating, or of integers or bools.
     axis : int, tuple of int or None
         The axes to take them over; None is all of them.
     weights : array, optional
         A mask, or how much each number counts, as in `normalize`; ``count`` is their sum, an array.
+    dtype : str or dtype, optional
+        Of the mean and the variance, real and floating: as ``"float64"``, or a dtype of x's library. What is wider,
+        this or x's own, is computed in. Without it that is x's own; float32 for 2-byte floats and for integers of up to
+        16 bits, and float64 for longer ones.
 
     Returns
     -------
@@ -548,7 +552,7 @@ def moments(x: ArrayT, /, *, axis: Axis, weights: Array | None = None) -> Moment
     Raises
     ------
     TypeError, ValueError
-        As in `normalize`.
+        As in `normalize`; also if `dtype` is not real and floating, or the library has none such here.
 
     References
     ----------
@@ -559,9 +563,9 @@ def moments(x: ArrayT, /, *, axis: Axis, weights: Array | None = None) -> Moment
     --------
     >>> import numpy as np, anynorm
     >>> anynorm.moments(np.ones((8, 3, 5, 5), dtype=np.float32), axis=(0, 2, 3))
-    Moments(numpy float32 (3,), count=200)
+    Moments(numpy float32 (3,), mean=[1. 1. 1.], std=[0. 0. 0.], count=200)
     """
-    return of(x, axis=axis, weights=weights)
+    return of(x, axis=axis, weights=weights, dtype=dtype)
 
 
 def _run(call: Call, given: Statistics[Any] | None, return_moments: bool) -> ArrayT | tuple[ArrayT, Statistics[Any]]:

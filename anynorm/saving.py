@@ -1,10 +1,11 @@
-"""`save` and `load`: states by name, all in one file."""
+"""`save` and `load`: states and arrays by name, all in one file."""
 
 import os
 from collections.abc import Mapping
 from typing import Any
 
 from anynorm import values
+from anynorm.arrays.recognize import is_array
 from anynorm.batches import Moments
 from anynorm.files import check_names
 from anynorm.keywords import checks_names
@@ -14,13 +15,14 @@ from anynorm.weight import WeightNorm
 
 
 @checks_names
-def save(states: Mapping[str, Value[Any]], path: str | os.PathLike[str]) -> None:
-    """Save states by name, all in one file.
+def save(states: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Save states and arrays by name, all in one file.
 
     Parameters
     ----------
-    states : dict of str to RunningStats, WeightNorm or Moments
-        Arrays of any libraries. Dask computes its own; a gradient is left behind.
+    states : dict of str to RunningStats, WeightNorm, Moments or array
+        Of any libraries: gamma and beta beside the running statistics, say. Dask computes its own; a gradient is left
+        behind.
     path : str or path
         Where to: a name that ends in ``.npz`` or, with the package safetensors, in ``.safetensors``. What is there
         is replaced in one step, once the new file is whole and on the disk.
@@ -52,20 +54,20 @@ def save(states: Mapping[str, Value[Any]], path: str | os.PathLike[str]) -> None
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     anynorm.save({"bn1": running, "bn2": running}, f"{folder}/norms.npz")
     ...     anynorm.load(f"{folder}/norms.npz")["bn2"]
-    RunningStats(numpy float64 (3,), count=0, momentum=0.9, correction=0)
+    RunningStats(numpy float64 (3,), mean=[0. 0. 0.], std=[1. 1. 1.], count=0, momentum=0.9, correction=0)
     """
     if not isinstance(states, Mapping):
         raise TypeError(f"states must be a dict of states by name, got {type(states).__name__}")
     check_names(states)
     for name, state in states.items():
-        if type(state) not in _KINDS.values():
-            raise TypeError(f"states must hold {', '.join(_KINDS)}, got {type(state).__name__} as {name!r}")
+        if type(state) not in _KINDS.values() and not is_array(state):
+            raise TypeError(f"states must hold {', '.join(_KINDS)} or arrays, got {type(state).__name__} as {name!r}")
     values.write(path, states)
 
 
 @checks_names
 def load(path: str | os.PathLike[str], like: Any = None) -> dict[str, Any]:
-    """The states that `save` put into a file.
+    """The states and arrays that `save` put into a file.
 
     Parameters
     ----------
@@ -76,7 +78,7 @@ def load(path: str | os.PathLike[str], like: Any = None) -> dict[str, Any]:
 
     Returns
     -------
-    dict of str to RunningStats, WeightNorm or Moments
+    dict of str to RunningStats, WeightNorm, Moments or array
         In the order in which they were saved.
 
     Raises

@@ -1,23 +1,27 @@
 """`RunningStats`: the running statistics of batch norm as a value; an update returns a new one."""
 
-from dataclasses import KW_ONLY, dataclass
+import math
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from anynorm.arrays import counts
-from anynorm.arrays.checks import check_int, check_real, compute_dtype
+from anynorm.arrays.checks import check_bool, check_int, check_real, compute_dtype, name_of
 from anynorm.arrays.counts import is_number
 from anynorm.arrays.pytree import pytree
 from anynorm.arrays.recognize import library_of
 from anynorm.batches import Moments
 from anynorm.kernels import Array, Namespace, weighted_mean
 from anynorm.keywords import checks_names
-from anynorm.statistics import Statistics, cast_with, check_alike, merged_statistics, stats_of
+from anynorm.statistics import Statistics, cast_with, check_alike, corrected, describe, merged_statistics, stats_of
 
 ArrayT = TypeVar("ArrayT")
+LEAST = 1e-300
+"""In place of a momentum of 0, which has no logarithm."""
 
 
-@pytree("mean", "var", "count", "_rest", "_var_rest", "_count_rest")
+@pytree("mean", "var", "count", "_rest", "_var_rest", "_count_rest", "_updates")
 @checks_names
 @dataclass(frozen=True, eq=False, repr=False)
 class RunningStats(Statistics[ArrayT]):
@@ -35,6 +39,10 @@ class RunningStats(Statistics[ArrayT]):
         The weight of the old value. None keeps the exact statistics of everything seen.
     correction : float
         1 stores the unbiased variance, divided by count - 1, as PyTorch does; 0 the biased one.
+    debias : bool
+        Divide by the weight that was seen: after n updates of a state that `init` made by 1 - momentum**n. The first
+        batch then takes the place of the start. A state that is constructed from a mean and a variance has seen all,
+        and follows the rule as it stands.
 
     Raises
     ------
@@ -45,11 +53,12 @@ class RunningStats(Statistics[ArrayT]):
     -----
     Frozen, compared by identity, a JAX pytree where JAX is imported. PyTorch's momentum is 1 - momentum. It keeps, out
     of sight, what rounding took from the mean, and with a momentum from the variance, so that a batch counts however
-    small its share.
+    small its share; and with `debias` the number of updates, for each channel where counts are.
 
     References
     ----------
     Ioffe & Szegedy, "Batch Normalization", ICML 2015, algorithm 2. Exact: Chan, Golub & LeVeque (1979), eq. 2.1.
+    Debiased: Kingma & Ba, "Adam", ICLR 2015, section 3; Haiku's ``ExponentialMovingAverage``.
 
     Examples
     --------
@@ -58,7 +67,7 @@ class RunningStats(Statistics[ArrayT]):
     >>> for batch in np.array([[1.0], [3.0]]), np.array([[8.0]]):
     ...     running = running.update(anynorm.moments(batch, axis=0))
     >>> running
-    RunningStats(numpy float64 (1,), count=3, momentum=None, correction=0)
+    RunningStats(numpy float64 (1,), mean=[4.], std=[2.9439], count=3, momentum=None, correction=0)
     >>> running.mean
     array([4.])
     """
@@ -67,6 +76,12 @@ class RunningStats(Statistics[ArrayT]):
     _: KW_ONLY
     momentum: float | None = 0.9
     correction: float = 0
+    debias: bool = False
+    _updates: Any = field(init=False, default=None, kw_only=False)
+    """How many updates there were, as a number or as integers, one for all channels or for each; None where it has seen
+    all, or nothing is to be divided by."""
+
+    _later = frozenset({"debias"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,27 +89,30 @@ class RunningStats(Statistics[ArrayT]):
         if self.momentum is not None:
             object.__setattr__(self, "momentum", check_real("momentum", self.momentum, least=0, most=1))
         object.__setattr__(self, "correction", check_real("correction", self.correction, least=0))
+        check_bool("debias", self.debias)
+        object.__setattr__(self, "debias", bool(self.debias))
         self._carrying(xp.zeros_like(self.mean), None if self.momentum is None else xp.zeros_like(self.var))
 
     @classmethod
     @checks_names
     def init(
         cls,
-        num_channels: int,
+        shape: int | tuple[int, ...],
         *,
         like: ArrayT,
         momentum: float | None = 0.9,
         correction: float = 0,
+        debias: bool = False,
     ) -> "RunningStats[ArrayT]":
         """Mean 0 and variance 1, nothing seen.
 
         Parameters
         ----------
-        num_channels : int
-            C.
+        shape : int or tuple of int
+            That of the mean and the variance: the number of channels, or the shape of the kept axes.
         like : array
             Gives the library, the device and the dtype: float32 for 2-byte floats, else its own.
-        momentum, correction
+        momentum, correction, debias
             As in the class.
 
         Returns
@@ -104,15 +122,19 @@ class RunningStats(Statistics[ArrayT]):
         Raises
         ------
         TypeError, ValueError
-            If an argument is of the wrong kind, or num_channels is negative.
+            If an argument is of the wrong kind, or a length is negative.
         """
-        channels = check_int("num_channels", num_channels)
-        if channels < 0:
-            raise ValueError(f"num_channels must be at least 0, got {channels}")
+        lengths = shape if isinstance(shape, tuple) else (shape,)
+        lengths = tuple([check_int("shape", n, "an int or a tuple of ints") for n in lengths])
+        if min(lengths, default=0) < 0:
+            raise ValueError(f"shape must be at least 0, got {shape}")
         library = library_of("like", like)
         dtype = compute_dtype(library, "like", like)
-        mean = library.zeros(channels, like, dtype)
-        return cls(mean, library.xp.ones_like(mean), 0, momentum=momentum, correction=correction)
+        mean = library.zeros(lengths, like, dtype)
+        made = cls(mean, library.xp.ones_like(mean), 0, momentum=momentum, correction=correction, debias=debias)
+        if made.debias and made.momentum is not None:
+            object.__setattr__(made, "_updates", 0)
+        return made
 
     def update(self, moments: Moments[ArrayT]) -> "RunningStats[ArrayT]":
         """The state after one more batch.
@@ -147,11 +169,20 @@ class RunningStats(Statistics[ArrayT]):
         mean, rest, _ = stats_of(self, dtype)
         var, var_rest = cast_with(library, self.var, self._var_rest, dtype)
         batch = stats_of(moments, dtype)
-        batch = batch._replace(var=self._corrected(batch.var, moments.count))
+        batch = batch._replace(var=corrected(batch.var, moments.count, self.correction))
         count = [] if number else [counts.floating(library, moments.count, dtype)]
-        work = partial(_moved, self.momentum)
-        mean, rest, var, var_rest = library.quietly(work, mean, rest, var, var_rest, *batch, *count)
-        return self._with(mean, rest, var, var_rest, counts.added(library, self._counted, moments._counted))
+        updates, some = self._updates, list[Any]()
+        shares: Any = (self.momentum, 1 - self.momentum)
+        if updates is not None:
+            if is_number(updates):
+                shares = _debiased(self.momentum, updates, math.expm1)
+            else:
+                shares, some = None, [library.astype(updates, dtype)]
+            updates = updates + (1 if number else library.astype(count[0] > 0, library.xp.int32))
+        work = partial(_moved, self.momentum, shares)
+        mean, rest, var, var_rest = library.quietly(work, mean, rest, var, var_rest, *batch, *some, *count)
+        counted = counts.added(library, self._counted, moments._counted)
+        return self._with(mean, rest, var, var_rest, counted, updates)
 
     def merge(self, other: "RunningStats[ArrayT]") -> "RunningStats[ArrayT]":
         """The statistics of all that both have seen, as if one pass had seen it; for ``momentum=None`` alone.
@@ -185,48 +216,68 @@ class RunningStats(Statistics[ArrayT]):
         if is_number(others.count) and others.count == 0:
             return self
         joint, counted = merged_statistics(self._biased(), others)
-        return self._with(joint.mean, joint.mean_lo, self._corrected(joint.var, counted[0]), None, counted)
+        return self._with(joint.mean, joint.mean_lo, corrected(joint.var, counted[0], self.correction), None, counted)
 
     def _biased(self) -> Moments[ArrayT]:
         """These statistics with the variance divided by count, in the dtype that they are computed in."""
         mean, rest, var = stats_of(self, compute_dtype(library_of("mean", self.mean), "mean", self.mean))
         if not is_number(self.count) or self.count > 0:
-            var = self._corrected(var, self.count, back=True)
+            var = corrected(var, self.count, self.correction, back=True)
         return Moments._with_rest(mean, rest, var, *self._counted)
 
-    def _corrected(self, var: Any, count: Any, *, back: bool = False) -> Any:
-        """The corrected variance of `count` values from the biased one, or `back`."""
-        if not self.correction:
-            return var
-        number = is_number(count)
-        if number and count <= self.correction:
-            raise ValueError(
-                (
-                    f"statistics of one value have no variance with correction={self.correction}, got count {count}"
-                    if count == 1
-                    else f"count must be more than correction={self.correction}, got {count}"
-                )
-                + ": leave this batch out, or keep statistics with correction=0"
-            )
-        library = library_of("var", var)
-        work = partial(_corrected, self.correction, count if number else None, back)
-        return library.quietly(work, var, *([] if number else [counts.floating(library, count, var.dtype)]))[0]
-
-    def _with(self, mean: Any, rest: Any, var: Any, var_rest: Any, counted: counts.Counted) -> "RunningStats[ArrayT]":
+    def _with(
+        self, mean: Any, rest: Any, var: Any, var_rest: Any, counted: counts.Counted, updates: Any = None
+    ) -> "RunningStats[ArrayT]":
         library, dtype = library_of("mean", self.mean), self.mean.dtype  # type: ignore[attr-defined]
         mean, rest = cast_with(library, mean, rest, dtype)
         var, var_rest = cast_with(library, var, var_rest, dtype)
-        conventions = {"momentum": self.momentum, "correction": self.correction}
-        return RunningStats._with_rest(mean, rest, var, *counted, _var_rest=var_rest, **conventions)
+        conventions = {"momentum": self.momentum, "correction": self.correction, "debias": self.debias}
+        others: dict[str, Any] = {"_var_rest": var_rest, "_updates": updates, **conventions}
+        return RunningStats._with_rest(mean, rest, var, *counted, **others)
+
+    def _options(self) -> dict[str, Any]:
+        """Without what an older anynorm would not know, where it makes no difference."""
+        options, updates = super()._options(), self._updates
+        if not self.debias:
+            del options["debias"]
+        return options | ({"_updates": updates} if is_number(updates) else {})
+
+    @classmethod
+    def _made(cls, parts: dict[str, Any]) -> Self:
+        made = super()._made(parts)
+        updates: Any = made._updates
+        if updates is None:
+            return made
+        if not made.debias or made.momentum is None:
+            raise ValueError("a state that is not debiased must have no number of updates, got one")
+        if is_number(updates):
+            check_real("updates", check_int("updates", updates), least=0)
+        elif tuple(updates.shape) not in ((), tuple(made.mean.shape)) or "int" not in name_of(updates.dtype):  # type: ignore[attr-defined]
+            raise ValueError(f"updates must be integers, one or as many as means, got {describe(updates)}")
+        return made
 
 
-def _moved(momentum: float, xp: Namespace, *arrays: Array) -> tuple[Array, ...]:
-    """Mean, variance and what rounding took from each, moved toward those of a batch by 1 - momentum.
+def _debiased(momentum: Any, updates: Any, expm1: Callable[[Any], Any]) -> tuple[Any, Any]:
+    """The shares of the old statistics and of the batch, after so many updates.
 
-    The arrays are (mean, rest, var, var_rest), (mean, rest, var) of the batch, and its count where that is an array.
+    They are those of a mean that began at 0, divided by the weight that it has then seen, 1 - momentum**updates.
+    """
+    if momentum == 1:
+        return 1.0, 0.0
+    rate = math.log(max(momentum, LEAST))
+    before, after = -expm1(updates * rate), -expm1((updates + 1) * rate)
+    return momentum * before / after, (1 - momentum) / after
+
+
+def _moved(momentum: float, shares: Any, xp: Namespace, *arrays: Array) -> tuple[Array, ...]:
+    """Mean, variance and what rounding took from each, moved toward those of a batch by these shares.
+
+    The arrays are (mean, rest, var, var_rest), (mean, rest, var) of the batch, where there are no `shares` the number
+    of updates that they follow from, and the count of the batch where that is an array.
     """
     mean, rest, var, var_rest, batch_mean, batch_rest, batch_var, *count = arrays
-    shares = (momentum, 1 - momentum)
+    if shares is None:
+        shares = _debiased(momentum, count.pop(0), xp.expm1)
     moved = (
         *weighted_mean(xp, (mean, rest), (batch_mean, batch_rest), shares),
         *weighted_mean(xp, (var, var_rest), (batch_var, xp.zeros_like(batch_var)), shares),
@@ -234,19 +285,3 @@ def _moved(momentum: float, xp: Namespace, *arrays: Array) -> tuple[Array, ...]:
     if not count:
         return moved
     return tuple(xp.where(count[0] > 0, new, old) for new, old in zip(moved, arrays[:4], strict=True))
-
-
-def _corrected(
-    correction: float, number: float | None, back: bool, xp: Namespace, var: Array, *count: Array
-) -> tuple[Array]:
-    """A variance times n / (n - correction), or `back`; n is the number, or the array that comes last.
-
-    It stays as it is in a group of too few values.
-    """
-    if number is not None:
-        factor: Any = number / (number - correction)
-    else:
-        (n,) = count
-        more = xp.where(n > correction, n - correction, xp.full_like(n, float("inf")))
-        factor = xp.astype(1 + correction / more, var.dtype, copy=False)
-    return (var / factor if back else var * factor,)

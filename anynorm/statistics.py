@@ -6,7 +6,7 @@ from typing import Any, Self, TypeVar
 
 from anynorm.arrays import counts
 from anynorm.arrays.checks import check_count, check_device, check_variance, compute_dtype, same_shape
-from anynorm.arrays.convert import Bits, from_bits, moved, split_bits
+from anynorm.arrays.convert import Bits, from_bits, moved, shown, split_bits
 from anynorm.arrays.counts import Counted, is_number
 from anynorm.arrays.library import Library
 from anynorm.arrays.pytree import flush_pytrees
@@ -50,9 +50,12 @@ class Statistics(Value[ArrayT]):
         object.__setattr__(self, "count", count)
 
     def __repr__(self) -> str:
-        count = self.count if is_number(self.count) else describe(self.count)
-        conventions = "".join(f", {each.name}={getattr(self, each.name)}" for each in fields(self) if each.kw_only)
-        return f"{type(self).__name__}({describe(self.mean)}, count={count}{conventions})"
+        count = self.count if is_number(self.count) else shown(self.count) or describe(self.count)
+        mean, std = shown(self.mean), shown(self.var, root=True)
+        numbers = "" if mean is None or std is None else f", mean={mean}, std={std}"
+        options = {each.name: getattr(self, each.name) for each in fields(self) if each.kw_only}
+        conventions = "".join(f", {name}={each}" for name, each in options.items() if each is not False)
+        return f"{type(self).__name__}({describe(self.mean)}{numbers}, count={count}{conventions})"
 
     @classmethod
     def _with_rest(
@@ -161,6 +164,41 @@ def _merged(known: tuple[float | None, ...], xp: Namespace, *parts: Array) -> St
     return Stats(*map(pick, first, second, joint))
 
 
+def corrected(var: Any, count: Any, correction: float, *, back: bool = False) -> Any:
+    """The variance of `count` values divided by count - correction, from the biased one; or `back`."""
+    if not correction:
+        return var
+    number = is_number(count)
+    if number and count <= correction:
+        raise ValueError(
+            (
+                f"statistics of one value have no variance with correction={correction}, got count {count}"
+                if count == 1
+                else f"count must be more than correction={correction}, got {count}"
+            )
+            + ": leave this batch out, or keep statistics with correction=0"
+        )
+    library = library_of("var", var)
+    work = partial(_corrected, correction, count if number else None, back)
+    return library.quietly(work, var, *([] if number else [counts.floating(library, count, var.dtype)]))[0]
+
+
+def _corrected(
+    correction: float, number: float | None, back: bool, xp: Namespace, var: Array, *count: Array
+) -> tuple[Array]:
+    """A variance times n / (n - correction), or `back`; n is the number, or the array that comes last.
+
+    It stays as it is in a group of too few values.
+    """
+    if number is not None:
+        factor: Any = number / (number - correction)
+    else:
+        (n,) = count
+        more = xp.where(n > correction, n - correction, xp.full_like(n, float("inf")))
+        factor = xp.astype(1 + correction / more, var.dtype, copy=False)
+    return (var / factor if back else var * factor,)
+
+
 def stats_of(these: Statistics[Any], dtype: Any) -> Stats:
     """Mean, rest and variance in a dtype."""
     library = library_of("mean", these.mean)
@@ -182,8 +220,14 @@ def _recast(dtype: Any, xp: Namespace, value: Array, rest: Array) -> tuple[Array
     return recast(xp, value, rest, dtype)
 
 
+def describe_with_numbers(x: Array) -> str:
+    """Library, dtype and shape, and the numbers where they are few and can be read."""
+    numbers = shown(x)
+    return describe(x) if numbers is None else f"{describe(x)} {numbers}"
+
+
 def describe(x: Array) -> str:
-    """Library, dtype and shape, without the numbers."""
+    """Library, dtype and shape."""
     try:
         library = library_of("x", x).name
     except TypeError:

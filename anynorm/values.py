@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from anynorm import files
 from anynorm.arrays.checks import compute_dtype
@@ -18,6 +18,9 @@ StrPath = str | os.PathLike[str]
 
 class Value(Generic[ArrayT]):
     """What a frozen dataclass of arrays, numbers and axes needs to be saved, loaded and moved."""
+
+    _later: ClassVar[frozenset[str]] = frozenset()
+    """The arguments that came later: a file without one has its default."""
 
     @checks_names
     def save(self, path: StrPath) -> None:
@@ -51,7 +54,7 @@ class Value(Generic[ArrayT]):
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     running.save(f"{folder}/bn1.npz")
         ...     anynorm.RunningStats.load(f"{folder}/bn1.npz")
-        RunningStats(numpy float64 (3,), count=0, momentum=0.99, correction=0)
+        RunningStats(numpy float64 (3,), mean=[0. 0. 0.], std=[1. 1. 1.], count=0, momentum=0.99, correction=0)
         """
         write(path, {"": self})
 
@@ -157,25 +160,31 @@ class Value(Generic[ArrayT]):
         """The state of a record, which may come from anywhere."""
         known = {field.name: field.init for field in fields(cls)}  # type: ignore[arg-type]
         names, required = {*record.arrays, *record.options}, {name for name, init in known.items() if init}
-        if not required <= names <= known.keys():
+        if not required - cls._later <= names <= known.keys():
             raise ValueError(f"{cls.__name__} must have {sorted(required)}, has {sorted(names)}")
         options = {name: tuple(x) if isinstance(x, list) else x for name, x in record.options.items()}
         return cls._made(options | cls._loaded(record.arrays, like))
 
 
-def write(path: StrPath, states: Mapping[str, Value[Any]]) -> None:
-    """Write states by name, or one without a name, to a file."""
-    records = (
-        Record(
-            name, type(state).__name__, state._options(), {key: to_bits(key, x) for key, x in state._arrays().items()}
-        )
-        for name, state in states.items()
-    )
+ARRAY = "array"
+"""The kind of a record that holds an array and nothing else, and the name of that array in it."""
+
+
+def write(path: StrPath, states: Mapping[str, Any]) -> None:
+    """Write states and arrays by name, or one state without a name, to a file."""
+    records = (_record(name, state) for name, state in states.items())
     files.write(path, records)  # which looks at the path before Dask computes
 
 
+def _record(name: str, state: Any) -> Record:
+    if not isinstance(state, Value):
+        return Record(name, ARRAY, {}, {ARRAY: to_bits(name, state)})
+    bits = {key: to_bits(key, x) for key, x in state._arrays().items()}
+    return Record(name, type(state).__name__, state._options(), bits)
+
+
 def read(path: StrPath, kinds: Mapping[str, type[Value[Any]]], like: Any, *, single: bool) -> dict[str, Any]:
-    """The states of a file by name; or, if it is to be a `single` one, that."""
+    """The states and arrays of a file by name; or, if it is to be a `single` state, that."""
     if like is not None:
         library_of("like", like)
     records = files.read(path)
@@ -186,7 +195,15 @@ def read(path: StrPath, kinds: Mapping[str, type[Value[Any]]], like: Any, *, sin
         kind = records[0].kind
         raise ValueError(f"{path} must hold states by name, got one {kind}: {kind}.load reads it")
     for record in records:
-        if record.kind not in kinds:
+        if record.kind not in kinds and (single or record.kind != ARRAY):
             raise ValueError(f"{path} must hold {wanted}, got {record.kind}")
     with files.refusing(path, AttributeError, TypeError, ValueError):
-        return {record.name: kinds[record.kind]._of(record, like) for record in records}
+        return {record.name: _state(record, kinds, like) for record in records}
+
+
+def _state(record: Record, kinds: Mapping[str, type[Value[Any]]], like: Any) -> Any:
+    if record.kind != ARRAY:
+        return kinds[record.kind]._of(record, like)
+    if record.arrays.keys() != {ARRAY} or record.options:
+        raise ValueError(f"an array must have {[ARRAY]}, has {sorted([*record.arrays, *record.options])}")
+    return from_bits(record.arrays[ARRAY], like)

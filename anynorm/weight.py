@@ -10,7 +10,7 @@ from anynorm.batches import Axis
 from anynorm.calls.layouts import DIRECTION, WEIGHT
 from anynorm.keywords import checks_names
 from anynorm.norms import weight_norm
-from anynorm.statistics import describe
+from anynorm.statistics import describe_with_numbers
 from anynorm.values import Value
 
 ArrayT = TypeVar("ArrayT")
@@ -50,7 +50,7 @@ class WeightNorm(Value[ArrayT]):
     >>> import numpy as np, anynorm
     >>> state = anynorm.WeightNorm.from_weight(np.array([[3.0, 4.0], [0.0, 2.0]]))
     >>> state
-    WeightNorm(v=numpy float64 (2, 2), g=numpy float64 (2,), axis=0)
+    WeightNorm(v=numpy float64 (2, 2) [[3. 4.] [0. 2.]], g=numpy float64 (2,) [5. 2.], axis=0)
     >>> state.g
     array([5., 2.])
     >>> state.weight
@@ -98,4 +98,4 @@ class WeightNorm(Value[ArrayT]):
         return weight_norm(self.v, self.g, axis=self.axis)
 
     def __repr__(self) -> str:
-        return f"WeightNorm(v={describe(self.v)}, g={describe(self.g)}, axis={self.axis})"
+        return f"WeightNorm(v={describe_with_numbers(self.v)}, g={describe_with_numbers(self.g)}, axis={self.axis})"

@@ -271,8 +271,12 @@ def test_states_of_the_wrong_kind_are_refused(backend):
     refused(TypeError, "momentum must be a real number, got str", anynorm.RunningStats, three, three, momentum="a")
     message = "correction must be finite and at least 0, got -1"
     refused(ValueError, message, anynorm.RunningStats, three, three, correction=-1)
-    refused(TypeError, "num_channels must be an int, got 1.5", anynorm.RunningStats.init, 1.5, like=three)
-    refused(ValueError, "num_channels must be at least 0, got -1", anynorm.RunningStats.init, -1, like=three)
+    refused(TypeError, "shape must be an int or a tuple of ints, got 1.5", anynorm.RunningStats.init, 1.5, like=three)
+    refused(ValueError, "shape must be at least 0, got -1", anynorm.RunningStats.init, -1, like=three)
+    refused(ValueError, "shape must be at least 0, got (2, -1)", anynorm.RunningStats.init, (2, -1), like=three)
+    refused(TypeError, "debias must be True or False, got int", anynorm.RunningStats, three, three, debias=1)
+    refused(TypeError, "correction must be a real number, got str", anynorm.Moments(three, three, 1).std, "1")
+    refused(ValueError, "factor must be finite and at least 0, got -1", anynorm.Moments(three, three, 1).scaled, -1)
     refused(TypeError, "like must be an array, got int", anynorm.RunningStats.init, 3, like=0)
     running = anynorm.RunningStats.init(3, like=three)
     refused(TypeError, "moments must be Moments, got tuple", running.update, (three, three))
@@ -331,7 +335,7 @@ OTHER_NAMES = [
         {},
         {"running_mean": "mean", "variance": "var", "num_features": "init", "decay": "momentum"},
     ),
-    (anynorm.RunningStats.init, {}, {"num_features": "num_channels", "device": "like", "unbiased": "correction"}),
+    (anynorm.RunningStats.init, {}, {"num_features": "shape", "device": "like", "unbiased": "correction"}),
     (
         anynorm.Moments,
         {},

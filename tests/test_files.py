@@ -633,7 +633,9 @@ def test_what_is_no_dict_of_states_is_refused(tmp_path):
         (TypeError, "states must have names that are strings, got 1", {1: state}),
         (ValueError, "states must have names that can be printed, got ''", {"": state}),
         (ValueError, "states must have names that can be printed, got 'a\\\\x00'", {"a\0": state}),
-        (TypeError, "states must hold Moments, RunningStats, WeightNorm, got ndarray as 'a'", {"a": np.zeros(3)}),
+        (TypeError, "states must hold Moments, RunningStats, WeightNorm or arrays, got list as 'a'", {"a": [0.0]}),
+        (TypeError, "a must be a plain array, got MaskedArray.*", {"a": np.ma.ones(3)}),
+        (TypeError, "a must have one of the dtypes .*, got complex128", {"a": np.zeros(3, complex)}),
     ):
         with pytest.raises(error, match=f"^{message}$"):
             anynorm.save(given, tmp_path / "states.npz")

@@ -204,7 +204,6 @@ def test_a_count_that_fits_no_group_is_refused(backend):
             anynorm.Moments(three, three, backend.array([1, -1, 0]))
     value = anynorm.Moments(three, three, backend.array(np.ones(3)))
     assert "count=" in repr(value)
-    assert "1." not in repr(value)
     assert dataclasses.replace(value).count is value.count
 
 

@@ -28,17 +28,70 @@ def compute_dtype(library: Library, name: str, x: Array) -> Any:
 
 
 def _find_compute_dtype(library: Library, name: str, dtype: Any) -> Any:
-    plain = plain_name(dtype)  # as bfloat16 is foreign to NumPy and CuPy, and their isdtype raises on it
-    if plain in ("float16", "bfloat16"):
+    if plain_name(dtype) in ("float16", "bfloat16"):
         return library.xp.float32
-    try:
-        floating = library.xp.isdtype(dtype, "real floating")
-    except TypeError:
-        floating = False
-    if not floating or plain.partition("_")[0] in ("float4", "float6", "float8"):
+    if not is_floating(library, dtype):
         cast = library.cast_to_float32.format(f"{name}.real" if "complex" in str(dtype) else name)
         raise TypeError(f"{name} must have a real floating dtype, got {dtype}: write {cast} if that is what you mean")
     return dtype
+
+
+def is_floating(library: Library, dtype: Any) -> bool:
+    """Whether a dtype is real, floating and of at least two bytes."""
+    plain = plain_name(dtype)
+    if plain in ("float16", "bfloat16"):  # the latter is foreign to NumPy and CuPy, and their isdtype raises on it
+        return True
+    try:
+        floating = bool(library.xp.isdtype(dtype, "real floating"))
+    except TypeError:
+        return False
+    return floating and plain.partition("_")[0] not in ("float4", "float6", "float8")
+
+
+def dtype_of_call(library: Library, name: str, x: Array, result: Any, *, integers: bool) -> Any:
+    """The dtype that a call on the argument `name` is computed in: the wider of x's own and the `result`'s, if given.
+
+    Where `integers` are taken, and bools, those of up to 16 bits are computed in float32, and longer ones in float64;
+    where there is none in float32, if a `result` is asked for.
+    """
+    own, bits = None, _bits_of_integer(library, x.dtype) if integers else None
+    if bits is None:
+        own = compute_dtype(library, name, x)
+    else:
+        library.check_supported(name, x)
+        own = library.xp.float32
+        if bits > 16 and library.has_float64(x):
+            own = library.xp.float64
+        elif bits > 16 and result is None:
+            raise ValueError(
+                f"{name} of {x.dtype} has moments in float64, which {library.name} has not here: "
+                "give dtype='float32' if that is what you mean"
+            )
+    if result is None:
+        return own
+    other = _find_compute_dtype(library, "out", result)
+    return own if library.xp.finfo(own).bits >= library.xp.finfo(other).bits else other
+
+
+def _bits_of_integer(library: Library, dtype: Any) -> int | None:
+    """How many bits an integer of a dtype has, or a bool; None where it is of another kind."""
+    try:
+        if library.xp.isdtype(dtype, "bool"):
+            return 1
+        return int(library.xp.iinfo(dtype).bits) if library.xp.isdtype(dtype, "integral") else None
+    except TypeError:  # a dtype that is foreign to the library, as bfloat16 to NumPy
+        return None
+
+
+def check_dtype(library: Library, name: str, dtype: Any, like: Array) -> Any:
+    """A real floating dtype that there may be beside an array, from itself or its name; an error if it is none."""
+    plain = dtype if isinstance(dtype, str) else "float64" if dtype is float else plain_name(dtype)
+    found = getattr(library.xp, plain, None)
+    if found is not None and is_floating(library, found) and (plain != "float64" or library.has_float64(like)):
+        return found
+    if plain in ("float16", "bfloat16", "float32", "float64"):
+        raise ValueError(f"{name} must be one that {library.name} has here, got {plain}")
+    raise TypeError(f"{name} must be a real floating dtype of {library.name} or the name of one, got {dtype!r:.60}")
 
 
 def plain_name(dtype: Any) -> str:
@@ -51,12 +104,17 @@ name_of = cache(plain_name)
 """The same, where no compiler follows."""
 
 
+def check_dtype_of_out(library: Library, name: str, x: Array, out: Array) -> None:
+    """An error unless `out` is an array of x's library that a result can be rounded to."""
+    one_library(**{name: x}, out=out)
+    if not is_floating(library, out.dtype):
+        raise TypeError(f"out must have a real floating dtype, got {out.dtype}")
+
+
 def check_out(library: Library, name: str, x: Array, out: Array, others: list[Array]) -> None:
     """An error unless the result of x, and of others beside it, can be written to `out`."""
     if known_library(out) is not library:
         one_library(**{name: x}, out=out)
-    if out.dtype != x.dtype:
-        raise TypeError(f"out must have the dtype of {name}, {x.dtype}, got {out.dtype}")
     if tuple(out.shape) != tuple(x.shape):
         raise ValueError(f"out must have the shape of {name}, {tuple(x.shape)}, got {tuple(out.shape)}")
     library.check_supported("out", out)

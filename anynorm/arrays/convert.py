@@ -1,5 +1,6 @@
 """Arrays of one library as those of another, and as they lie in a file."""
 
+import math
 from typing import Any, NamedTuple
 
 import array_api_compat
@@ -15,6 +16,27 @@ class Bits(NamedTuple):
     dtype: str
     values: Any
     """A NumPy array in C order: of that dtype, or of uint16 where NumPy has none of the name, bfloat16."""
+
+
+SHOWN, ABBREVIATED, LONG = 1000, 10, 120
+"""An array of so many numbers is shown; of one of more than the second the first and the last; in so many letters."""
+
+
+def shown(x: Array, *, root: bool = False) -> str | None:
+    """The numbers of a small array as NumPy prints them, or their square roots; None where it is large or not there."""
+    try:
+        library = library_of("x", x)
+        if library.chunked or library.traced() or math.prod(x.shape) > SHOWN:
+            return None
+        if str(x.dtype).endswith("bfloat16"):  # which NumPy prints as nothing else
+            x = library.constant(library.xp.astype(x, library.xp.float32))
+        with np.errstate(all="ignore"):
+            values = np.asarray(library.to_numpy(x))
+            values = np.sqrt(values) if root else values
+    except Exception:  # a traced array, and a placeholder that JAX put into a pytree
+        return None
+    text = " ".join(np.array2string(values, precision=4, threshold=ABBREVIATED).split())
+    return text if len(text) <= LONG else None
 
 
 def moved(name: str, x: Array, like: Array) -> Array:

@@ -74,6 +74,20 @@ def added(library: Library, one: Counted, other: Counted) -> Counted:
     return count + more, None
 
 
+def scaled(library: Library, counted: Counted, factor: float) -> Counted:
+    """A count times a number."""
+    count, rest = counted
+    if is_number(count):
+        return count * factor, None
+    if rest is None:
+        if isinstance(factor, float):  # the standard multiplies no integer array by one
+            count = floating(library, count, dtype_of(library, count, library.xp.float64))
+        return count * factor, None
+    if isinstance(factor, int):
+        return _times(library.xp, (count, rest), factor)
+    return kernels.renormalized(library.xp, count * factor, rest * factor)
+
+
 def floating(library: Library, count: Count, dtype: Any) -> Count:
     """A count to compute with: a Python number, or an array of a floating dtype."""
     if is_number(count) or not library.xp.isdtype(count.dtype, "integral"):
@@ -90,10 +104,15 @@ def total(library: Library, weights: Array, *, axes: tuple[int, ...], times: int
     sums = pair(xp, weights)
     for axis in axes:
         sums = _summed(xp, sums, axis)
-    result = (xp.zeros_like(sums[0]), xp.zeros_like(sums[1]))
-    for bit in range(times.bit_length()):  # each of these products is exact
+    return _times(xp, sums, times)
+
+
+def _times(xp: Namespace, counted: Pair, times: int) -> Pair:
+    """A whole number of times a count: each of the products is exact."""
+    result = (xp.zeros_like(counted[0]), xp.zeros_like(counted[1]))
+    for bit in range(times.bit_length()):
         if times >> bit & 1:
-            result = _added(xp, result, (sums[0] * 2.0**bit, sums[1] * 2.0**bit))
+            result = _added(xp, result, (counted[0] * 2.0**bit, counted[1] * 2.0**bit))
     return result
 
 

@@ -26,6 +26,9 @@ class JaxLibrary(Library, name="jax"):
     def device(self, x: Array) -> frozenset[Any] | None:
         return frozenset(x.devices()) if self.concrete(x) and x.committed else None
 
+    def device_key(self, x: Array) -> Any:
+        return self.device(x), self.jax.config.jax_enable_x64
+
     def device_for_new(self, like: Array) -> Any:
         devices = self.device(like)  # those that the array is spread over
         return min(devices, key=str) if devices is not None and len(devices) == 1 else None

@@ -22,6 +22,11 @@ def known_library(x: Array) -> Library | None:
     return _libraries.get(type(x))
 
 
+def is_array(x: object) -> bool:
+    """Whether it is an array of some library."""
+    return known_library(x) is not None or bool(array_api_compat.is_array_api_obj(x))
+
+
 def library_of(name: str, x: Array) -> Library:
     """The library of the argument `name`; a TypeError if it is not an array."""
     try:

@@ -114,7 +114,8 @@ class TorchLibrary(Library, name="torch"):
         return bool(start < last and first < stop)
 
     def same_memory(self, x: Array, out: Array) -> bool:
-        return bool(x.data_ptr() == out.data_ptr() and x.stride() == out.stride())
+        same = x.data_ptr() == out.data_ptr() and x.stride() == out.stride()
+        return bool(same and x.element_size() == out.element_size())
 
     def writeable(self, x: Array) -> bool:
         if x.is_inference() and not self.torch.is_inference_mode_enabled():

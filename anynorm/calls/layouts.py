@@ -194,9 +194,12 @@ class Norm(NamedTuple):
     names: tuple[str, str] = ("x", "gamma")
     """What the first two arrays are called in errors."""
     gamma_required: bool = False
+    moments: bool = False
+    """Whether the statistics are all that is asked for."""
 
 
 NORMALIZE = LAYER = Norm(over, ("axis",))
+MOMENTS = NORMALIZE._replace(moments=True)
 BATCH = Norm(batch, ("channel_axis",))
 INSTANCE = Norm(instance, ("channel_axis",))
 GROUP = Norm(group, ("groups", "channel_axis"))

@@ -6,7 +6,16 @@ from collections.abc import Hashable
 from typing import Any, NamedTuple
 
 from anynorm import kernels
-from anynorm.arrays.checks import check_device, check_real, check_weights_dtype, compute_dtype, same_shape
+from anynorm.arrays.checks import (
+    check_device,
+    check_dtype_of_out,
+    check_real,
+    check_weights_dtype,
+    compute_dtype,
+    dtype_of_call,
+    is_floating,
+    same_shape,
+)
 from anynorm.arrays.dask import full_chunks
 from anynorm.arrays.library import Library
 from anynorm.arrays.recognize import known_library, library_of, one_library
@@ -29,7 +38,11 @@ class Plan(NamedTuple):
     """eps as it is added to a variance: as an array, where the library adds one faster."""
     centred: bool
     dtype: Any
-    """The dtype that it is computed in, which all arrays but x have; the result has that of x."""
+    """The dtype that it is computed in, which all arrays but x have."""
+    result: Any
+    """The dtype of the result, or of the moments where these are all that is asked for."""
+    of_x: Any
+    """The dtype of a gradient of x, which is x's own; None where x is of integers, which have none."""
     limits: Limits
     tiny: bool
     """Whether eps is so small that squares that underflow would be missed."""
@@ -88,14 +101,20 @@ MOST_PLANS = 1024
 _plans: dict[Hashable, Plan] = {}
 
 
-def plan_of(norm: Norm, options: tuple[Any, ...], arrays: tuple[Array | None, ...], *, eps: float, out: Any) -> Plan:
-    """The plan of a call of x, gamma, beta, a mean, a variance and weights: kept for the next call like it."""
+def plan_of(
+    norm: Norm, options: tuple[Any, ...], arrays: tuple[Array | None, ...], *, eps: float, out: Any, dtype: Any = None
+) -> Plan:
+    """The plan of a call of x, gamma, beta, a mean, a variance and weights: kept for the next call like it.
+
+    `dtype` is that of the moments, where it was asked for.
+    """
     library = library_of(norm.names[0], arrays[0])
     key = order = plan = None
     if not library.traced():
         try:
             order = _order(library, arrays[0], out)
-            key = _key(library, norm, options, arrays, eps, order)
+            result = dtype if out is None else out.dtype
+            key = _key(library, norm, options, arrays, eps, (order, result))
             plan = _plans.get(key)
         except (
             AttributeError,
@@ -106,7 +125,7 @@ def plan_of(norm: Norm, options: tuple[Any, ...], arrays: tuple[Array | None, ..
     if plan is None:
         every = zip((*norm.names, "beta", "moments.mean", "moments.var", "weights"), arrays, strict=True)
         named = {name: array for i, (name, array) in enumerate(every) if array is not None or i == 0}
-        plan = _plan(norm, options, named, eps, order)
+        plan = _plan(norm, options, named, eps, order, out, dtype)
         if key is not None:
             if len(_plans) >= MOST_PLANS:
                 _plans.clear()
@@ -115,10 +134,10 @@ def plan_of(norm: Norm, options: tuple[Any, ...], arrays: tuple[Array | None, ..
 
 
 def _key(
-    library: Library, norm: Norm, options: tuple[Any, ...], arrays: tuple[Any, ...], eps: Any, order: Any
+    library: Library, norm: Norm, options: tuple[Any, ...], arrays: tuple[Any, ...], eps: Any, others: Any
 ) -> Hashable:
     """All that determines a plan."""
-    key = [norm.layout, norm.centred, norm.divisor, eps, type(eps), order]
+    key = [norm.layout, norm.centred, norm.divisor, norm.moments, eps, type(eps), others]
     for value in options:  # 1 is True, to a dictionary
         if type(value) is tuple:
             key += (tuple(map(_fixed, value)), tuple(map(type, value)))
@@ -140,11 +159,20 @@ def _fixed(value: Any) -> Any:
 
 
 def _plan(
-    norm: Norm, options: tuple[Any, ...], arrays: dict[str, Array], eps: float, order: tuple[int, ...] | None
+    norm: Norm,
+    options: tuple[Any, ...],
+    arrays: dict[str, Array],
+    eps: float,
+    order: tuple[int, ...] | None,
+    out: Any,
+    result: Any,
 ) -> Plan:
     (name, x), *others = arrays.items()
     library = one_library(**arrays)
-    dtype = compute_dtype(library, name, x)
+    if out is not None:
+        check_dtype_of_out(library, name, x, out)
+        result = out.dtype
+    dtype = dtype_of_call(library, name, x, result, integers=norm.moments or (norm.centred and out is not None))
     shape = tuple(x.shape)
     if not shape:
         raise ValueError(f"{name} must have at least one axis, got a 0-d array")
@@ -188,6 +216,8 @@ def _plan(
         addend=eps if addend is None else addend,
         centred=norm.centred,
         dtype=dtype,
+        result=result if result is not None else dtype if norm.moments else x.dtype,
+        of_x=x.dtype if is_floating(library, x.dtype) else None,
         limits=limits,
         tiny=eps < limits.eps,
         nbytes=size * library.xp.finfo(dtype).bits / 8,

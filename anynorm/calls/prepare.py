@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from anynorm.arrays import counts
-from anynorm.arrays.checks import check_out, check_weights
+from anynorm.arrays.checks import check_dtype, check_out, check_weights
 from anynorm.arrays.dask import full_chunks
 from anynorm.arrays.recognize import library_of
 from anynorm.calls.call import Call
@@ -29,8 +29,12 @@ def prepare(
     moments: Any = None,
     out: Array | None = None,
     all_reduce: Callable[[Array], Any] | None = None,
+    dtype: Any = None,
 ) -> Call:
-    """A call of the norm with these values of `norm.options`; an error where an argument does not fit."""
+    """A call of the norm with these values of `norm.options`; an error where an argument does not fit.
+
+    `dtype` is that of the moments, where these are all that is asked for.
+    """
     if all_reduce is not None and not callable(all_reduce):
         raise TypeError(f"all_reduce must be a function of an array, got {type(all_reduce).__name__}")
     if norm.gamma_required:
@@ -40,7 +44,9 @@ def prepare(
         if not isinstance(moments, Statistics):
             raise TypeError(f"moments must be Moments or RunningStats, got {type(moments).__name__}")
         mean, var = moments.mean, moments.var
-    plan = plan_of(norm, options, (x, gamma, beta, mean, var, weights), eps=eps, out=out)
+    if dtype is not None:
+        dtype = check_dtype(library_of(norm.names[0], x), "dtype", dtype, x)
+    plan = plan_of(norm, options, (x, gamma, beta, mean, var, weights), eps=eps, out=out, dtype=dtype)
     if out is not None:
         check_out(
             plan.library, norm.names[0], x, out, [array for array in (gamma, beta, mean, var) if array is not None]

@@ -67,4 +67,4 @@ def backward(call: Call, dy: Array, wanted: Wanted, of: Standardized | Stats) ->
         dx, *parameters = chunks.backward(call, plan.to_view(dy, plan.dtype), wanted)
         return chunks.from_view(plan, dx, wanted.dtype, call.chunks), *parameters
     dx, *parameters = eager.backward(call, plan.to_view(dy), wanted, of)
-    return plan.from_view(dx, wanted.dtype), *parameters
+    return None if dx is None else plan.from_view(dx, wanted.dtype), *parameters

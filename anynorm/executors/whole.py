@@ -113,7 +113,7 @@ def affine(call: Call, of: Standardized) -> Array:
             None if each is None else constant(each) for each in (of.padding, call.gamma, call.beta)
         )
         y = call.plan.library.xp.where(padding != 0, kernels.affine(padding, *parameters), y)
-    return call.plan.from_view(y, call.x.dtype)
+    return call.plan.from_view(y, call.plan.result)
 
 
 def _without_xhat(call: Call, of: Standardized) -> Array | None:

@@ -41,7 +41,7 @@ def forward(call: Call, *, keep: bool) -> Normalized:
     if out is not None:
         call, y = _apart(call, out), plan.to_view(out)
     if y is None or (library.overlap(call.x, y) and not library.same_memory(call.x, y)):
-        y = plan.library.empty(plan.view.shape, call.x, call.x.dtype)
+        y = plan.library.empty(plan.view.shape, call.x, plan.result)
         target = plan.from_view(y)
     in_place = library.adds(call.x, plan.dtype) and library.adds(y, plan.dtype)
     in_place = in_place and (target is not out or not library.overlap(call.x, y))
@@ -77,7 +77,7 @@ def _write(call: Call, y: Array | None, in_place: bool, keep: bool) -> Stats:
     if keep and call.stats is None:
         stats = Stats(*(plan.library.empty(plan.stats.shape, call.x, plan.dtype) for _ in Stats._fields))
     apart = bool(axes) and not _added(call)  # then squares take a place of their own
-    cast = y is not None and call.x.dtype != plan.dtype  # so does what goes to a result of another dtype
+    cast = y is not None and plan.result != plan.dtype  # so does what goes to a result of another dtype
     short = plan.view.shape[-1] < SHORT  # and so do sums over the last axis alone
     arrays, made = 2 if apart or not in_place else 1, (apart or cast or short) + (not in_place)
     if call.weights is not None:  # and x without padding, its products with the weights, and these

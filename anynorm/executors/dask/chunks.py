@@ -11,7 +11,7 @@ from operator import attrgetter, itemgetter
 from typing import Any
 
 from anynorm.arrays import counts
-from anynorm.arrays.checks import same_shape
+from anynorm.arrays.checks import name_of, same_shape
 from anynorm.arrays.dask import in_chunks
 from anynorm.calls import Call, Plan, Wanted, layouts
 from anynorm.calls.call import Gradients, Normalized
@@ -30,13 +30,13 @@ def forward(call: Call) -> Normalized:
     """The result of a call."""
     if call.stats is not None or _within_chunks(call):
         normalized = _map(tasks.normalize, call, *(call.stats or ()))
-        y = map_chunks(attrgetter("y"), normalized, dtype=call.x.dtype)
+        y = map_chunks(attrgetter("y"), normalized, dtype=call.plan.result)
         stats = call.stats or _stats(call, normalized)
     else:
         merged = _merged(call)
         y = _map(tasks.normalize_by, _again(call._replace(weights=None), merged), merged)
         stats = _stats(call, merged)
-    return Normalized(from_view(call.plan, y, call.x.dtype, call.chunks), stats)
+    return Normalized(from_view(call.plan, y, call.plan.result, call.chunks), stats)
 
 
 def from_view(plan: Plan, value: Array, dtype: Any, chunks: tuple[tuple[Any, ...], ...]) -> Array:
@@ -117,7 +117,8 @@ def _map(task: Callable[..., Any], call: Call, *others: Array | None, axes: tupl
     weights = None if call.weights is None else call.weights.each
     beside = (None if each is None else _beside(call.x, each) for each in (call.gamma, call.beta, weights, *others))
     plan = call.plan
-    job = Job(plan.view.axes, plan.eps, plan.centred, 1 if plan.groups.divisor == 1 and not plan.centred else None)
+    divisor = 1 if plan.groups.divisor == 1 and not plan.centred else None
+    job = Job(plan.view.axes, plan.eps, plan.centred, divisor, name_of(plan.dtype))
     return map_chunks(partial(tasks.run, task, job), call.x, *beside, axes=axes)
 
 

@@ -30,6 +30,8 @@ class Job(NamedTuple):
     centred: bool
     divisor: int | None
     """1 where the norm of a group is a sum."""
+    dtype: str
+    """That of the statistics."""
 
 
 class Chunk(NamedTuple):
@@ -51,11 +53,12 @@ class Chunk(NamedTuple):
         """All of it."""
         return tuple(slice(0, n) for n in self.x.shape)
 
-    def call(self, *given: Array | None) -> Call:
-        """The call on it; by statistics beside x, if they are given."""
-        axes, eps, centred, divisor = self.job
-        norm = Norm(layouts.chunk, ("axes",), centred, divisor)
-        call = calls.prepare(norm, (axes,), self.x, self.gamma, self.beta, eps=eps, weights=self.weights)
+    def call(self, *given: Array | None, moments: bool = False) -> Call:
+        """The call on it; by statistics beside x, if they are given; or for its statistics alone."""
+        axes, eps, centred, divisor, dtype = self.job
+        norm = Norm(layouts.chunk, ("axes",), centred, divisor, moments=moments)
+        how: dict[str, Any] = {"eps": eps, "weights": self.weights, "dtype": dtype if moments else None}
+        call = calls.prepare(norm, (axes,), self.x, self.gamma, self.beta, **how)
         return call._replace(stats=_reshaped(Stats(*given), call.plan.stats.shape)) if given else call
 
 
@@ -120,7 +123,7 @@ def normalize_by(chunk: Chunk, of: ChunkStats) -> Array:
 
 def chunk_stats(chunk: Chunk) -> ChunkStats:
     """The statistics of one chunk."""
-    call = chunk._replace(job=chunk.job._replace(eps=1.0)).call()
+    call = chunk._replace(job=chunk.job._replace(eps=1.0)).call(moments=True)
     plan, library = call.plan, call.plan.library
     xp, groups, n = library.xp, Sums(plan.view.axes, 1.0, None), plan.layout.group_size
     one = xp.ones(plan.stats.shape, dtype=plan.dtype, device=library.device(call.x))

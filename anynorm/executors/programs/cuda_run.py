@@ -14,6 +14,8 @@ from anynorm.executors.programs import cuda
 from anynorm.executors.programs.trace import Operand, TracedNamespace, TracedScalar, TracedSums, Tracer, Written
 from anynorm.kernels import NO_STATS, Array, Standardized, Stats
 
+HALVES = ("float16", "bfloat16")
+"""Which are computed in float32."""
 Body = Callable[[Any, list[Any], TracedSums], Written]
 
 
@@ -26,6 +28,7 @@ def supports(call: Call, arrays: list[Array]) -> bool:
         and call.all_reduce is None
         and plan.nbytes > 0
         and all(name_of(each.dtype) in cuda.STORED for each in arrays)
+        and (call.x is None or call.x.dtype == plan.dtype or name_of(call.x.dtype) in HALVES)
         and all(step % each.itemsize == 0 for each in arrays for step in each.strides)
     )
 
@@ -34,7 +37,7 @@ def forward(call: Call, *, keep: bool) -> Normalized:
     """The result of a call, in `out` where there is one; and its statistics, if they are to be kept."""
     plan, out = call.plan, call.out
     direct = out is not None and apart(call, out) and _alone(call, out)
-    place = plan.to_view(out) if direct else plan.library.empty(plan.view.shape, call.x, call.x.dtype)
+    place = plan.to_view(out) if direct else plan.library.empty(plan.view.shape, call.x, plan.result)
     inputs = [call.x, call.gamma, call.beta, *(call.stats or ())]
 
     def body(xp: Any, numbers: list[Any], sums: TracedSums) -> Written:

@@ -88,7 +88,7 @@ def forward(call: Call, *, keep: bool) -> Normalized | None:
         known = _statistics(call)
         if known is None:
             return None
-    y = plan.library.host_empty(plan.view.shape, call.x.dtype) if place is None else place
+    y = plan.library.host_empty(plan.view.shape, plan.result) if place is None else place
 
     def body(xp: Any, numbers: list[Any], sums: TracedSums) -> Written:
         x, gamma, beta, each, *given = numbers
