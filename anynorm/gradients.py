@@ -62,9 +62,9 @@ def vjp(norm: Callable[..., Any], x: ArrayT, /, *params: *Params, **options: Any
         What the norm returns; with ``return_moments=True``, (y, moments), of which moments take no cotangent.
     pullback : function
         ``dx, dgamma, dbeta = pullback(dy)``: for x and each of `params` the gradient of sum(y * dy), of its library,
-        device, dtype and shape; None for a parameter that is None. It may be called more than once, copied and, without
-        `all_reduce`, pickled. It keeps x, as PyTorch's autograd does, and no copy: x is not to be written to before the
-        last call.
+        device, dtype and shape; None for a parameter that is None, and for an x of integers. It may be called more than
+        once, copied and, without `all_reduce`, pickled. It keeps x, as PyTorch's autograd does, and no copy: x is not
+        to be written to before the last call.
 
     Raises
     ------

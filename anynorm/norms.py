@@ -56,7 +56,8 @@ def normalize(
     Parameters
     ----------
     x : array, any shape but ()
-        Real and floating. 2-byte floats are computed in float32 and returned in their own dtype.
+        Real and floating. 2-byte floats are computed in float32 and returned in their own dtype. With `out` also of
+        integers or bools, which are computed in float32 if they have up to 16 bits, and else in float64.
     gamma, beta : array, optional
         Scale and shift, of the shape of the normalized axes in the order of x, or of x's rank and broadcasting to x.
     axis : int, tuple of int or None
@@ -73,20 +74,22 @@ def normalize(
     return_moments : bool
         Also return the moments that were used.
     out : array, optional
-        Where to write the result: a writeable array of x's library, device, dtype and shape, or x itself.
+        Where to write the result: a writeable array of x's library, device and shape, or x itself. It may have any real
+        floating dtype: what is wider, this or x's, is computed in.
 
     Returns
     -------
     y : array
-        Of x's library, device, dtype and shape. A group whose values are all equal, or whose weights are all 0, becomes
-        beta.
+        Of x's library, device, dtype and shape; `out` where it is given. A group whose values are all equal, or whose
+        weights are all 0, becomes beta.
     moments : Moments
         With `return_moments`: of the kept axes, without a gradient; ``moments`` itself where it was given.
 
     Raises
     ------
     TypeError
-        If an argument is not a real floating array, or two are of different libraries.
+        If an argument is not a real floating array, or of integers where these are not taken, or two are of different
+        libraries.
     ValueError
         If a shape, a device, an axis or eps does not fit, or a weight is negative or not finite.
 
@@ -153,7 +156,7 @@ def layer_norm(
     return_moments : bool
         Also return the moments, of shape (\*samples,).
     out : array, optional
-        Where to write the result: a writeable array of x's library, device, dtype and shape, or x itself.
+        Where to write the result: a writeable array of x's library, device and shape, or x itself, as in `normalize`.
 
     Returns
     -------
@@ -236,7 +239,7 @@ def batch_norm(
     return_moments : bool
         Also return the moments that were used: those of the batch, for `RunningStats.update`.
     out : array, optional
-        Where to write the result: a writeable array of x's library, device, dtype and shape, or x itself.
+        Where to write the result: a writeable array of x's library, device and shape, or x itself, as in `normalize`.
     all_reduce : function, optional
         Sums an array over the replicas among which the batch is divided: what it is given, of one axis, becomes the sum
         in place, or that is returned. Moments, and the gradients of x and of gamma and beta of shape (C,), are then
@@ -319,7 +322,7 @@ def instance_norm(
     return_moments : bool
         Also return the moments, of shape (N, C).
     out : array, optional
-        Where to write the result: a writeable array of x's library, device, dtype and shape, or x itself.
+        Where to write the result: a writeable array of x's library, device and shape, or x itself, as in `normalize`.
 
     Returns
     -------
@@ -396,7 +399,7 @@ def group_norm(
     return_moments : bool
         Also return the moments, of shape (N, G).
     out : array, optional
-        Where to write the result: a writeable array of x's library, device, dtype and shape, or x itself.
+        Where to write the result: a writeable array of x's library, device and shape, or x itself, as in `normalize`.
 
     Returns
     -------
@@ -453,7 +456,7 @@ def rms_norm(
     weights : array, optional
         A mask, or how much each number counts for the mean of squares, as in `normalize`.
     out : array, optional
-        Where to write the result: a writeable array of x's library, device, dtype and shape, or x itself.
+        Where to write the result: a writeable array of x's library, device and shape, or x itself, as in `normalize`.
 
     Returns
     -------
@@ -494,7 +497,7 @@ def weight_norm(v: ArrayT, g: Array, /, *, axis: Axis = 0, out: ArrayT | None = 
     axis : int, tuple of int or None
         The axes that keep a norm of their own; None is one norm for all of v.
     out : array, optional
-        Where to write the result: a writeable array of v's library, device, dtype and shape, or v itself.
+        Where to write the result: a writeable array of v's library, device and shape, and any real floating dtype.
 
     Returns
     -------

@@ -20,6 +20,7 @@ def chunks(*sizes, features=4, offset=3.0):
     return [rng.standard_normal((n, features)) * (i + 1) + offset for i, n in enumerate(sizes)]
 
 
+@pytest.mark.cells("numpy", "torch", "strict", "dask")
 def test_weights_come_as_an_array_beside_the_batches_or_from_a_function(backend):
     parts = chunks(6, 2, 9)
     weights = [np.random.default_rng(i).random((len(each), 1)) for i, each in enumerate(parts)]
@@ -55,7 +56,7 @@ def test_weights_that_do_not_go_with_the_batches_are_refused():
             anynorm.Moments.over(parts, axis=0, weights=weights)
 
 
-@pytest.mark.cells("numpy", "torch", "jax")
+@pytest.mark.cells("numpy", "torch")
 def test_missing_values_and_sample_weights_are_those_of_scikit_learn(backend):
     scaler = pytest.importorskip("sklearn.preprocessing").StandardScaler()
     rng, parts = np.random.default_rng(1), chunks(7, 6, 20, 5)  # it makes NaN of a batch without a value
@@ -92,6 +93,7 @@ def test_standard_scores_are_those_of_scipy(backend, correction):
     backend.check((gaps - seen.mean) / seen.std(correction=correction), expected)
 
 
+@pytest.mark.cells("numpy", "torch", "strict", "dask")
 def test_float32_in_float64_is_exact_over_many_batches(backend):
     if not backend.float64:
         pytest.skip(reason="there is no float64")
@@ -107,6 +109,7 @@ def test_float32_in_float64_is_exact_over_many_batches(backend):
     assert found.count == len(whole)
 
 
+@pytest.mark.cells("numpy", "torch", "strict", "dask")
 def test_batches_of_integers_are_those_of_their_values(backend):
     plain = dataclasses.replace(backend, tracked=False)
     parts = [np.random.default_rng(n).integers(0, 255, (n, 4)) for n in (5, 2, 30)]

@@ -1,5 +1,6 @@
 """Files of state: what went in comes out, or a sentence says why not; and what was there is never lost."""
 
+import copy
 import hashlib
 import io
 import json
@@ -204,6 +205,95 @@ def test_a_file_from_before_these_digits_were_kept_loads(suffix, tmp_path):
     np.testing.assert_array_equal(found.count, [2, 3, 4])
     batch = anynorm.moments(np.full((2, 3), 3.0), axis=0)
     np.testing.assert_array_equal(found.update(batch).mean, [2.0] * 3)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_debiased_run_that_is_resumed_is_the_run_that_was_not(backend, suffix, tmp_path):
+    own, path = replace(backend, tracked=False), tmp_path / f"state{suffix}"
+    x, mask = own.array(numbers(4, 3)), own.array(numbers(4, 3) > 0.5, "bool")
+    running = anynorm.RunningStats.init(3, like=x, momentum=0.75, debias=True)
+    for weights in (None, mask, None):
+        running = running.update(anynorm.moments(x, axis=0, weights=weights))
+        running.save(path)
+        expected = running.update(anynorm.moments(x, axis=0))
+        for found in (anynorm.RunningStats.load(path, like=x), running.to(np.zeros(1)).to(x), copy.deepcopy(running)):
+            assert found.debias
+            again = found.update(anynorm.moments(x, axis=0))
+            own.check(again.mean, own.numpy(expected.mean), tolerance=0)
+            own.check(again.var, own.numpy(expected.var), tolerance=0)
+
+
+@pytest.mark.cells("numpy")
+def test_a_state_without_debias_is_filed_as_before_there_was_one(tmp_path):
+    path = tmp_path / "state.npz"
+    anynorm.RunningStats.init(3, like=np.zeros(1)).save(path)
+    kept = []
+    tampered(path, lambda content, arrays: kept.extend([content["states"][0]["options"], sorted(arrays)]))
+    assert kept == [{"count": 0, "momentum": 0.9, "correction": 0}, ["mean", "rest", "var", "var_rest"]]
+    assert not anynorm.RunningStats.load(path).debias
+
+
+@pytest.mark.cells("numpy")
+@pytest.mark.parametrize(
+    "options",
+    [{"_updates": -1}, {"_updates": 1.5}, {"_updates": True}, {"debias": 1}, {"debias": False}, {"momentum": None}],
+    ids=str,
+)
+def test_a_number_of_updates_that_cannot_be_is_refused(options, tmp_path):
+    path = tmp_path / "state.npz"
+    anynorm.RunningStats.init(3, like=np.zeros(1), debias=True).save(path)
+    tampered(path, lambda content, arrays: content["states"][0]["options"].update(options))
+    with pytest.raises(ValueError, match=r"state\.npz must hold what anynorm saves, got: "):
+        anynorm.RunningStats.load(path)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_arrays_lie_beside_states(backend, suffix, tmp_path):
+    own, path = replace(backend, tracked=False), tmp_path / f"norms{suffix}"
+    running = anynorm.RunningStats.init(3, like=own.array(numbers(3)))
+    saved = {
+        "bn1.gamma": backend.array(numbers(3)),
+        "bn1": running,
+        "bn1.mean": own.array(numbers(2, 0)),
+        "file": own.array(2.5),
+    }
+    for dtype in own.narrow:
+        saved[dtype] = own.array(numbers(3, 2), dtype)
+    anynorm.save({**saved, "anynorm": np.arange(4, dtype=np.uint8)}, path)
+    found = anynorm.load(path, like=own.array(0.0))
+    assert list(found) == [*saved, "anynorm"]
+    for name, each in saved.items():
+        if name == "bn1":
+            check_same(own, found[name], each)
+            continue
+        dtype = name if name in own.narrow else None
+        own.check(found[name], own.numpy(each), dtype=dtype, tolerance=0)
+    np.testing.assert_array_equal(own.numpy(found["anynorm"]), np.arange(4))
+    assert type(anynorm.load(path)["bn1.gamma"]) is np.ndarray
+    with pytest.raises(ValueError, match=rf"must hold one RunningStats, got {len(saved) + 1} states by name"):
+        anynorm.RunningStats.load(path)
+
+
+@pytest.mark.cells("numpy")
+def test_an_array_that_is_none_is_refused(tmp_path):
+    for i, change in enumerate(
+        (
+            lambda state: state["options"].update(axis=0),
+            lambda state: state["arrays"].update(mean=state["arrays"].pop("array")),
+            lambda state: state.update(kind="Array"),
+        )
+    ):
+        path = tmp_path / f"{i}.npz"
+        anynorm.save({"gamma": np.ones(3)}, path)
+
+        def changed(content, arrays, change=change):
+            change(content["states"][0])
+            if "mean" in content["states"][0]["arrays"]:
+                arrays["gamma.mean"] = arrays.pop("gamma.array")
+
+        tampered(path, changed)
+        with pytest.raises(ValueError, match=r"must hold "):
+            anynorm.load(path)
 
 
 @pytest.mark.cells("numpy")

@@ -1,5 +1,6 @@
 """The README and the documentation: their blocks are run, their numbers measured, their picture drawn again."""
 
+import dataclasses
 import re
 from contextlib import nullcontext
 from importlib.util import module_from_spec, spec_from_file_location
@@ -249,11 +250,15 @@ def stateful(backend, tmp_path, monkeypatch):
 def run_state(heading, names):
     """Run all blocks of a section of the page about state."""
     text = (ROOT / "docs" / "state.md").read_text()
-    section = re.search(rf"^#+ {re.escape(heading)}$(.*?)(?=^#|\Z)", text, re.MULTILINE | re.DOTALL)[1]
-    blocks = re.findall(r"^```python\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+    blocks = blocks_of(heading, text)
     for each in blocks:
         exec(each, names)
     return len(blocks)
+
+
+def blocks_of(heading, text):
+    section = re.search(rf"^#+ {re.escape(heading)}$(.*?)(?=^#|\Z)", text, re.MULTILINE | re.DOTALL)[1]
+    return re.findall(r"^```python\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
 
 
 def test_accumulated_pieces_move_the_running_statistics_as_the_whole_batch_does(backend, stateful):
@@ -295,12 +300,48 @@ def test_what_does_not_fit_into_memory_is_taken_in_batches(backend, stateful):
     backend.check(names["whole"].var, whole.var(axis=(0, 2)))
 
 
+def test_missing_values_and_integers_are_taken_as_the_page_says(backend, stateful):
+    if not backend.float64:
+        pytest.skip(reason="there is no float64")
+    plain, (names, whole) = dataclasses.replace(backend, tracked=False), stateful
+    parts = [whole[:5, :, 0].copy(), whole[5:, :, 0]]
+    parts[0][1] = np.nan
+    signal = plain.array(np.round(whole * 100), "int16")
+    names |= {"batches": map(plain.array, parts), "xp": backend.xp, "x": plain.array(parts[1]), "signal": signal}
+    names["result"] = plain.array(np.zeros(whole.shape), "float32")
+    text = (ROOT / "docs" / "state.md").read_text()
+    first, second = blocks_of("Missing values, weights and integers", text)
+    exec(first, names)
+    seen = np.concatenate([parts[0][[0, 2, 3, 4]], parts[1]])
+    plain.check(names["scores"], (parts[1] - seen.mean(axis=0)) / seen.std(axis=0, ddof=1))
+    if backend.library in ("numpy", "torch", "strict"):  # elsewhere there is no out
+        exec(second, names)
+        expected = standardized(plain.numpy(signal), (0, 2)).astype(float)
+        plain.check(names["result"], expected, dtype="float32", tolerance=1e-5)
+
+
+def test_data_sets_are_mixed_as_the_page_says(backend, stateful):
+    names, whole = stateful
+    one, other = (anynorm.moments(backend.array(each), axis=(0, 2)) for each in (whole[:2], whole[2:]))
+    names |= {"simulated": one, "measured": other}
+    assert run_state("A mixture of data sets", names) == 1
+    backend.check(names["mixed"].mean, (whole[:2].mean(axis=(0, 2)) + 3 * whole[2:].mean(axis=(0, 2))) / 4)
+
+
+def test_running_statistics_start_right_as_the_page_says(backend, stateful):
+    names, whole = stateful
+    names["batches"] = [names["x"]]
+    assert run_state("The start of running statistics", names) == 1
+    backend.check(names["running"].mean, whole.mean(axis=(0, 2)))
+
+
 def test_states_are_saved_loaded_and_moved_as_the_page_says(backend, stateful):
     names, whole = stateful
     weight = backend.array(whole[0])
     names |= {"weight": anynorm.WeightNorm.from_weight(weight)}
     assert run_state("Saving", names) == 1
     backend.check(names["states"]["fc"].v, whole[0], tolerance=0)
+    backend.check(names["states"]["bn1.gamma"], np.ones(3), tolerance=0)
     assert repr(names["states"]["bn1"]) == repr(names["running"])
     assert run_state("Moving", names) == 1
     assert repr(names["here"]) == repr(names["running"])
@@ -308,4 +349,4 @@ def test_states_are_saved_loaded_and_moved_as_the_page_says(backend, stateful):
 
 @pytest.mark.cells("numpy")
 def test_no_block_about_state_is_left_out():
-    assert (ROOT / "docs" / "state.md").read_text().count("```python\n") == 7
+    assert (ROOT / "docs" / "state.md").read_text().count("```python\n") == 11

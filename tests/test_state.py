@@ -335,3 +335,104 @@ def test_copies_have_all_the_digits(backend):
                     np.testing.assert_array_equal(plain.numpy(found), plain.numpy(expected))
                 else:
                     assert found == expected
+
+
+def averaged(values, momentum):
+    """Haiku's ExponentialMovingAverage with zero_debias: what was averaged, divided by 1 - decay**counter."""
+    hidden = np.zeros_like(values[0])
+    for value in values:
+        hidden = hidden * momentum + value * (1 - momentum)
+    return hidden / (1 - momentum ** len(values))
+
+
+@pytest.mark.parametrize("momentum", [0.9, 0.0, 0.999])
+def test_debiased_statistics_are_those_of_haiku(backend, momentum):
+    numbers = batches(4, 7, 2, offset=5)
+    running = anynorm.RunningStats.init(3, like=backend.array(1.0), momentum=momentum, correction=1, debias=True)
+    backend.check(running.mean, np.zeros(3))
+    backend.check(running.var, np.ones(3))
+    for n in range(1, len(numbers) + 1):
+        running = run(backend, running, numbers[n - 1 : n])
+        backend.check(running.mean, averaged([each.mean(axis=(0, 2)) for each in numbers[:n]], momentum))
+        backend.check(running.var, averaged([each.var(axis=(0, 2), ddof=1) for each in numbers[:n]], momentum))
+    assert (running.count, running.debias) == (26, True)
+    assert repr(running).endswith(f"count=26, momentum={momentum}, correction=1, debias=True)")
+    with pytest.raises(ValueError, match=rf"^momentum must be None in both to merge, got {momentum} and {momentum}$"):
+        running.merge(running)
+
+
+def test_the_first_batch_takes_the_place_of_the_start(backend):
+    batch = anynorm.moments(backend.array(batches(5, offset=1e4)[0]), axis=(0, 2))
+    for momentum in (0.9, 0.999999):
+        start = anynorm.RunningStats.init((3,), like=backend.array(1.0), momentum=momentum, debias=True)
+        first = start.update(batch)
+        for name in ("mean", "var", "_rest"):
+            np.testing.assert_array_equal(backend.numpy(getattr(first, name)), backend.numpy(getattr(batch, name)))
+    stays = anynorm.RunningStats.init(3, like=backend.array(1.0), momentum=1, debias=True).update(batch)
+    backend.check(stays.mean, np.zeros(3), tolerance=0)
+    backend.check(stays.var, np.ones(3), tolerance=0)
+
+
+def test_each_channel_is_divided_by_the_weight_that_it_has_seen(backend):
+    plain, momentum = dataclasses.replace(backend, tracked=False), 0.75
+    numbers = batches(4, 7, 2, 3, offset=5)
+    masks = [np.array([i % 2 == 0, i > 1, i == 9])[:, None] for i in range(4)]
+    running = anynorm.RunningStats.init(3, like=plain.array(1.0), momentum=momentum, debias=True)
+    for i, (each, mask) in enumerate(zip(numbers, masks, strict=True)):
+        weights = plain.array(mask, "bool") if i else None  # the first has one count for all
+        running = running.update(anynorm.moments(plain.array(each), axis=(0, 2), weights=weights))
+    for channel in range(3):
+        seen = [each[:, channel] for i, each in enumerate(numbers) if masks[i][channel, 0] or i == 0]
+        found = plain.numpy(running.mean)[channel], plain.numpy(running.var)[channel]
+        expected = [averaged([of(each) for each in seen], momentum) for of in (np.mean, np.var)]
+        np.testing.assert_allclose(found, expected, rtol=plain.tolerance)
+
+
+def test_a_state_of_a_mean_and_a_variance_has_seen_all(backend):
+    numbers, mean, var = batches(4, 7), np.arange(3.0), np.arange(3.0) + 1
+    states = [anynorm.RunningStats(backend.array(mean), backend.array(var), debias=each) for each in (False, True)]
+    plain, debiased = (run(backend, state, numbers) for state in states)
+    for name in ("mean", "var"):
+        backend.check(getattr(debiased, name), backend.numpy(getattr(plain, name)), tolerance=0)
+    exact = anynorm.RunningStats.init(3, like=backend.array(1.0), momentum=None, debias=True)
+    both = run(backend, exact, numbers).merge(run(backend, exact, numbers[:1]))  # it forgets nothing, and has no bias
+    backend.check(both.mean, np.concatenate([*numbers, numbers[0]]).mean(axis=(0, 2)))
+
+
+@pytest.mark.cells("numpy", "torch")
+def test_a_debiased_float32_state_is_exact_over_many_updates(backend):
+    momentum, rng = 0.999, np.random.default_rng(11)
+    x = (rng.standard_normal((500, 8, 2)) + 1e4).astype(np.float32)
+    running = anynorm.RunningStats.init(2, like=backend.array(1.0, "float32"), momentum=momentum, debias=True)
+    for batch in x:
+        running = running.update(anynorm.moments(backend.array(batch, "float32"), axis=0))
+    expected = averaged(list(x.astype(np.float64).mean(axis=1)), momentum)
+    np.testing.assert_allclose(backend.numpy(running.mean) + backend.numpy(running._rest), expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(
+        backend.numpy(running.var), averaged(list(x.astype(np.float64).var(axis=1)), momentum), rtol=1e-5
+    )
+
+
+@pytest.mark.cells("jax")
+def test_a_debiased_state_crosses_jit_and_scan(backend):
+    import jax
+
+    numbers = np.stack(batches(4, 4, 4, offset=5))
+    start = anynorm.RunningStats.init(3, like=backend.array(1.0), debias=True)
+
+    def step(running, x):
+        return running.update(anynorm.moments(x, axis=(0, 2))), None
+
+    found, _ = jax.lax.scan(step, start, backend.array(numbers))
+    for each in (found, jax.jit(lambda state: state)(found)):
+        backend.check(each.mean, averaged([each.mean(axis=(0, 2)) for each in numbers], 0.9))
+    following = step(found, backend.array(numbers[0]))[0]
+    backend.check(following.mean, averaged([each.mean(axis=(0, 2)) for each in (*numbers, numbers[0])], 0.9))
+
+
+def test_statistics_may_have_any_shape(backend):
+    x = np.random.default_rng(12).standard_normal((5, 2, 3))
+    running = anynorm.RunningStats.init((2, 3), like=backend.array(x), momentum=0.5)
+    running = running.update(anynorm.moments(backend.array(x), axis=0))
+    backend.check(running.mean, 0.5 * x.mean(axis=0))
+    backend.check(anynorm.RunningStats.init((), like=backend.array(x)).var, np.asarray(1.0))

@@ -43,7 +43,7 @@ def is_floating(library: Library, dtype: Any) -> bool:
         return True
     try:
         floating = bool(library.xp.isdtype(dtype, "real floating"))
-    except TypeError:
+    except (AttributeError, TypeError):  # it is none of the library
         return False
     return floating and plain.partition("_")[0] not in ("float4", "float6", "float8")
 

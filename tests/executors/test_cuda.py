@@ -119,3 +119,21 @@ def test_given_statistics_keep_all_the_digits_of_a_large_mean():
     y, pullback = anynorm.vjp(anynorm.batch_norm, x, np.ones(3, np.float32), moments=given)
     np.testing.assert_allclose(y, exact, atol=2e-6)
     np.testing.assert_allclose(pullback(dy)[1], (dy * exact).sum(axis=0), atol=2e-5)
+
+
+@pytest.mark.parametrize(("own", "into"), [("float32", "float16"), ("float16", "float64"), ("uint8", "float32")])
+def test_what_is_read_and_written_may_be_of_two_dtypes(programs, own, into):
+    x, dy = (normal((6, 48)) * 20 + 100).astype(own), normal((6, 48), "float32", 1)
+    y, pullback = anynorm.vjp(anynorm.layer_norm, x, out=np.zeros(x.shape, into))
+    room = {"float16": 4e-3, "float32": 2e-6, "float64": 1e-11}[into]
+    np.testing.assert_allclose(y.astype(float), standardized(x, 1).astype(float), rtol=room, atol=room)
+    (dx,) = pullback(dy)
+    if own == "uint8":
+        assert dx is None
+    else:
+        assert dx.dtype == x.dtype
+        np.testing.assert_allclose(dx.astype(float), standardized_gradient(x, dy, 1).astype(float), atol=1e-4)
+    assert bool(programs) is (own == "float32")  # what is computed in a wider dtype than its own is no program
+    found = anynorm.moments(x, axis=1, dtype="float64")
+    np.testing.assert_allclose(found.mean, x.astype(float).mean(1), rtol=1e-14)
+    np.testing.assert_allclose(found.var, x.astype(float).var(1), rtol=1e-12)

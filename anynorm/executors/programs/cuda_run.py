@@ -14,8 +14,6 @@ from anynorm.executors.programs import cuda
 from anynorm.executors.programs.trace import Operand, TracedNamespace, TracedScalar, TracedSums, Tracer, Written
 from anynorm.kernels import NO_STATS, Array, Standardized, Stats
 
-HALVES = ("float16", "bfloat16")
-"""Which are computed in float32."""
 Body = Callable[[Any, list[Any], TracedSums], Written]
 
 
@@ -28,9 +26,14 @@ def supports(call: Call, arrays: list[Array]) -> bool:
         and call.all_reduce is None
         and plan.nbytes > 0
         and all(name_of(each.dtype) in cuda.STORED for each in arrays)
-        and (call.x is None or call.x.dtype == plan.dtype or name_of(call.x.dtype) in HALVES)
+        and (call.x is None or _as_wide(name_of(call.x.dtype), name_of(plan.dtype)))
         and all(step % each.itemsize == 0 for each in arrays for step in each.strides)
     )
+
+
+def _as_wide(dtype: str, computed: str) -> bool:
+    """Whether numbers of a dtype are computed in their own, or float32 for 2-byte floats, and no wider one."""
+    return (dtype == "float64") == (computed == "float64")
 
 
 def forward(call: Call, *, keep: bool) -> Normalized:
