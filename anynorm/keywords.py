@@ -76,6 +76,8 @@ _NAMES = {
     "var": "running_var moving_var moving_variance variance",
     "count": "n size num_samples counts nobs",
     "momentum": "decay decay_rate",
+    "debias": "zero_debias bias_correction",
+    "factor": "weight scale times share",
     "correction": "ddof unbiased bessel",
     "shape": _SIZES,
     "like": "dtype device map_location x array prototype",
