@@ -220,6 +220,30 @@ def test_what_cannot_be_read_where_it_lies_is_right_all_the_same():
         )
 
 
+def test_integers_and_other_dtypes_are_read_and_written_where_they_lie(ran):
+    gamma, dy = normal(96, seed=1), normal((40, 96), seed=2)
+    with anynorm.options(engine="numba"):
+        for own, into, room in (
+            ("int16", "float32", 2e-6),
+            ("uint64", "float64", 1e-11),
+            ("float32", "float64", 1e-11),
+        ):
+            x = normal((40, 96), own, std=50.0, mean=1000.0)
+            xhat, ran[:] = standardized(x, 1).astype(float), []
+            y, pullback = anynorm.vjp(anynorm.layer_norm, x, gamma, out=np.zeros(x.shape, into))
+            dx, dgamma = pullback(dy)
+            found = anynorm.moments(x, axis=1, dtype="float64")
+            assert (ran.count("forward"), ran.count("backward"), ran[-1]) == (1, 1, "statistics")
+            np.testing.assert_allclose(y, xhat * gamma, rtol=room, atol=room)
+            np.testing.assert_allclose(dgamma, (dy * xhat).sum(0), rtol=1e-5, atol=1e-5)
+            assert dx is None if x.dtype.kind in "biu" else dx.dtype == x.dtype
+            np.testing.assert_allclose(found.mean, x.astype(float).mean(1), rtol=1e-15)
+            np.testing.assert_allclose(found.var, x.astype(float).var(1), rtol=1e-14)
+        same = np.arange(40 * 96, dtype=np.int32).reshape(40, 96)  # a result may lie where its integers do
+        expected = standardized(same, 1).astype(float)
+        np.testing.assert_allclose(anynorm.layer_norm(same, out=same.view(np.float32)), expected, atol=1e-5)
+
+
 def test_other_libraries_are_told_apart():
     xp = pytest.importorskip("array_api_strict", reason="a library that programs cannot read")
     with pytest.raises(
