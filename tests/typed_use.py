@@ -17,7 +17,9 @@ def use(x: Floats, gamma: NDArray[np.float64]) -> None:
     assert_type(anynorm.weight_norm(x, gamma), Floats)
     y, batch = anynorm.normalize(x, axis=0, return_moments=True)
     assert_type(batch, anynorm.Moments[Floats])
-    running = anynorm.RunningStats.init(3, like=x).update(batch)
+    assert_type(batch.std(correction=1), Floats)
+    assert_type(anynorm.Moments.over([x], axis=0, weights=np.isfinite, dtype="float64"), anynorm.Moments[Floats])
+    running = anynorm.RunningStats.init((3,), like=x, debias=True).update(batch)
     assert_type(running, anynorm.RunningStats[Floats])
     assert_type(anynorm.batch_norm(y, moments=running), Floats)
     assert_type(
