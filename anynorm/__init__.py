@@ -1,6 +1,7 @@
 """Neural-network normalization for any array library."""
 
 from anynorm.batches import Moments
+from anynorm.folding import fold, fold_next
 from anynorm.gradients import vjp
 from anynorm.norms import batch_norm, group_norm, instance_norm, layer_norm, moments, normalize, rms_norm, weight_norm
 from anynorm.saving import load, save
@@ -15,6 +16,8 @@ __all__ = [
     "RunningStats",
     "WeightNorm",
     "batch_norm",
+    "fold",
+    "fold_next",
     "group_norm",
     "instance_norm",
     "layer_norm",
