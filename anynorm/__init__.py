@@ -1,6 +1,7 @@
 """Neural-network normalization for any array library."""
 
 from anynorm.batches import Moments
+from anynorm.checkpoints import NormParams, from_checkpoint, to_checkpoint
 from anynorm.folding import fold, fold_next
 from anynorm.gradients import vjp
 from anynorm.norms import batch_norm, group_norm, instance_norm, layer_norm, moments, normalize, rms_norm, weight_norm
@@ -13,11 +14,13 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Moments",
+    "NormParams",
     "RunningStats",
     "WeightNorm",
     "batch_norm",
     "fold",
     "fold_next",
+    "from_checkpoint",
     "group_norm",
     "instance_norm",
     "layer_norm",
@@ -27,6 +30,7 @@ __all__ = [
     "options",
     "rms_norm",
     "save",
+    "to_checkpoint",
     "vjp",
     "weight_norm",
 ]

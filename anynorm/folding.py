@@ -180,7 +180,8 @@ def fold_next(
         axes = tuple(each for each in range(1, len(layer.shape) + 1) if each != layer.other + 1)
         sums = total(xp, layer.view(w) * layer.beside(shift), axes=axes, block=library.block)
         bias = xp.reshape(sums, (math.prod(sums.shape),))
-        bias, like = (bias, w) if b is None else (bias + layer.wide(b), b)
+        like: Any = w if b is None else b
+        bias = bias if b is None else bias + layer.wide(b)
         return folded, library.astype(bias, like.dtype)
 
 

@@ -170,6 +170,13 @@ def _fast(cell: Cell) -> list[Backend]:
     return _numpy(cell) + _torch(cell)
 
 
+def _frameworks(cell: Cell) -> list[Backend]:
+    os.environ["KERAS_BACKEND"] = "jax"
+    for name in ("flax", "haiku", "equinox", "keras", "mlx"):
+        import_module(name)
+    return _numpy(cell)
+
+
 def _jax(cell: Cell) -> list[Backend]:
     os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
     import jax
@@ -195,3 +202,4 @@ def _cupy(cell: Cell) -> list[Backend]:
 
 
 _MAKE = {"numpy": _numpy, "strict": _strict, "torch": _torch, "fast": _fast, "jax": _jax, "dask": _dask, "cupy": _cupy}
+_MAKE |= {"frameworks": _frameworks}

@@ -30,6 +30,7 @@ CELLS = (
     Cell("fast", "cpu", ("test", "oracle", "torch", "fast"), ("numpy", "torch")),
     Cell("jax", "cpu", ("test", "oracle", "jax")),
     Cell("dask", "cpu", ("test", "dask")),
+    Cell("frameworks", "cpu", ("test", "frameworks")),
     Cell("torch", "cuda", ("test", "oracle", "torch")),
     Cell("cupy", "cuda", ("test", "cupy")),
 )
