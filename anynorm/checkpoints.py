@@ -11,8 +11,9 @@ from anynorm.arrays.checks import check_bool, check_real, compute_dtype
 from anynorm.arrays.library import Library
 from anynorm.arrays.recognize import library_of, one_library
 from anynorm.keywords import checks_names
-from anynorm.state import RunningStats, WeightNorm
+from anynorm.state import RunningStats
 from anynorm.statistics import describe
+from anynorm.weight import WeightNorm
 
 ArrayT = TypeVar("ArrayT")
 Parts = tuple[str, ...]
