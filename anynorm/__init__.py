@@ -4,7 +4,18 @@ from anynorm.batches import Moments
 from anynorm.checkpoints import NormParams, from_checkpoint, to_checkpoint
 from anynorm.folding import fold, fold_next
 from anynorm.gradients import vjp
-from anynorm.norms import batch_norm, group_norm, instance_norm, layer_norm, moments, normalize, rms_norm, weight_norm
+from anynorm.norms import (
+    batch_norm,
+    center,
+    denormalize,
+    group_norm,
+    instance_norm,
+    layer_norm,
+    moments,
+    normalize,
+    rms_norm,
+    weight_norm,
+)
 from anynorm.saving import load, save
 from anynorm.settings import options
 from anynorm.state import RunningStats
@@ -18,6 +29,8 @@ __all__ = [
     "RunningStats",
     "WeightNorm",
     "batch_norm",
+    "center",
+    "denormalize",
     "fold",
     "fold_next",
     "from_checkpoint",

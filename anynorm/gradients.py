@@ -48,11 +48,12 @@ def vjp(norm: Callable[..., Any], x: ArrayT, /, *params: *Params, **options: Any
     Parameters
     ----------
     norm : function
-        One of `normalize`, `layer_norm`, `batch_norm`, `instance_norm`, `group_norm`, `rms_norm`, `weight_norm`.
+        One of `normalize`, `layer_norm`, `batch_norm`, `instance_norm`, `group_norm`, `rms_norm`, `weight_norm`,
+        `center`, `denormalize`.
     x : array
-        The norm's first argument; v for `weight_norm`.
+        The norm's first argument; v for `weight_norm`, y for `denormalize`.
     *params : array or None
-        Its other arrays: gamma and beta; g for `weight_norm`.
+        Its other arrays: gamma and beta; g for `weight_norm`, beta for `center`.
     **options
         Its options. Given ``moments=`` are constants.
 
@@ -93,7 +94,9 @@ def vjp(norm: Callable[..., Any], x: ArrayT, /, *params: *Params, **options: Any
     wants_moments, moments = options.pop("return_moments", False), options.get("moments")
     if type(wants_moments) is not bool:
         check_bool("return_moments", wants_moments)
-    call = prepare(entry.norm, tuple([options.pop(name) for name in entry.norm.options]), *arrays, **options)
+    no_gamma = [] if entry.norm.divides else [None]
+    given = [arrays[0], *no_gamma, *arrays[1:]]
+    call = prepare(entry.norm, tuple([options.pop(name) for name in entry.norm.options]), *given, **options)
     plan = call.plan
     if plan.library.chunked:
         check_known_sizes(plan.library, **dict(zip(entry.arrays, arrays, strict=True)))
@@ -101,13 +104,14 @@ def vjp(norm: Callable[..., Any], x: ArrayT, /, *params: *Params, **options: Any
     while len(arrays) > 1 + len(params) and arrays[-1] is None:  # one that was given by name has those before it
         arrays.pop()
     fits = (plan.gamma, plan.beta)
-    parameters = tuple([_primal(array, fit) for array, fit in zip(arrays[1:], fits, strict=False)])
-    reads_x = call.stats is None or (len(parameters) > 0 and parameters[0] is not None)
+    parameters = tuple([_primal(array, fit) for array, fit in zip([*no_gamma, *arrays[1:]], fits, strict=False)])
+    reads_x = call.reads_x or (len(parameters) > 0 and parameters[0] is not None)
     pullback: Pullback[Any, *tuple[Any, ...]] = Pullback(
         of=of,
         x=call.x,
         version=_version(plan.library, call.x) if reads_x else None,
         gamma=call.gamma,
+        beta=call.beta,
         given=call.stats,
         weights=call.weights,
         all_reduce=call.all_reduce,
@@ -136,7 +140,7 @@ def _version(library: Library, x: Array | None) -> tuple[int, int] | None:
     return None if count is None else (id(x), count)
 
 
-@pytree("of", "x", "gamma", "given", "weights")
+@pytree("of", "x", "gamma", "beta", "given", "weights")
 @dataclass(frozen=True, eq=False, repr=False)
 class Pullback(Generic[ArrayT, *Params]):
     """From a cotangent of y to those of x and of each parameter; a JAX pytree where JAX is imported."""
@@ -147,6 +151,8 @@ class Pullback(Generic[ArrayT, *Params]):
     version: tuple[int, int] | None
     """Of x, where it is kept and read; another array is not held to it."""
     gamma: Array | None
+    beta: Array | None
+    """On the way back, which needs it."""
     given: Stats | None
     """The statistics, where moments were given: they are constants."""
     weights: Weights | None
@@ -181,14 +187,14 @@ class Pullback(Generic[ArrayT, *Params]):
     def _pull(self, dy: Array) -> tuple[Array | None, ...]:
         plan, library = self.plan, self.plan.library
         wanted = Wanted(self.dtype, tuple([None if primal is None else primal.full for primal in self.parameters]))
-        call = Call(plan, self.x, self.gamma, None, self.given, None, self.weights, self.all_reduce, self.chunks)
+        call = Call(plan, self.x, self.gamma, self.beta, self.given, None, self.weights, self.all_reduce, self.chunks)
         with library.quiet():
             dx, *gradients = executors.backward(call, dy, wanted, self.of)
             for i, (primal, d) in enumerate(zip(self.parameters, gradients, strict=True)):
                 if primal is not None and d is not None:
                     d = d if tuple(d.shape) == primal.shape else library.xp.reshape(d, primal.shape)
                     gradients[i] = d if d.dtype == primal.dtype else library.astype(d, primal.dtype)
-        return dx, *gradients
+        return dx, *(gradients if plan.divides else gradients[1:])
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Pullback[ArrayT, *Params]":
         try:
@@ -242,6 +248,8 @@ _NORMS: dict[Callable[..., Any], Norm] = {
     norms.group_norm: layouts.GROUP,
     norms.rms_norm: layouts.RMS,
     norms.weight_norm: layouts.WEIGHT,
+    norms.center: layouts.CENTER,
+    norms.denormalize: layouts.DENORMALIZE,
 }
 _ENTRIES = {function: _entry(function, norm) for function, norm in _NORMS.items()}
 

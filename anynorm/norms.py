@@ -7,7 +7,7 @@ from anynorm import executors
 from anynorm.arrays.checks import check_bool
 from anynorm.batches import Axis, Moments, moments_of, of
 from anynorm.calls import Call, prepare
-from anynorm.calls.layouts import BATCH, GROUP, INSTANCE, LAYER, NORMALIZE, RMS, WEIGHT
+from anynorm.calls.layouts import BATCH, CENTER, DENORMALIZE, GROUP, INSTANCE, LAYER, NORMALIZE, RMS, WEIGHT
 from anynorm.kernels import Array
 from anynorm.keywords import checks_names
 from anynorm.statistics import Statistics
@@ -114,16 +114,94 @@ def normalize(
     return _run(call, moments, return_moments)
 
 
+@checks_names
+def denormalize(
+    y: ArrayT,
+    /,
+    gamma: Array | None = None,
+    beta: Array | None = None,
+    *,
+    axis: Axis,
+    moments: Statistics[Any],
+    eps: float = 1e-5,
+    out: ArrayT | None = None,
+) -> ArrayT:
+    r"""The way back: what `normalize` with these moments made y of.
+
+    .. math:: x = \frac{y - \beta}{\gamma} \sqrt{Var + \epsilon} + E
+
+    Every norm with a mean has this way back: a batch norm of (N, C, H, W) with ``axis=(0, 2, 3)``, an instance norm
+    with ``axis=(2, 3)``, a group norm on arrays of shape (N, G, C // G, H, W) with ``axis=(2, 3, 4)``.
+
+    Parameters
+    ----------
+    y : array, any shape but ()
+        Real and floating. Along `axis` it may have another length than the data that the moments are of.
+    gamma, beta : array, optional
+        The scale and the shift that made y, of the shape of the axes of `axis`, or of y's rank and broadcasting to y.
+    axis : int, tuple of int or None
+        The axes that share a mean and a variance; None is all of them.
+    moments : Moments or RunningStats
+        Those that y was normalized with, of the shape of the kept axes. To gradients they are constants.
+    eps : float
+        That of the norm.
+    out : array, optional
+        Where to write the result: a writeable array of y's library, device, dtype and shape, or y itself.
+
+    Returns
+    -------
+    array
+        Of y's library, device, dtype and shape.
+
+    Raises
+    ------
+    TypeError
+        If an argument is not a real floating array, two are of different libraries, or there are no moments.
+    ValueError
+        If a shape, a device, an axis or eps does not fit; or a gamma is 0, where its numbers can be read: not in an
+        array that is traced, or of Dask before it is computed.
+
+    Notes
+    -----
+    All digits of the mean are used. A group without spread is its mean, and where the root is 0 it is taken to be 1, as
+    in `normalize` with moments. Of numbers whose variance is out of the range of their dtype (in float32 below 1e-38,
+    or above 1e38) the moments say no more than 0 or inf: give those to `normalize` too.
+
+    References
+    ----------
+    Kim et al., "Reversible Instance Normalization for Accurate Time-Series Forecasting against Distribution Shift",
+    ICLR 2022, eq. 3.
+
+    Examples
+    --------
+    Forecast three steps in the normalized scale, and bring them back to that of the past:
+
+    >>> import numpy as np, anynorm
+    >>> past = np.array([[10.0, 30.0, 10.0, 30.0], [5.0, 5.0, 5.0, 5.0]])
+    >>> y, moments = anynorm.normalize(past, axis=1, return_moments=True)
+    >>> anynorm.denormalize(np.array([[0.0, 1.0, 2.0], [0.0, 0.0, 0.0]]), axis=1, moments=moments).round(3)
+    array([[20., 30., 40.],
+           [ 5.,  5.,  5.]])
+    """
+    return _run(prepare(DENORMALIZE, (axis,), y, gamma, beta, eps=eps, moments=moments, out=out), moments, False)  # type: ignore[return-value]
+
+
 @overload
 def layer_norm(
     x: ArrayT, /, gamma: Array | None = None, beta: Array | None = None, *, axis: Axis = -1, eps: float = 1e-5,
-    weights: Array | None = None, return_moments: Literal[False] = False, out: ArrayT | None = None,
+    weights: Array | None = None, moments: Statistics[Any] | None = None, return_moments: Literal[False] = False,
+    out: ArrayT | None = None,
 ) -> ArrayT: ...  # fmt: skip
 @overload
 def layer_norm(
     x: ArrayT, /, gamma: Array | None = None, beta: Array | None = None, *, axis: Axis = -1, eps: float = 1e-5,
-    weights: Array | None = None, return_moments: Literal[True], out: ArrayT | None = None,
+    weights: Array | None = None, moments: None = None, return_moments: Literal[True], out: ArrayT | None = None,
 ) -> tuple[ArrayT, Moments[ArrayT]]: ...  # fmt: skip
+@overload
+def layer_norm(
+    x: ArrayT, /, gamma: Array | None = None, beta: Array | None = None, *, axis: Axis = -1, eps: float = 1e-5,
+    weights: Array | None = None, moments: GivenT, return_moments: Literal[True], out: ArrayT | None = None,
+) -> tuple[ArrayT, GivenT]: ...  # fmt: skip
 @checks_names
 def layer_norm(
     x: ArrayT,
@@ -134,6 +212,7 @@ def layer_norm(
     axis: Axis = -1,
     eps: float = 1e-5,
     weights: Array | None = None,
+    moments: Statistics[Any] | None = None,
     return_moments: bool = False,
     out: ArrayT | None = None,
 ) -> ArrayT | tuple[ArrayT, Statistics[Any]]:
@@ -153,6 +232,8 @@ def layer_norm(
         Added to the variance.
     weights : array, optional
         A mask, or how much each number counts for the mean and the variance, as in `normalize`.
+    moments : Moments, optional
+        Normalize with these, of the shape of the kept axes, in place of x's own.
     return_moments : bool
         Also return the moments, of shape (\*samples,).
     out : array, optional
@@ -163,7 +244,7 @@ def layer_norm(
     y : array
         Of x's library, device, dtype and shape.
     moments : Moments
-        With `return_moments`; without a gradient.
+        With `return_moments`; without a gradient; ``moments`` itself where it was given.
 
     Raises
     ------
@@ -181,7 +262,8 @@ def layer_norm(
     array([[-2.,  3.],
            [ 0.,  1.]])
     """
-    return _run(prepare(LAYER, (axis,), x, gamma, beta, eps=eps, weights=weights, out=out), None, return_moments)
+    call = prepare(LAYER, (axis,), x, gamma, beta, eps=eps, weights=weights, moments=moments, out=out)
+    return _run(call, moments, return_moments)
 
 
 @overload
@@ -283,13 +365,19 @@ def batch_norm(
 @overload
 def instance_norm(
     x: ArrayT, /, gamma: Array | None = None, beta: Array | None = None, *, channel_axis: int = 1, eps: float = 1e-5,
-    weights: Array | None = None, return_moments: Literal[False] = False, out: ArrayT | None = None,
+    weights: Array | None = None, moments: Statistics[Any] | None = None, return_moments: Literal[False] = False,
+    out: ArrayT | None = None,
 ) -> ArrayT: ...  # fmt: skip
 @overload
 def instance_norm(
     x: ArrayT, /, gamma: Array | None = None, beta: Array | None = None, *, channel_axis: int = 1, eps: float = 1e-5,
-    weights: Array | None = None, return_moments: Literal[True], out: ArrayT | None = None,
+    weights: Array | None = None, moments: None = None, return_moments: Literal[True], out: ArrayT | None = None,
 ) -> tuple[ArrayT, Moments[ArrayT]]: ...  # fmt: skip
+@overload
+def instance_norm(
+    x: ArrayT, /, gamma: Array | None = None, beta: Array | None = None, *, channel_axis: int = 1, eps: float = 1e-5,
+    weights: Array | None = None, moments: GivenT, return_moments: Literal[True], out: ArrayT | None = None,
+) -> tuple[ArrayT, GivenT]: ...  # fmt: skip
 @checks_names
 def instance_norm(
     x: ArrayT,
@@ -300,6 +388,7 @@ def instance_norm(
     channel_axis: int = 1,
     eps: float = 1e-5,
     weights: Array | None = None,
+    moments: Statistics[Any] | None = None,
     return_moments: bool = False,
     out: ArrayT | None = None,
 ) -> ArrayT | tuple[ArrayT, Statistics[Any]]:
@@ -319,6 +408,8 @@ def instance_norm(
         Added to the variance.
     weights : array, optional
         A mask, or how much each number counts for the mean and the variance, as in `normalize`.
+    moments : Moments, optional
+        Normalize with these, of shape (N, C), in place of x's own.
     return_moments : bool
         Also return the moments, of shape (N, C).
     out : array, optional
@@ -329,7 +420,7 @@ def instance_norm(
     y : array
         Of x's library, device, dtype and shape.
     moments : Moments
-        With `return_moments`; without a gradient.
+        With `return_moments`; without a gradient; ``moments`` itself where it was given.
 
     Raises
     ------
@@ -348,20 +439,28 @@ def instance_norm(
     array([[[-1.,  1.],
             [-1.,  1.]]])
     """
-    call = prepare(INSTANCE, (channel_axis,), x, gamma, beta, eps=eps, weights=weights, out=out)
-    return _run(call, None, return_moments)
+    call = prepare(INSTANCE, (channel_axis,), x, gamma, beta, eps=eps, weights=weights, moments=moments, out=out)
+    return _run(call, moments, return_moments)
 
 
 @overload
 def group_norm(
     x: ArrayT, /, gamma: Array | None = None, beta: Array | None = None, *, groups: int, channel_axis: int = 1,
-    eps: float = 1e-5, weights: Array | None = None, return_moments: Literal[False] = False, out: ArrayT | None = None,
+    eps: float = 1e-5, weights: Array | None = None, moments: Statistics[Any] | None = None,
+    return_moments: Literal[False] = False, out: ArrayT | None = None,
 ) -> ArrayT: ...  # fmt: skip
 @overload
 def group_norm(
     x: ArrayT, /, gamma: Array | None = None, beta: Array | None = None, *, groups: int, channel_axis: int = 1,
-    eps: float = 1e-5, weights: Array | None = None, return_moments: Literal[True], out: ArrayT | None = None,
+    eps: float = 1e-5, weights: Array | None = None, moments: None = None, return_moments: Literal[True],
+    out: ArrayT | None = None,
 ) -> tuple[ArrayT, Moments[ArrayT]]: ...  # fmt: skip
+@overload
+def group_norm(
+    x: ArrayT, /, gamma: Array | None = None, beta: Array | None = None, *, groups: int, channel_axis: int = 1,
+    eps: float = 1e-5, weights: Array | None = None, moments: GivenT, return_moments: Literal[True],
+    out: ArrayT | None = None,
+) -> tuple[ArrayT, GivenT]: ...  # fmt: skip
 @checks_names
 def group_norm(
     x: ArrayT,
@@ -373,6 +472,7 @@ def group_norm(
     channel_axis: int = 1,
     eps: float = 1e-5,
     weights: Array | None = None,
+    moments: Statistics[Any] | None = None,
     return_moments: bool = False,
     out: ArrayT | None = None,
 ) -> ArrayT | tuple[ArrayT, Statistics[Any]]:
@@ -396,6 +496,8 @@ def group_norm(
         Added to the variance.
     weights : array, optional
         A mask, or how much each number counts for the mean and the variance, as in `normalize`.
+    moments : Moments, optional
+        Normalize with these, of shape (N, G), in place of x's own.
     return_moments : bool
         Also return the moments, of shape (N, G).
     out : array, optional
@@ -406,7 +508,7 @@ def group_norm(
     y : array
         Of x's library, device, dtype and shape.
     moments : Moments
-        With `return_moments`; without a gradient.
+        With `return_moments`; without a gradient; ``moments`` itself where it was given.
 
     Raises
     ------
@@ -423,8 +525,9 @@ def group_norm(
     >>> anynorm.group_norm(np.array([[1.0, 3.0, 10.0, 30.0]]), groups=2, eps=0)
     array([[-1.,  1., -1.,  1.]])
     """
-    call = prepare(GROUP, (groups, channel_axis), x, gamma, beta, eps=eps, weights=weights, out=out)
-    return _run(call, None, return_moments)
+    options: dict[str, Any] = {"eps": eps, "weights": weights, "moments": moments, "out": out}
+    call = prepare(GROUP, (groups, channel_axis), x, gamma, beta, **options)
+    return _run(call, moments, return_moments)
 
 
 @checks_names
@@ -480,6 +583,93 @@ def rms_norm(
            [1. , 1. ]])
     """
     return _run(prepare(RMS, (axis,), x, gamma, beta, eps=eps, weights=weights, out=out), None, False)  # type: ignore[return-value]
+
+
+@overload
+def center(
+    x: ArrayT, /, beta: Array | None = None, *, axis: Axis, weights: Array | None = None,
+    moments: Statistics[Any] | None = None, return_moments: Literal[False] = False,
+    all_reduce: AllReduce | None = None, out: ArrayT | None = None,
+) -> ArrayT: ...  # fmt: skip
+@overload
+def center(
+    x: ArrayT, /, beta: Array | None = None, *, axis: Axis, weights: Array | None = None, moments: None = None,
+    return_moments: Literal[True], all_reduce: AllReduce | None = None, out: ArrayT | None = None,
+) -> tuple[ArrayT, Moments[ArrayT]]: ...  # fmt: skip
+@overload
+def center(
+    x: ArrayT, /, beta: Array | None = None, *, axis: Axis, weights: Array | None = None, moments: GivenT,
+    return_moments: Literal[True], all_reduce: AllReduce | None = None, out: ArrayT | None = None,
+) -> tuple[ArrayT, GivenT]: ...  # fmt: skip
+@checks_names
+def center(
+    x: ArrayT,
+    /,
+    beta: Array | None = None,
+    *,
+    axis: Axis,
+    weights: Array | None = None,
+    moments: Statistics[Any] | None = None,
+    return_moments: bool = False,
+    all_reduce: AllReduce | None = None,
+    out: ArrayT | None = None,
+) -> ArrayT | tuple[ArrayT, Statistics[Any]]:
+    r"""Take the mean away, and divide by nothing: mean-only batch normalization, over any axes.
+
+    .. math:: y = x - E(x) + \beta
+
+    Parameters
+    ----------
+    x : array, any shape but ()
+        Real and floating. A mean-only batch norm of (N, C, \*spatial) has all axes but 1 in `axis`.
+    beta : array, optional
+        Shift, of the shape of the axes of `axis`, or of x's rank and broadcasting to x: (1, C, 1, 1), say.
+    axis : int, tuple of int or None
+        The axes that share a mean; None is all of them.
+    weights : array, optional
+        A mask, or how much each number counts for the mean, as in `normalize`.
+    moments : Moments or RunningStats, optional
+        Take their mean away in place of x's own.
+    return_moments : bool
+        Also return the moments that were used: those of `moments`, with the variance.
+    all_reduce : function, optional
+        Sums an array over the replicas among which the numbers of each group are divided, as in `batch_norm`: their
+        arrays may differ in length along `axis` alone. Moments, and the gradients of x and of a beta of x's rank that
+        has length 1 along `axis`, are then those of all replicas; any other beta is each replica's own.
+    out : array, optional
+        Where to write the result: a writeable array of x's library, device, dtype and shape, or x itself.
+
+    Returns
+    -------
+    y : array
+        Of x's library, device, dtype and shape. A group whose values are all equal, or whose weights are all 0, becomes
+        beta.
+    moments : Moments
+        With `return_moments`: of the kept axes, without a gradient; ``moments`` itself where it was given.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `normalize`.
+
+    Notes
+    -----
+    The gradient of x is dy less the sum of dy times the share of each number in the weight of its group: dy - E(dy)
+    where there are no weights.
+
+    References
+    ----------
+    Salimans & Kingma, "Weight Normalization", NeurIPS 2016, section 4.
+
+    Examples
+    --------
+    >>> import numpy as np, anynorm
+    >>> anynorm.center(np.array([[1.0, 10.0], [3.0, 30.0]]), np.array([[0.0, 5.0]]), axis=0)
+    array([[-1., -5.],
+           [ 1., 15.]])
+    """
+    options: dict[str, Any] = {"weights": weights, "moments": moments, "out": out, "all_reduce": all_reduce}
+    return _run(prepare(CENTER, (axis,), x, None, beta, **options), moments, return_moments)
 
 
 @checks_names

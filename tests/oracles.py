@@ -33,7 +33,8 @@ class Case(NamedTuple):
 
     @property
     def parameters(self) -> int:
-        return 1 if self.norm is anynorm.weight_norm else 2
+        """How many there are: of `center` beta, which the functions below take in the place of gamma."""
+        return 1 if self.norm in (anynorm.weight_norm, anynorm.center) else 2
 
 
 CASES = [
@@ -65,6 +66,8 @@ CASES = [
     Case(anynorm.weight_norm, (4, 3, 2), {}, lambda i: i[0], lambda i: (i[0],), (4,)),
     Case(anynorm.weight_norm, (4, 3, 2), {"axis": (0, -1)}, lambda i: (i[0], i[2]), lambda i: (i[0], i[2]), (4, 2)),
     Case(anynorm.weight_norm, (4, 3), {"axis": None}, lambda i: 0, lambda i: (), ()),
+    Case(anynorm.center, (3, 4, 5), {"axis": (0, 2)}, lambda i: i[1], lambda i: (i[0], i[2]), (3, 5)),
+    Case(anynorm.center, (3, 4, 5), {"axis": -1}, lambda i: i[:2], lambda i: i[2:], (5,)),
 ]
 
 
@@ -79,6 +82,10 @@ def values(case: Case, x: Any, gamma: Any, beta: Any, eps: float = 1e-5, given: 
     y = np.empty(case.shape)
     for index in np.ndindex(*case.shape):
         mean, var = given[case.set_of(index)]
+        if case.norm is anynorm.center:
+            y[index] = 0.0 if var == math.inf else x[index] - mean
+            y[index] += _at(case, gamma, index, 0.0)
+            continue
         scale = _at(case, gamma, index, 1.0)
         y[index] = scale * (x[index] - mean) / math.sqrt(var + (0 if case.norm is anynorm.weight_norm else eps))
         y[index] += _at(case, beta, index, 0.0)
@@ -169,6 +176,10 @@ def exact(norm, x, dy, gamma=None, beta=None, *, eps=1e-5, weights=None, moments
     single numbers above.
     """
     options = {name: each for name, each in options.items() if name in ("axis", "channel_axis", "groups")}
+    if norm is anynorm.denormalize:
+        return way_back(x, dy, gamma, beta, eps, moments, **options)
+    divides = norm is not anynorm.center
+    gamma, beta = (gamma, beta) if divides else (None, gamma)
     view, axes, beside = groups_of(norm, x.shape, options)
     x, dy = (np.asarray(each).astype(np.longdouble) for each in (x, dy))
     shape, centred, sums = x.shape, norm not in (anynorm.rms_norm, anynorm.weight_norm), norm is anynorm.weight_norm
@@ -190,13 +201,14 @@ def exact(norm, x, dy, gamma=None, beta=None, *, eps=1e-5, weights=None, moments
     else:
         mean, var = (np.asarray(each).astype(np.longdouble).reshape(total.shape) for each in moments)
         d = x - mean
-    root = np.sqrt(var + (0 if sums else np.longdouble(eps)))
+    root = np.sqrt(var + (0 if sums else np.longdouble(eps))) if divides else np.ones_like(var)
     rstd = np.divide(1, root, out=np.zeros_like(root), where=(root > 0) & (total > 0))
     xhat = d * rstd
     factor = 1 if full[0] is None else np.broadcast_to(full[0], shape).reshape(view)
     y, known = (xhat * factor).reshape(shape), np.where((weights == 0) & ~np.isfinite(xhat), 0, xhat)
     g, of_parameters = g * factor, [(g * known).reshape(shape), dy]
-    lost = 0 if moments is not None else (share * add(g) if centred else 0) + share * known * add(g * known)
+    lost = (share * add(g) if centred else 0) + (share * known * add(g * known) if divides else 0)
+    lost = 0 if moments is not None else lost
     found = []
     for each, wide, parameter in zip(of_parameters, full, given, strict=True):
         if parameter is None:
@@ -204,6 +216,8 @@ def exact(norm, x, dy, gamma=None, beta=None, *, eps=1e-5, weights=None, moments
             continue
         spread = tuple(axis for axis, n in enumerate(wide.shape) if n == 1)
         found.append(each.sum(axis=spread, keepdims=True).reshape(parameter.shape))
+    if not divides:
+        found.reverse()
     return Exact(
         y + (0 if full[1] is None else full[1]),
         ((g - lost) * rstd).reshape(shape),
@@ -211,6 +225,26 @@ def exact(norm, x, dy, gamma=None, beta=None, *, eps=1e-5, weights=None, moments
         mean.squeeze(axes),
         var.squeeze(axes),
     )
+
+
+def way_back(y, dx, gamma, beta, eps, moments, *, axis) -> Exact:
+    """(y - beta) / gamma * sqrt(var + eps) + mean and its derivative, `dx` being the cotangent."""
+    _, axes, beside = groups_of(anynorm.denormalize, y.shape, {"axis": axis})
+    y, dx, *given = (np.asarray(each).astype(np.longdouble) for each in (y, dx, *moments))
+    mean, var = (np.expand_dims(each, axes) for each in given)
+    root = np.sqrt(var + np.longdouble(eps))
+    root = np.where(root == 0, 1, root)
+    gamma, beta = (None if each is None else np.asarray(each).astype(np.longdouble) for each in (gamma, beta))
+    full = [each if each is None or each.ndim == y.ndim else each.reshape(beside) for each in (gamma, beta)]
+    scale, shift = (np.longdouble(i) if each is None else each for i, each in zip((1, 0), full, strict=True))
+    dy, found = dx * root / scale, []
+    for each, wide, parameter in zip((-dy * (y - shift) / scale, -dy), full, (gamma, beta), strict=True):
+        if parameter is None:
+            found.append(None)
+            continue
+        spread = tuple(i for i, n in enumerate(wide.shape) if n == 1)
+        found.append(each.sum(axis=spread, keepdims=True).reshape(parameter.shape))
+    return Exact((y - shift) / scale * root + mean, dy, *found, None, None)
 
 
 def standardized(x: Any, axes: Any, eps: float = 1e-5) -> Any:

@@ -164,12 +164,17 @@ def test_signatures_are_those_of_the_design():
     common = "x, /, gamma=None, beta=None, *, "
     expected = {
         "normalize": common + "axis, eps=1e-05, weights=None, moments=None, return_moments=False, out=None",
-        "layer_norm": common + "axis=-1, eps=1e-05, weights=None, return_moments=False, out=None",
+        "denormalize": "y, /, gamma=None, beta=None, *, axis, moments, eps=1e-05, out=None",
+        "layer_norm": common + "axis=-1, eps=1e-05, weights=None, moments=None, return_moments=False, out=None",
         "batch_norm": common
         + "channel_axis=1, eps=1e-05, weights=None, moments=None, return_moments=False, out=None, all_reduce=None",
-        "instance_norm": common + "channel_axis=1, eps=1e-05, weights=None, return_moments=False, out=None",
-        "group_norm": common + "groups, channel_axis=1, eps=1e-05, weights=None, return_moments=False, out=None",
+        "instance_norm": common
+        + "channel_axis=1, eps=1e-05, weights=None, moments=None, return_moments=False, out=None",
+        "group_norm": common
+        + "groups, channel_axis=1, eps=1e-05, weights=None, moments=None, return_moments=False, out=None",
         "rms_norm": common + "axis=-1, eps=1e-05, weights=None, out=None",
+        "center": "x, /, beta=None, *, axis, weights=None, moments=None, return_moments=False, "
+        + "all_reduce=None, out=None",
         "weight_norm": "v, g, /, *, axis=0, out=None",
         "moments": "x, /, *, axis, weights=None, dtype=None",
         "fold": "w, b, gamma, beta, /, *, moments, eps=1e-05, axis=0, in_axis=None, groups=1",

@@ -224,7 +224,7 @@ def test_an_axis_is_the_number_that_it_is_now(backend):
 
 def test_only_the_librarys_own_norms_have_a_pullback(backend):
     x = backend.array(np.ones((2, 3)))
-    names = "normalize, layer_norm, batch_norm, instance_norm, group_norm, rms_norm, weight_norm"
+    names = "normalize, layer_norm, batch_norm, instance_norm, group_norm, rms_norm, weight_norm, center, denormalize"
     refused(TypeError, f"norm must be one of anynorm's {names}, got 'moments'", anynorm.vjp, anynorm.moments, x, axis=0)
     refused(TypeError, f"norm must be one of anynorm's {names}, got 'layer_norm'", anynorm.vjp, "layer_norm", x)
     with pytest.raises(TypeError, match="momentum"):
@@ -323,12 +323,14 @@ OTHER_NAMES = [
     (anynorm.batch_norm, {}, {"axis": "channel_axis", "data_format": "channel_axis", "process_group": "all_reduce"}),
     (anynorm.batch_norm, {}, {"running_mean": "moments", "running_var": "moments", "training": "moments"}),
     (anynorm.batch_norm, {}, {"momentum": "RunningStats", "num_features": "the shape of x", "affine": "gamma"}),
-    (anynorm.instance_norm, {}, {"use_input_stats": "in training and in inference", "keepdims": "shape of x"}),
+    (anynorm.instance_norm, {}, {"use_input_stats": "moments for inference", "keepdims": "shape of x"}),
     (anynorm.group_norm, {}, {"num_groups": "groups", "num_channels": "the shape of x", "group": "groups"}),
     (anynorm.group_norm, {"groups": 1}, {"data_format": "channel_axis", "eps_": "it takes x, gamma, beta, groups"}),
     (anynorm.rms_norm, {}, {"epsilon": "eps", "weight": "gamma", "normalized_shape": "axis", "moments": "it takes x"}),
     (anynorm.normalize, {}, {"dim": "axis", "axes": "axis", "mean": "moments", "variance": "moments"}),
     (anynorm.moments, {}, {"dim": "axis", "keepdims": "kept", "where": "weights", "correction": "it takes x, axis"}),
+    (anynorm.center, {}, {"bias": "beta", "dim": "axis", "mask": "weights", "process_group": "all_reduce"}),
+    (anynorm.denormalize, {}, {"weight": "gamma", "dim": "axis", "epsilon": "eps", "running_mean": "moments"}),
     (anynorm.weight_norm, {}, {"weight_g": "g", "dim": "axis", "weight_v": "v"}),
     (
         anynorm.RunningStats,

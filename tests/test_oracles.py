@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from oracles import CASES, derived, exact, statistics
 
+import anynorm
+
 pytestmark = pytest.mark.cells("numpy-cpu")
 
 
@@ -13,7 +15,7 @@ KINDS = ("short", "full-rank", "one number")
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize(("case", "kind"), [*zip(CASES, KINDS * len(CASES), strict=False)], ids=str)
 def test_the_formulas_are_those_of_the_loops_and_their_differences(case, weighted, kind):
-    if weighted and case.parameters == 1:
+    if weighted and case.norm is anynorm.weight_norm:
         pytest.skip(reason="weight norm has no weights")
     rng, rank = np.random.default_rng(0), len(case.shape)
     x, dy = rng.standard_normal(case.shape) + 1, rng.standard_normal(case.shape)
@@ -31,8 +33,8 @@ def test_the_formulas_are_those_of_the_loops_and_their_differences(case, weighte
     np.testing.assert_allclose(found.mean.astype(float).ravel(), mean, atol=1e-12)
     np.testing.assert_allclose(found.var.astype(float).ravel(), var, atol=1e-12)
     given = rng.standard_normal(len(sets)), rng.random(len(sets))
-    if case.parameters == 2:
+    if case.norm is not anynorm.weight_norm:
         expected = derived(case, [x, *params], dy, given=dict(zip(sets, zip(*given, strict=True), strict=True)))
         found = exact(case.norm, x, dy, *params, moments=given, **case.options)
-        for one, other in zip(found[:4], expected, strict=True):
+        for one, other in zip([each for each in found[:4] if each is not None], expected, strict=True):
             np.testing.assert_allclose(one.astype(float), other, rtol=1e-8, atol=1e-8)

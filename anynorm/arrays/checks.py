@@ -228,6 +228,14 @@ def check_variance(library: Library, name: str, var: Array) -> None:
             raise ValueError(f"{name} must be at least 0 everywhere, got an array with less")
 
 
+def check_nonzero(library: Library, name: str, x: Array) -> None:
+    """A ValueError if a number in it is 0, where it can be read."""
+    x = library.constant(x)
+    with suppress(RuntimeError, TypeError), library.quiet():  # as in `check_weights`
+        if library.concrete(x) and not bool(library.xp.all(x != 0)):
+            raise ValueError(f"{name} must be other than 0 everywhere, got an array with 0")
+
+
 def check_weights_dtype(library: Library, weights: Array) -> None:
     """A TypeError unless it is a bool, an integer or a real floating one."""
     try:

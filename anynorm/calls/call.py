@@ -36,6 +36,11 @@ class Call(NamedTuple):
         one = one_per_group(self.gamma, self.plan.view.axes)
         return one and (self.all_reduce is None or self.plan.short[0])  # where one sample is here, others may have more
 
+    @property
+    def reads_x(self) -> bool:
+        """Whether the gradient of x depends on x itself; where it is only centred, padding alone is looked for."""
+        return self.stats is None and (self.plan.divides or self.weights is not None)
+
     def statistic(self, value: Array) -> Array:
         """A mean, a variance or a norm beside the view, of the shape that the caller sees, as a constant."""
         plan, xp = self.plan, self.plan.library.xp
@@ -62,6 +67,11 @@ class Wanted(NamedTuple):
     """That of x and of its gradient, or None if that is not wanted."""
     parameters: tuple[tuple[int, ...] | None, ...]
     """The shapes, beside the view, of gamma and beta, or None."""
+
+    @property
+    def of_gamma(self) -> bool:
+        """Whether that of gamma is."""
+        return len(self.parameters) > 0 and self.parameters[0] is not None
 
     def within(self, block: Block) -> list[tuple[int, ...] | None]:
         """The shapes beside a block."""

@@ -7,9 +7,11 @@ from anynorm.calls.plan import Plan
 from anynorm.kernels import Array, Scale, Stats
 
 
-def root(plan: Plan, stats: Stats, scale: Scale | None = None) -> Array:
-    """1 / sqrt(var + eps)."""
+def root(plan: Plan, stats: Stats, scale: Scale | None = None) -> Array | None:
+    """1 / sqrt(var + eps), of numbers times the unit of the scale; None for 1, where nothing is divided."""
     xp = plan.library.xp
+    if not plan.divides:
+        return None if scale is None else 1 / scale.unit
     if scale is not None:
         return kernels.inverse_root(xp, stats.var + scale.eps, rstd_at_zero=scale.rstd_at_zero)
     return kernels.inverse_root(xp, stats.var + plan.addend, rstd_at_zero=1.0 if plan.tiny else None)
@@ -46,9 +48,10 @@ def resolved(plan: Plan, stats: Stats) -> bool:
 
 
 def exact_product(plan: Plan, rstd: Array, extent: tuple[float, float]) -> bool:
-    """Whether numbers of this extent, times rstd, have all their digits; and 0 is 0."""
+    """Whether numbers of this extent, as they are and times rstd, and their reciprocals have all their digits."""
     library, xp, (low, high) = plan.library, plan.library.xp, extent
     if high == 0:
         return True
-    most, least = float(library.max(rstd)) * high, float(library.min(rstd)) * low
-    return most <= float(xp.finfo(plan.dtype).max) and least >= kernels.smallest_normal(xp, plan.dtype)
+    most, least = max(1, float(library.max(rstd))) * high, min(1, float(library.min(rstd))) * low
+    normal = kernels.smallest_normal(xp, plan.dtype)
+    return bool(most <= 1 / normal and least >= normal)

@@ -191,6 +191,10 @@ class Norm(NamedTuple):
     centred: bool = True
     divisor: int | None = None
     """None is the number of elements in a group."""
+    divides: bool = True
+    """Whether it is more than a mean that is taken away."""
+    inverse: bool = False
+    """Whether it is the way back, from what is normalized; by moments that are given."""
     names: tuple[str, str] = ("x", "gamma")
     """What the first two arrays are called in errors."""
     gamma_required: bool = False
@@ -200,6 +204,8 @@ class Norm(NamedTuple):
 
 NORMALIZE = LAYER = Norm(over, ("axis",))
 MOMENTS = NORMALIZE._replace(moments=True)
+CENTER = Norm(over, ("axis",), divides=False)
+DENORMALIZE = Norm(over, ("axis",), inverse=True, names=("y", "gamma"))
 BATCH = Norm(batch, ("channel_axis",))
 INSTANCE = Norm(instance, ("channel_axis",))
 GROUP = Norm(group, ("groups", "channel_axis"))

@@ -37,6 +37,9 @@ class Plan(NamedTuple):
     addend: Array | float
     """eps as it is added to a variance: as an array, where the library adds one faster."""
     centred: bool
+    divides: bool
+    inverse: bool
+    """As the `Norm` says."""
     dtype: Any
     """The dtype that it is computed in, which all arrays but x have."""
     result: Any
@@ -56,7 +59,8 @@ class Plan(NamedTuple):
     """Whether they are given."""
     weights: "Fit | None"
     short: tuple[bool, bool]
-    """Whether gamma and beta have one number for each channel, and no more axes than that takes."""
+    """Whether gamma and beta are the same for all replicas: one number for each channel, and no more axes than that
+    takes; or, where short ones run along the axes of a group, one number for each group."""
 
     @property
     def block_numbers(self) -> int:
@@ -137,7 +141,7 @@ def _key(
     library: Library, norm: Norm, options: tuple[Any, ...], arrays: tuple[Any, ...], eps: Any, others: Any
 ) -> Hashable:
     """All that determines a plan."""
-    key = [norm.layout, norm.centred, norm.divisor, norm.moments, eps, type(eps), others]
+    key = [norm.layout, norm.centred, norm.divisor, norm.divides, norm.inverse, norm.moments, eps, type(eps), others]
     for value in options:  # 1 is True, to a dictionary
         if type(value) is tuple:
             key += (tuple(map(_fixed, value)), tuple(map(type, value)))
@@ -205,7 +209,10 @@ def _plan(
     limits = kernels.limits(library.xp, dtype)
 
     def short(name: str) -> bool:
-        return name in arrays and tuple(arrays[name].shape) == layout.parameter_shape
+        own = () if name not in arrays else tuple(arrays[name].shape)
+        if layout.parameter_axes != layout.axes:
+            return own == layout.parameter_shape
+        return len(own) == len(shape) and all([own[axis] == 1 for axis in layout.axes])  # noqa: C419 - as Dynamo
 
     return Plan(
         library=library,
@@ -215,6 +222,8 @@ def _plan(
         eps=eps,
         addend=eps if addend is None else addend,
         centred=norm.centred,
+        divides=norm.divides,
+        inverse=norm.inverse,
         dtype=dtype,
         result=result if result is not None else dtype if norm.moments else x.dtype,
         of_x=x.dtype if is_floating(library, x.dtype) else None,

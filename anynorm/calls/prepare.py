@@ -4,11 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 from anynorm.arrays import counts
-from anynorm.arrays.checks import check_dtype, check_out, check_weights
+from anynorm.arrays.checks import check_dtype, check_nonzero, check_out, check_weights
 from anynorm.arrays.dask import full_chunks
 from anynorm.arrays.recognize import library_of
 from anynorm.calls.call import Call
-from anynorm.calls.layouts import Norm
+from anynorm.calls.layouts import DENORMALIZE, Norm
 from anynorm.calls.plan import Fit, Plan, plan_of
 from anynorm.calls.weights import count_weights, sum_weights
 from anynorm.kernels import Array, Stats, replicas
@@ -40,7 +40,7 @@ def prepare(
     if norm.gamma_required:
         library_of(norm.names[1], gamma)
     mean = var = None
-    if moments is not None:
+    if moments is not None or norm is DENORMALIZE:
         if not isinstance(moments, Statistics):
             raise TypeError(f"moments must be Moments or RunningStats, got {type(moments).__name__}")
         mean, var = moments.mean, moments.var
@@ -55,6 +55,8 @@ def prepare(
     x = plan.to_view(x)
     stats = None if moments is None else _given(plan, moments)
     gamma_beside, beta_beside = _ready(plan, gamma, plan.gamma), _ready(plan, beta, plan.beta)
+    if plan.inverse and gamma_beside is not None:
+        check_nonzero(plan.library, "gamma", gamma_beside)
     weights_beside = None
     if weights is not None:
         check_weights(plan.library, weights, plan.dtype)

@@ -49,7 +49,8 @@ def linearize(call: Call) -> tuple[Normalized, Call, Standardized | Stats]:
         weights = weights._replace(each=xp.asarray(weights.each, copy=True))
     if stats is not None:
         stats = Stats(*[None if array is None else array * 1.0 for array in stats])
-    gamma = None if call.gamma is None else call.gamma * 1.0
+    beta = call.beta if plan.inverse else None  # the gradients of others do not depend on it
+    gamma, beta = (None if array is None else array * 1.0 for array in (call.gamma, beta))
     call = call._replace(stats=stats, weights=weights)
     of: Standardized | Stats
     if chunks.supports(call):
@@ -57,7 +58,7 @@ def linearize(call: Call) -> tuple[Normalized, Call, Standardized | Stats]:
         x, of = call.x, done.stats
     else:
         done, x, of = eager.linearize(call)
-    return done, call._replace(x=x, gamma=gamma, beta=None, out=None), of
+    return done, call._replace(x=x, gamma=gamma, beta=beta, out=None), of
 
 
 def backward(call: Call, dy: Array, wanted: Wanted, of: Standardized | Stats) -> Gradients:

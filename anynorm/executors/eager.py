@@ -44,13 +44,15 @@ def linearize(call: Call) -> tuple[Normalized, Array | None, Standardized | Stat
             done: Normalized | None = executor.forward(call, keep=True)
             if done is not None:
                 return done, x, done.stats
+    if x is None and not (call.plan.divides or call.weights is not None):  # no gradient looks at it
+        x = library.constant(call.x)
     if x is not None:
         done = whole.forward(call)
         return done, x, done.stats
     y, of = whole.standardized(call)
-    if call.gamma is None and call.beta is None:
+    if call.beta is None and (call.gamma is None or call.plan.inverse):
         with library.quiet():
-            of = of._replace(xhat=of.xhat * 1.0)  # y is the caller's
+            of = of._replace(xhat=of.xhat * 1.0)  # y is the caller's, and on the way back x
     if call.out is not None:
         call.out[...] = y
         y = call.out
@@ -68,6 +70,8 @@ def backward(call: Call, dy: Array, wanted: Wanted, of: Standardized | Stats | N
         found = programs.backward(call, dy, wanted, of)
     if found is None:
         found = _by_arrays(call, dy, wanted, of)
+    if call.plan.inverse:
+        return _of_way_back(call, *found)
     if call.all_reduce is None:
         return found
     assert call.join is not None
@@ -77,6 +81,14 @@ def backward(call: Call, dy: Array, wanted: Wanted, of: Standardized | Stats | N
     for i, each in zip(shared, sums, strict=True):
         parameters[i] = each
     return dx, *parameters
+
+
+def _of_way_back(call: Call, dx: Array | None, *sums: Array | None) -> Gradients:
+    """The gradients of a call on the way back, from the sums of dx * (y - beta) and of dx."""
+    found = [None if each is None else -each for each in sums]
+    if found and found[0] is not None:
+        found[0] = found[0] / call.gamma
+    return dx, *found
 
 
 def _by_arrays(call: Call, dy: Array, wanted: Wanted, of: Standardized | Stats | None) -> Gradients:

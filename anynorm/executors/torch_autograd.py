@@ -48,10 +48,11 @@ def _forward(ctx: Any, x: Array, gamma: Array | None, beta: Array | None, bare: 
     call = bare._replace(x=x, gamma=gamma, beta=beta)
     y, stats = eager.forward(call)
     given, (of_x, of_gamma, of_beta, _) = bare.stats is not None, ctx.needs_input_grad
-    keeps_x = of_gamma or (of_x and not given)
+    keeps_x, inverse = of_gamma or (of_x and call.reads_x), bare.plan.inverse
     weights = bare.weights
     each = None if weights is None else weights.each
-    ctx.save_for_backward(x if keeps_x else None, gamma if of_x else None, each, *stats)
+    kept = (x if keeps_x else None, gamma if of_x or inverse else None, beta if of_gamma and inverse else None)
+    ctx.save_for_backward(*kept, each, *stats)
     bare = bare._replace(stats=None, weights=None if weights is None else weights._replace(each=None))
     ctx.call, ctx.given = bare, given
     parameters = ((gamma, of_gamma), (beta, of_beta))
@@ -69,9 +70,9 @@ def _backward(ctx: Any, dy: Array | None, *_: None) -> tuple[Array | None, ...]:
     """The gradients with respect to x, gamma and beta as they stand in the call."""
     if dy is None:
         return (None,) * 4
-    x, gamma, each, *stats = ctx.saved_tensors
+    x, gamma, beta, each, *stats = ctx.saved_tensors
     weights = None if each is None else ctx.call.weights._replace(each=each)
-    call = ctx.call._replace(x=x, gamma=gamma, stats=Stats(*stats) if ctx.given else None, weights=weights)
+    call = ctx.call._replace(x=x, gamma=gamma, beta=beta, stats=Stats(*stats) if ctx.given else None, weights=weights)
     recorded = sys.modules["torch"].is_grad_enabled()
     dy = call.plan.to_view(dy)
     return *eager.backward(call, dy, ctx.wanted, None if recorded else Stats(*stats)), None

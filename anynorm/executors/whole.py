@@ -34,20 +34,28 @@ def backward(call: Call, dy: Array, wanted: Wanted, of: Standardized | None) -> 
 
 def _gradients(wanted: Wanted, call: Call, dy: Array, of: Standardized | None) -> Gradients:
     plan = call.plan
-    if of is None and call.x is None:  # nothing that is wanted depends on it
+    if of is None and not (call.reads_x or wanted.of_gamma):
         stats = call.stats or NO_STATS
         of = Standardized(None, None if call.stats is None else root(plan, stats), stats)
     elif of is None:
         of = standardize(call)
     xp = plan.library.xp
     dy = plan.library.cast(dy, plan.dtype)
+    block, ones = plan.groups.block, run_of_ones(plan, dy)
+    if plan.inverse:
+        dx = kernels.unscaled(xp, dy, call.gamma, of.rstd)
+        parameters = parameter_gradients(plan, dx, of.xhat, wanted.parameters, block=block, ones=ones)
+        return None if wanted.dtype is None else xp.astype(dx, wanted.dtype, copy=False), *parameters
     if of.padding is not None:
         dy = xp.where(of.padding != 0, xp.zeros_like(dy), dy)
-    block, ones = plan.groups.block, run_of_ones(plan, dy)
     parameters = parameter_gradients(plan, dy, of.xhat, wanted.parameters, block=block, ones=ones)
     if wanted.dtype is None:
         return None, *parameters
-    power = near_power(call, plan.library.constant(of.rstd)) if plan.library.on_host(dy) else None
+    if not plan.divides:
+        of = of._replace(xhat=None, rstd=None)
+    power = None
+    if call.gamma is not None and plan.library.on_host(dy):
+        power = near_power(call, plan.library.constant(of.rstd))
     weighted, groups = weighted_sums(call), None
     if call.stats is None:
         groups = plan.groups if weighted is None else weighted._replace(join=call.join)
@@ -72,23 +80,24 @@ def standardize(call: Call) -> Standardized:
     call, plan = weighed(call), call.plan
     library, xp = plan.library, plan.library.xp
     x = library.cast(call.x, plan.dtype)
+    if plan.inverse:
+        assert call.stats is not None
+        return Standardized(x if call.beta is None else x - call.beta, root(plan, call.stats), call.stats)
     if call.stats is not None:
-        return kernels.standardize_with(xp, x, call.stats, eps=plan.addend)
+        return kernels.standardize_with(xp, x, call.stats, eps=plan.addend, divides=plan.divides)
     subnormal = library.subnormal(x, plan.limits.step * plan.limits.further) if plan.tiny else None
     weighted, join = weighted_sums(call), call.join
     if weighted is not None and join is not None:
         how: dict[str, Any] = {"eps": plan.eps, "join": join, "constant": library.constant, "subnormal": subnormal}
-        return replicas.standardize(xp, x, groups=weighted, **how)
+        return replicas.standardize(xp, x, groups=weighted, divides=plan.divides, **how)
     groups = weighted or plan.groups
     vacant = not plan.nbytes > 0  # NaN is a size that Dask does not know: there it takes no minimum
-    rstd_at_zero = 1.0 if plan.tiny else None
+    rstd_at_zero, how = 1.0 if plan.tiny else None, {"centred": plan.centred, "divides": plan.divides}
     if vacant or library.on_host(x):
-        done = kernels.standardize(
-            xp, x, groups=groups, eps=plan.addend, centred=plan.centred, rstd_at_zero=rstd_at_zero
-        )
+        done = kernels.standardize(xp, x, groups=groups, eps=plan.addend, rstd_at_zero=rstd_at_zero, **how)
         if vacant or in_range(plan, done.stats.var):
             return done
-    return kernels.standardize_scaled(xp, x, groups=groups, eps=plan.eps, centred=plan.centred, subnormal=subnormal)
+    return kernels.standardize_scaled(xp, x, groups=groups, eps=plan.eps, subnormal=subnormal, **how)
 
 
 def standardize_by(call: Call, stats: Stats) -> Standardized:
@@ -98,12 +107,15 @@ def standardize_by(call: Call, stats: Stats) -> Standardized:
     xp, x = plan.library.xp, plan.library.cast(call.x, plan.dtype)
     with plan.library.quiet():
         kept = weighting.without_padding(xp, x, weighted.weights)
-        done = kernels.standardize_with(xp, kept, stats, eps=plan.addend)
+        done = kernels.standardize_with(xp, kept, stats, eps=plan.addend, divides=plan.divides)
         return weighting.with_padding(xp, x, done, weighted.weights)
 
 
 def affine(call: Call, of: Standardized) -> Array:
     """The normalized array in the dtype and the shape of the caller's x."""
+    if call.plan.inverse:
+        y = kernels.denormalize(call.plan.library.xp, of.xhat, call.gamma, None, of.stats, of.rstd)
+        return call.plan.from_view(y, call.x.dtype)
     y = _without_xhat(call, of)
     if y is None:
         y = kernels.affine(of.xhat, call.gamma, call.beta, ops=call.plan.library.ops)

@@ -28,10 +28,12 @@ from anynorm.kernels.scaling import (
     scale_of,
     scaled,
     smallest_normal,
+    unscaled,
 )
 from anynorm.kernels.standardizing import (
     affine,
     by,
+    denormalize,
     inverse_root,
     standardize,
     standardize_scaled,
@@ -74,6 +76,7 @@ __all__ = [
     "by",
     "cotangent",
     "cut",
+    "denormalize",
     "deviations",
     "extremes",
     "factors",
@@ -101,6 +104,7 @@ __all__ = [
     "standardizer",
     "subtract_mean",
     "total",
+    "unscaled",
     "weighted_mean",
     "wide_statistics",
 ]

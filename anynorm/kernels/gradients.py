@@ -17,8 +17,9 @@ class GradientSums(NamedTuple):
     """The `anchor` of g; None for 0."""
     rest: Array | None
     """sum(g - w * mean); None where x was not centred."""
-    product: Array
-    """sum((g - w * mean) * xhat); a g that is nearly all mean would lose in g * xhat what else it has to say."""
+    product: Array | None
+    """sum((g - w * mean) * xhat); a g that is nearly all mean would lose in g * xhat what else it has to say. None
+    where x was divided by nothing."""
     weight: Any
     """sum(w)."""
     level: Array | None = None
@@ -57,10 +58,13 @@ def input_gradient(
 
     rstd * (g - p * sum(g) - p * xhat * sum(g * xhat)), where g = dy * gamma, and p is the share of a number in its
     group; sum(g) stays where x was not centred.
+    Where x was divided by nothing there is no rstd and no xhat, and it is g - p * sum(g).
     A gamma that is `last` is one number for each group. Where it varies, a `power` of two near rstd goes to g first: so
     g has all its digits if the gradient has.
     """
     if groups is None:
+        if of.rstd is None:
+            return places.result.multiply(dy, 1.0)  # never the caller's own array
         return scaled(xp, dy, gamma, of.rstd, places=places, exact=exact)
     g = dy if last else cotangent(xp, dy, gamma, power, places=places, exact=exact)
     g, sums = gradient_sums(xp, g, of.xhat, groups=groups, centred=centred, places=places)
@@ -101,7 +105,7 @@ def one_per_group(gamma: Array | None, axes: tuple[int, ...]) -> bool:
 def gradient_sums(
     xp: Namespace,
     g: Array,
-    xhat: Array,
+    xhat: Array | None,
     *,
     groups: Reduction,
     centred: bool,
@@ -113,25 +117,25 @@ def gradient_sums(
     if centred:
         mean = groups.anchor(xp, g)
         g = less_anchor(g, mean, groups.each, ops=places.result)
-        rest, level = groups.total(xp, g), groups.mean(xp, xhat) if part else None
-    product = groups.total_product(xp, g, xhat, ops=places.product)
+        rest, level = groups.total(xp, g), groups.mean(xp, xhat) if part and xhat is not None else None
+    product = None if xhat is None else groups.total_product(xp, g, xhat, ops=places.product)
     return g, GradientSums(mean, rest, product, groups.weight, level)
 
 
 def merge_gradient_sums(xp: Namespace, parts: list[GradientSums]) -> GradientSums:
     """What g adds up to over parts of the groups, together."""
     weight = sum(part.weight for part in parts)
-    product = sum(part.product for part in parts)
+    products, level = [part.product for part in parts if part.product is not None], None
+    product = sum(products) if products else None
     if parts[0].rest is None:
         return GradientSums(None, None, product, weight)
     shares = [part.weight / positive(xp, weight) for part in parts]
-    mean, level = (
-        sum(share * value for share, value in zip(shares, values, strict=True))
-        for values in zip(*((part.mean, part.level) for part in parts), strict=True)
-    )
+    mean = sum(share * part.mean for share, part in zip(shares, parts, strict=True))
     moved = [part.weight * (part.mean - mean) for part in parts]
     rest = sum(step + part.rest for step, part in zip(moved, parts, strict=True))
-    product = product + sum(step * part.level for step, part in zip(moved, parts, strict=True))
+    if product is not None:
+        level = sum(share * part.level for share, part in zip(shares, parts, strict=True))
+        product = product + sum(step * part.level for step, part in zip(moved, parts, strict=True))
     return GradientSums(mean, rest, product, weight, level)
 
 
@@ -178,10 +182,13 @@ def input_gradient_by_sums(
         product = product if sums.level is None else product - sums.rest * sums.level
         rest = sums.rest / weight
         g = ops.subtract(g, rest if each is None else each * rest)
-    xhat = of.xhat if each is None else places.xhat.multiply(of.xhat, each)  # first: it may be far out without weight
-    g = ops.subtract(g, places.xhat.multiply(xhat, product / weight))
+    if product is not None:  # xhat times its weight first: it may be far out without any
+        xhat = of.xhat if each is None else places.xhat.multiply(of.xhat, each)
+        g = ops.subtract(g, places.xhat.multiply(xhat, product / weight))
     if each is not None:
         g = xp.where(sums.weight > 0, g, xp.zeros_like(g))
+    if of.rstd is None:
+        return g
     rstd = of.rstd if power is None else of.rstd / power
     return scaled(xp, g, gamma, rstd, places=places._replace(product=PURE), exact=exact)
 

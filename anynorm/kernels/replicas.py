@@ -84,6 +84,7 @@ def standardize(
     join: Join,
     constant: Callable[[Array], Array],
     subnormal: Array | None = None,
+    divides: bool = True,
 ) -> Standardized:
     """`standardize_scaled` by the statistics of the numbers of all replicas."""
     weights = groups.weights
@@ -95,9 +96,9 @@ def standardize(
     bottom, top = local.bounds(xp, kept)
     _, stats = deviations(xp, kept, groups=local, centred=True, constant=(bottom == top, top))
     stats = joined_statistics(xp, stats, local.weight, weights, join, constant)
-    done = standardize_with(xp, kept, stats, eps=scale.eps, rstd_at_zero=scale.rstd_at_zero)
+    done = standardize_with(xp, kept, stats, eps=scale.eps, rstd_at_zero=scale.rstd_at_zero, divides=divides)
     done = scale.undo(xp, with_padding(xp, x, done, weights))
-    if eps < smallest_normal(xp, x.dtype):
+    if not divides or eps < smallest_normal(xp, x.dtype):
         return done
     # of equal numbers it is known without the power of two, which may leave it no room
     rstd_of_constant = xp.zeros_like(done.rstd) + 1 / math.sqrt(eps)
@@ -127,10 +128,11 @@ def joined_statistics(
 
 def joined_gradient_sums(xp: Namespace, own: GradientSums, weight: Array, join: Join) -> GradientSums:
     """What g adds up to over all replicas, whose weights are `weight` together, from what it does over this `own`."""
-    nothing = xp.zeros_like(own.product)
+    nothing = xp.zeros_like(own.rest)
     anchor = nothing if own.mean is None else own.mean
     mean = join(own.rest + own.weight * anchor)[0] / positive(xp, weight)
     mean = xp.where(xp.isfinite(mean), mean, nothing)
     moved = own.weight * (anchor - mean)
-    (rest,), (product,) = join(own.rest + moved), join(own.product + moved * own.level)
+    (rest,) = join(own.rest + moved)
+    product = None if own.product is None else join(own.product + moved * own.level)[0]
     return GradientSums(mean, rest, product, weight)

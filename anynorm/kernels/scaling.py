@@ -49,6 +49,40 @@ def scaled(
     return multiply(x, places.product.multiply(gamma, rstd) if all(within) else gamma * rstd)
 
 
+def unscaled(
+    xp: Namespace, x: Array, gamma: Array | None, rstd: Array, *, places: Outputs = NEW, exact: bool = False
+) -> Array:
+    """x / gamma / rstd, the way back from `scaled`; `exact` says that 1 / gamma, times 1 / rstd, has all its digits."""
+    multiply = places.result.multiply
+    if gamma is None:
+        return multiply(x, xp.reciprocal(rstd))
+    if exact:
+        return multiply(x, xp.reciprocal(gamma) * xp.reciprocal(rstd))
+    one, other = inverse_factors(xp, gamma, rstd)
+    return multiply(multiply(x, one), other)
+
+
+def inverse_factors(xp: Namespace, gamma: Array, rstd: Array) -> tuple[Array, Array]:
+    """`factors` of 1 / gamma and 1 / rstd, which is a root and in the middle of the range.
+
+    It has room for a power of two that the reciprocal of a very large or small gamma needs.
+    """
+    both = gamma * rstd
+    one, least, step = xp.ones_like(both), smallest_normal(xp, both.dtype), float(xp.finfo(both.dtype).eps) / 2
+    whole = _within(xp, both, least)
+    power = xp.where(xp.abs(gamma) > 1, one * step, one / step)
+    power = xp.where(_within(xp, gamma, least), one, power)
+    root = power / rstd
+    other = xp.reciprocal(xp.where(whole, one, gamma * power))
+    return xp.where(whole, xp.reciprocal(xp.where(whole, both, one)), root), other
+
+
+def _within(xp: Namespace, x: Array, least: float) -> Array:
+    """Whether a number and its reciprocal have all their digits."""
+    size = xp.abs(x)
+    return (size >= least) & ~(size > 1 / least)
+
+
 def power_of_two(xp: Namespace, x: Array) -> Array:
     """The largest power of two in a normal number above 0, by operations that are rounded as IEEE 754 has it.
 
@@ -92,7 +126,10 @@ class Scale(NamedTuple):
 
     def undo(self, xp: Namespace, scaled: Standardized) -> Standardized:
         """What x is standardized to, from what x * unit is."""
-        return scaled._replace(rstd=self.undo_rstd(xp, scaled.rstd), stats=self.undo_stats(scaled.stats))
+        stats = self.undo_stats(scaled.stats)
+        if scaled.rstd is None:
+            return scaled._replace(xhat=scaled.xhat / self.unit, stats=stats)
+        return scaled._replace(rstd=self.undo_rstd(xp, scaled.rstd), stats=stats)
 
     def undo_stats(self, stats: Stats) -> Stats:
         """The statistics of x, from those of x * unit."""

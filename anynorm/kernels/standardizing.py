@@ -2,9 +2,9 @@
 
 from typing import Any, NamedTuple
 
-from anynorm.kernels.ops import PURE, Array, Namespace, Ops
+from anynorm.kernels.ops import PURE, Array, Namespace, Ops, Outputs
 from anynorm.kernels.reductions import Sums, WideReduction
-from anynorm.kernels.scaling import extremes, limits, scale_of, smallest_normal
+from anynorm.kernels.scaling import extremes, limits, scale_of, smallest_normal, unscaled
 from anynorm.kernels.statistics import Standardized, Stats, deviations, wide_statistics
 from anynorm.kernels.weighting import WeightedSums, with_padding, without_padding
 
@@ -18,9 +18,11 @@ def standardize(
     centred: bool,
     rstd_at_zero: float | Array | None = 1.0,
     constant: tuple[Array, Array] | None = None,
+    divides: bool = True,
 ) -> Standardized:
     """(x - mean) / sqrt(var + eps) in each group; without `centred` the mean is taken to be 0.
 
+    What does not `divide` is x - mean, and has no rstd.
     `rstd_at_zero` is what 1 / sqrt(var + eps) becomes where it is 1 / 0, and None where it never is; `constant` is for
     `deviations`. Shares add up to 1 but for rounding, which would leave equal numbers a spread: they are looked for.
     """
@@ -32,8 +34,10 @@ def standardize(
     d, stats = deviations(xp, kept, groups=groups, centred=centred, constant=constant)
     if constant is not None:  # the derivative of a root is infinite beside no eps, and 0 times that is no number
         stats = stats._replace(var=xp.where(stats.var == 0, xp.zeros_like(stats.var), stats.var))
-    rstd = inverse_root(xp, stats.var + eps, rstd_at_zero=rstd_at_zero)
-    done = Standardized(d * rstd, rstd, stats)
+    done = Standardized(d, None, stats)
+    if divides:
+        rstd = inverse_root(xp, stats.var + eps, rstd_at_zero=rstd_at_zero)
+        done = Standardized(d * rstd, rstd, stats)
     return done if weights is None else with_padding(xp, x, done, weights)
 
 
@@ -45,6 +49,7 @@ def standardize_scaled(
     eps: float,
     centred: bool,
     subnormal: Array | None = None,
+    divides: bool = True,
 ) -> Standardized:
     """`standardize` for numbers of any size: a power of two is taken out of each group, so that its squares exist.
 
@@ -54,15 +59,43 @@ def standardize_scaled(
     ends = groups.bounds(xp, x) if isinstance(groups, WeightedSums) else extremes(xp, x, groups=groups)
     scale = scale_of(xp, *ends, eps=eps, centred=centred)
     x, how = scale.apply(xp, x, subnormal), {"rstd_at_zero": scale.rstd_at_zero, "constant": scale.constant}
-    return scale.undo(xp, standardize(xp, x, groups=groups, eps=scale.eps, centred=centred, **how))
+    return scale.undo(xp, standardize(xp, x, groups=groups, eps=scale.eps, centred=centred, divides=divides, **how))
 
 
 def standardize_with(
-    xp: Namespace, x: Array, stats: Stats, *, eps: float | Array, rstd_at_zero: float | Array | None = 1.0
+    xp: Namespace,
+    x: Array,
+    stats: Stats,
+    *,
+    eps: float | Array,
+    rstd_at_zero: float | Array | None = 1.0,
+    divides: bool = True,
 ) -> Standardized:
     """(x - mean) / sqrt(var + eps) for statistics that are given: inference."""
+    d = subtract_mean(x, stats)
+    if not divides:
+        return Standardized(d, None, stats)
     rstd = inverse_root(xp, stats.var + eps, rstd_at_zero=rstd_at_zero)
-    return Standardized(subtract_mean(x, stats) * rstd, rstd, stats)
+    return Standardized(d * rstd, rstd, stats)
+
+
+def denormalize(
+    xp: Namespace,
+    y: Array,
+    gamma: Array | None,
+    beta: Array | None,
+    stats: Stats,
+    rstd: Array,
+    *,
+    ops: Ops = PURE,
+    exact: bool = False,
+) -> Array:
+    """(y - beta) / gamma / rstd + mean, the way back from `standardize_with` and `affine`; `exact` as in `unscaled`."""
+    y = y if beta is None else ops.subtract(y, beta)
+    y = unscaled(xp, y, gamma, rstd, places=Outputs(result=ops), exact=exact)
+    for part in (stats.mean_lo, stats.mean):
+        y = y if part is None else ops.add(y, part)
+    return y
 
 
 class Standardizer(NamedTuple):
@@ -78,13 +111,13 @@ class Standardizer(NamedTuple):
 
 
 def standardize_wide(
-    xp: Namespace, x: Array, *, groups: WideReduction, eps: float, centred: bool, dtype: Any
+    xp: Namespace, x: Array, *, groups: WideReduction, eps: float, centred: bool, dtype: Any, divides: bool = True
 ) -> Standardized:
     """`standardize` for numbers of any size, by sums in a wide dtype, which the statistics are of."""
     stats = wide_statistics(xp, xp.astype(x, dtype), groups=groups, centred=centred)
     if stats.mean is not None:
         stats = stats._replace(mean_lo=xp.zeros_like(stats.mean))
-    rstd = inverse_root(xp, stats.var + eps, rstd_at_zero=1.0)
+    rstd = inverse_root(xp, stats.var + eps, rstd_at_zero=1.0) if divides else xp.ones_like(stats.var)
     return Standardized(by(x, standardizer(xp, stats, rstd, x.dtype)), rstd, stats)
 
 

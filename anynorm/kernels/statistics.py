@@ -34,8 +34,9 @@ class Standardized(NamedTuple):
     """An array brought to mean 0 and variance 1 in each of its groups, and what brought it there."""
 
     xhat: Array
+    """Without an rstd, x less its mean; on the way back, y less beta."""
     rstd: Array
-    """1 / sqrt(var + eps); where that is 1 / 0, 1."""
+    """1 / sqrt(var + eps); where that is 1 / 0, 1. None where nothing is divided by it."""
     stats: Stats
     padding: Array | None = None
     """What becomes of a number that weighs nothing if that is not finite, and 0 elsewhere; its xhat is 0."""

@@ -104,8 +104,9 @@ class Executor:
 
     def _call(self, norm, arrays, dy, options):
         """Forward alone, and with its pullback, which must agree; what they give is what the arrays are."""
-        import_of, has_moments = self.backend.numpy, norm not in (anynorm.rms_norm, anynorm.weight_norm)
-        arguments = arrays[: 2 if norm is anynorm.weight_norm else 3]
+        without = (anynorm.rms_norm, anynorm.weight_norm, anynorm.denormalize)
+        import_of, has_moments = self.backend.numpy, norm not in without
+        arguments = arrays[: 2 if norm in (anynorm.weight_norm, anynorm.center) else 3]
         while arguments[-1] is None:
             arguments.pop()
         if has_moments:

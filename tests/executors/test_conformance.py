@@ -13,7 +13,7 @@ from oracles import CASES, exact, groups_of
 import anynorm
 
 CENTRED = [case for case in CASES if case.norm not in (anynorm.rms_norm, anynorm.weight_norm)]
-GIVEN = [case for case in CASES if case.norm in (anynorm.normalize, anynorm.batch_norm)]
+GIVEN = [case for case in CENTRED if case.norm is not anynorm.layer_norm or case.options == {"axis": 1}]
 
 
 def runs_if(wanted):
@@ -410,6 +410,88 @@ def test_given_moments_are_constants(executor, case):
         _, params = parameters_of(case, kind, rng)
         found = executor.run(case.norm, x, dy, *params, moments=moments, **case.options)
         check(found, exact(case.norm, x, dy, *params, moments=moments, **case.options), finest(executor))
+
+
+BACK = [((3, 4, 5), (0, 2)), ((3, 4, 5), -1), ((6, 3), 0), ((40, 5, 30), (0, 2)), ((8, 60), 1), ((7,), 0)]
+
+
+@runs_if(lambda executor: executor.name != "replicas")
+@pytest.mark.parametrize("index", range(len(BACK)), ids=[str(each) for each in BACK])
+def test_the_way_back_is_its_formula(executor, index):
+    rng, (shape, axis) = np.random.default_rng(5), BACK[index]
+    y, dx = rng.standard_normal((2, *shape))
+    axes = tuple(i % len(shape) for i in np.atleast_1d(axis))
+    moments = [f([n for i, n in enumerate(shape) if i not in axes]) for f in (rng.standard_normal, rng.random)]
+    short, kept = (tuple(n if (i in axes) == own else 1 for i, n in enumerate(shape)) for own in (True, False))
+    kinds = [(kept, kept), (None, None), (short, short), (None, kept), (kept, None), (shape, kept), (short, shape)]
+    widest, narrow = executor.backend.widest, [each for each in executor.backend.narrow if each != "bfloat16"]
+    for sizes, dtype in executor.some([*zip(kinds, [widest, *narrow, widest] * 4, strict=False)], index):
+        gamma, beta = (None if size is None else rng.standard_normal(size) for size in sizes)
+        gamma = None if gamma is None else gamma + np.sign(gamma) * 0.5
+        numbers = [executor.backend.numpy(executor.backend.array(each, dtype)) for each in (y, dx)]
+        options = {"axis": axis, "moments": moments}
+        found = executor.run(anynorm.denormalize, *numbers, gamma, beta, dtype=dtype, parameters=widest, **options)
+        room = {"float16": 1e-3, "float32": 2e-6}.get(dtype, finest(executor))
+        check(found, exact(anynorm.denormalize, *numbers, gamma, beta, **options), room)
+
+
+def drawn_back(seed):
+    """The arrays of a way back whose result is in range, whatever lies between."""
+    rng = np.random.default_rng(seed)
+    dtype, most = (np.float32, 37) if rng.random() < 0.7 else (np.float64, 300)
+    of_gamma, root = rng.uniform(-most, most), rng.uniform(-most, most) / 2.1
+    least, largest = max(-most, -most - root + of_gamma), min(most, most - root + of_gamma)
+    size = rng.uniform(least, largest) if least + 1 < largest else 0.0
+    y, dx = rng.standard_normal((2, 3, 5, 8))
+    beside = [(1, 5, 1), (3, 1, 8), (1, 1, 1)][seed % 3]
+    gamma = rng.uniform(0.5, 2, beside) * rng.choice([-1, 1], beside)
+    mean, var = rng.standard_normal(5) * rng.choice([0, 1, 100]), rng.uniform(0.5, 2, 5)
+    result = 10.0 ** (size - of_gamma + root)
+    with np.errstate(all="ignore"):
+        of_y = (y * 10.0**size, rng.standard_normal(beside) * 10.0**size)
+        given = (mean * result, var * 10.0 ** (2 * root))
+        every = [each.astype(dtype) for each in (of_y[0], dx * 10.0**size, gamma * 10.0**of_gamma, of_y[1], *given)]
+    return every, float(np.log10(np.finfo(dtype).max) - 2) > abs(np.log10(result))
+
+
+@runs_if(lambda executor: executor.name != "replicas")
+@pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
+def test_the_way_back_of_numbers_of_any_magnitude_is_its_formula(executor):
+    many, compared = 4 if executor.name.startswith("cuda") else 8 if executor.compiles else 20, 0
+    for seed in range(many):
+        (y, dx, gamma, beta, *moments), in_range = drawn_back(seed)
+        if not in_range or (y.dtype == np.float64 and not executor.backend.float64):
+            continue
+        options = {"axis": (0, 2), "moments": moments, "eps": 0}
+        found = executor.run(anynorm.denormalize, y, dx, gamma, beta, dtype=str(y.dtype), **options)
+        expected = exact(anynorm.denormalize, y, dx, gamma, beta, **options)
+        for one, other in zip(found[:2], expected[:2], strict=True):
+            if executor.backend.library == "jax" and min(abs(each).max() for each in (y, dx, other)) < 1e-31:
+                continue  # as above
+            close(one, other, 2e-6 if y.dtype == np.float32 else 4e-15)
+            compared += 1
+    assert compared > many / 2
+
+
+@runs_if(lambda executor, size: executor.name != "replicas" and executor.picks(CENTER_SIZES.index(size)))
+@pytest.mark.parametrize("size", CENTER_SIZES := [(1e6, 1), (0, 1e37), (-2e38, 1e37), (0, 1e-36), (1e4, 1)], ids=str)
+def test_center_is_exact_at_every_offset_and_magnitude(executor, size):
+    rng, (offset, spread) = np.random.default_rng(0), size
+    for shape, axis in executor.some(
+        [((8, 6, 99), (0, 2)), ((32, 1000), -1), ((5000, 6), 0)], CENTER_SIZES.index(size)
+    ):
+        x = (rng.standard_normal(shape) * spread + offset).astype(np.float32)
+        dy = (rng.standard_normal(shape) * 1e-2 + 1).astype(np.float32)
+        found = executor.run(anynorm.center, x, dy, dtype="float32", axis=axis)
+        expected = exact(anynorm.center, x, dy, axis=axis)
+        y = expected.y
+        if executor.backend.library == "jax":  # XLA has no subnormal numbers
+            y = np.where(np.abs(y) < float(np.finfo(np.float32).smallest_normal), found.y, y)
+        close(found.y, y, executor.bound(3e-7))
+        if executor.name != "jit":  # JAX differentiates by itself, and does not take the mean of dy away first
+            close(found.dx, expected.dx, executor.bound(3e-6))
+        unit = np.longdouble(2.0**-23) * np.abs(expected.mean) + np.longdouble(1e-6 * spread)
+        close(found.mean / unit, expected.mean / unit, 1, relative=False)
 
 
 @runs_if(lambda executor, offset, shape: executor.picks(offset not in (0.9, 1e6)))

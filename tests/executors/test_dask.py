@@ -76,7 +76,9 @@ def test_empty_chunks_and_single_numbers_make_no_difference(index):
         kept = () if axis is None else sorted(each % len(shape) for each in np.atleast_1d(axis))
         parameters = [rng.random([shape[each] for each in kept])]
     else:
-        parameters = [rng.standard_normal([n if rng.random() < 0.6 else 1 for n in shape]) for _ in range(2)]
+        parameters = [
+            rng.standard_normal([n if rng.random() < 0.6 else 1 for n in shape]) for _ in range(case.parameters)
+        ]
         if seed % 2:
             mask = rng.random([n if rng.random() < 0.6 else 1 for n in shape])
             weights = {"weights": mask > 0.4 if seed == 1 else mask * (mask > 0.3)}

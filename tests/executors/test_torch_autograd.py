@@ -181,7 +181,8 @@ def test_x_gamma_and_the_statistics_are_all_that_is_saved(backend, torch, case):
         calling(case)(*arrays)
     centred = case.norm not in (anynorm.rms_norm, anynorm.weight_norm)
     groups = len({case.set_of(index) for index in np.ndindex(*case.shape)})
-    assert sorted(map(np.prod, shapes)) == sorted([arrays[0].numel(), arrays[1].numel()] + [groups] * (1 + 2 * centred))
+    kept = [] if case.norm is anynorm.center else [arrays[0].numel(), arrays[1].numel()]
+    assert sorted(map(np.prod, shapes)) == sorted(kept + [groups] * (1 + 2 * centred))
     with saved(torch) as shapes:
         calling(case)(*[each.detach() for each in arrays[:-1]], arrays[-1])
     if case.norm is not anynorm.weight_norm:  # beta alone: its gradient is a sum of cotangents

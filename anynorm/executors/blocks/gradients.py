@@ -57,7 +57,7 @@ def backward(call: Call, dy: Array, wanted: Wanted, stats: Stats) -> Gradients |
     dx = None if wanted.dtype is None else plan.library.empty(plan.view.shape, dy, wanted.dtype)
     totals = [None if shape is None else _Total(shape, dy, plan.dtype) for shape in wanted.parameters]
     # products with xhat need a place of their own; else they take none, or that of the result
-    apart = dx is None or call.weights is not None or not (library.blas_sums and trailing(plan))
+    apart = dx is None or call.weights is not None or plan.inverse or not (library.blas_sums and trailing(plan))
     # a block of dy is copied first where it has another dtype, or its rows are not rows in memory
     copies = not (library.adds(dy, plan.dtype) and library.in_rows(dy))
     casts = dx is not None and dx.dtype != plan.dtype
@@ -124,7 +124,7 @@ class _Run(NamedTuple):
     dy: Array
     wanted: Wanted
     stats: Stats
-    rstd: Array
+    rstd: Array | None
     power: Array | None
     """For `kernels.input_gradient`."""
     exact: bool
@@ -195,10 +195,17 @@ class _Run(NamedTuple):
         groups: Any = groups_of(plan, shape, repeated=call.weights is None)
         rstd, power = (repeated(plan, cut(each, block), dy) for each in (self.rstd, self.power))
         xhat = None
-        if call.x is not None:
+        if plan.inverse:  # what is added up is the gradient itself, and its products with y less beta
+            gamma, beta = (repeated(plan, cut(each, block), dy) for each in (call.gamma, call.beta))
+            dy = kernels.unscaled(xp, dy, gamma, rstd, places=Outputs(result=places.result), exact=self.exact)
+            if call.x is not None and self.wanted.of_gamma:
+                x = plan.library.cast(call.x[block], plan.dtype)
+                xhat = x if beta is None else places.xhat.subtract(x, beta)
+        elif call.x is not None and (plan.divides or call.weights is not None):
             own = Stats(*(repeated(plan, each, dy) for each in stats_within(self.stats, block)))
             x = plan.library.cast(call.x[block], plan.dtype)
-            xhat = places.xhat.multiply(kernels.subtract_mean(x, own, ops=places.xhat), rstd)
+            xhat = kernels.subtract_mean(x, own, ops=places.xhat)
+            xhat = xhat if rstd is None else places.xhat.multiply(xhat, rstd)
         if call.weights is not None:
             weights = weights_within(plan, call.weights, block, shape)
             sums = call.weights.sums[within(call.weights.sums, block)]
@@ -206,7 +213,7 @@ class _Run(NamedTuple):
                 dy, xhat = weighting.gradient_without_padding(xp, dy, xhat, weights.each, sums)
             groups = WeightedSums(groups.by(1.0), weights, places.product)
         last = call.gamma_last
-        of = Standardized(xhat, rstd, self.stats)
+        of = Standardized(xhat if plan.divides else None, rstd, self.stats)
         return _Part(call, target, places, groups, dy, cut(call.gamma, block), last, of, power, self.exact)
 
 
@@ -243,7 +250,9 @@ class _Part(NamedTuple):
         """Write the gradient of x: by the sums of the groups, of whole groups, or by statistics that are `given`."""
         plan, xp = self.call.plan, self.call.plan.library.xp
         how: dict[str, Any] = {"places": self.places, "exact": self.exact}
-        if sums is None:
+        if plan.inverse:
+            dx = self.dy
+        elif sums is None:
             groups = None if given else self.sums
             how |= {"groups": groups, "centred": plan.centred, "last": self.last, "power": self.power}
             dx = kernels.input_gradient(xp, self.dy, self.gamma, self.of, **how)

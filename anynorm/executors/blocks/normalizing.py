@@ -10,7 +10,7 @@ from anynorm import kernels
 from anynorm.calls import Call
 from anynorm.calls.blocks import Block, blocks, both, within
 from anynorm.calls.call import Normalized
-from anynorm.calls.conditions import in_range, resolved, root, within_spread
+from anynorm.calls.conditions import exact_product, in_range, resolved, root, within_spread
 from anynorm.calls.weights import weighed
 from anynorm.executors.blocks.parts import (
     SHORT,
@@ -89,7 +89,11 @@ def _write(call: Call, y: Array | None, in_place: bool, keep: bool) -> Stats:
     largest = math.prod([each.stop - each.start for each in both(grid.groups[0], grid.parts[0])])
     threads = shared(plan, made * largest)
     many = len(grid.groups) >= threads
-    run = _Run(call, y, in_place, 1 if many else threads, Workspace(largest, call.x, plan.dtype))
+    exact = False
+    if call.stats is not None and call.gamma is not None:
+        with plan.library.quiet():
+            exact = exact_product(plan, root(plan, call.stats), plan.library.extent(call.gamma))
+    run = _Run(call, y, in_place, exact, 1 if many else threads, Workspace(largest, call.x, plan.dtype))
 
     def work(block: Block) -> None:
         if call.stats is not None:
@@ -118,6 +122,8 @@ class _Run(NamedTuple):
     """In the view; None where the statistics are all that is asked for."""
     in_place: bool
     """Whether the result's own place may be worked in."""
+    exact: bool
+    """For `kernels.scaled`."""
     threads: int
     workspace: Workspace
 
@@ -180,7 +186,8 @@ class _Run(NamedTuple):
                 else:
                     weights = weights_within(plan, call.weights, block, shape)
                     groups = WeightedSums(plain.by(1.0), weights, squares)
-            yield _Part(call, groups, x, cut(call.gamma, block), cut(call.beta, block), y, library.into(place), squares)
+            beside = (cut(call.gamma, block), cut(call.beta, block))
+            yield _Part(call, groups, x, *beside, y, library.into(place), squares, self.exact)
 
 
 class _Part(NamedTuple):
@@ -195,6 +202,7 @@ class _Part(NamedTuple):
     y: Array | None
     ops: Ops
     squares: Ops
+    exact: bool
 
     def stats(self, scale: Scale | None) -> PartStats:
         """The statistics of a part of some groups."""
@@ -218,25 +226,33 @@ class _Part(NamedTuple):
             stats = Stats(stats.mean, stats.mean_lo + left.mean, left.var)
         return d, stats
 
-    def apply(self, stats: Stats, rstd: Array, scale: Scale | None) -> None:
-        """Normalize by statistics that are known, and write the result."""
+    def apply(self, stats: Stats, rstd: Array | None, scale: Scale | None) -> None:
+        """Normalize by statistics that are known, or go back, and write the result."""
         plan, x = self.call.plan, self._scaled(scale)
         own = Stats(*(repeated(plan, each, x) for each in stats))
+        if plan.inverse:
+            rstd, gamma, beta = (repeated(plan, each, x) for each in (rstd, self.gamma, self.beta))
+            self._put(kernels.denormalize(plan.library.xp, x, gamma, beta, own, rstd, ops=self.ops, exact=self.exact))
+            return
         self.finish(kernels.subtract_mean(x, own, ops=self.ops), rstd)
 
-    def finish(self, d: Array, rstd: Array) -> None:
+    def finish(self, d: Array, rstd: Array | None) -> None:
         """Write d * rstd * gamma + beta."""
         plan, ops = self.call.plan, self.ops
         if self.y is None:
             return
         rstd, gamma, beta = (repeated(plan, each, d) for each in (rstd, self.gamma, self.beta))
         if gamma is not None and (self.call.stats is not None or plan.eps > 1):  # what lies between may be out of range
-            d, gamma = kernels.scaled(plan.library.xp, d, gamma, rstd, places=Outputs(result=ops)), None
-        else:
+            places = Outputs(result=ops)
+            d, gamma = kernels.scaled(plan.library.xp, d, gamma, rstd, places=places, exact=self.exact), None
+        elif rstd is not None:
             d = ops.multiply(d, rstd)
-        y = kernels.affine(d, gamma, beta, ops=ops)
+        self._put(kernels.affine(d, gamma, beta, ops=ops))
+
+    def _put(self, y: Array) -> None:
+        """Write the result to its place, unless it is there."""
         if y is not self.y:
-            plan.library.assign(self.y, y)
+            self.call.plan.library.assign(self.y, y)
 
     def _scaled(self, scale: Scale | None) -> Array:
         if scale is None:  # padding that is no number shows in the statistics, which are then found in a scale

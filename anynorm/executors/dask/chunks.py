@@ -13,7 +13,7 @@ from typing import Any
 from anynorm.arrays import counts
 from anynorm.arrays.checks import name_of, same_shape
 from anynorm.arrays.dask import in_chunks
-from anynorm.calls import Call, Plan, Wanted, layouts
+from anynorm.calls import Call, Norm, Plan, Wanted, layouts
 from anynorm.calls.call import Gradients, Normalized
 from anynorm.executors.dask import tasks
 from anynorm.executors.dask.graph import STATISTICS, again, map_chunks, reduce_chunks
@@ -118,7 +118,8 @@ def _map(task: Callable[..., Any], call: Call, *others: Array | None, axes: tupl
     beside = (None if each is None else _beside(call.x, each) for each in (call.gamma, call.beta, weights, *others))
     plan = call.plan
     divisor = 1 if plan.groups.divisor == 1 and not plan.centred else None
-    job = Job(plan.view.axes, plan.eps, plan.centred, divisor, name_of(plan.dtype))
+    norm = Norm(layouts.chunk, ("axes",), plan.centred, divisor, plan.divides, plan.inverse)
+    job = Job(plan.view.axes, plan.eps, norm, name_of(plan.dtype))
     return map_chunks(partial(tasks.run, task, job), call.x, *beside, axes=axes)
 
 

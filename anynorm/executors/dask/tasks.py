@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from anynorm import calls, kernels
 from anynorm.arrays.library import Library
 from anynorm.arrays.recognize import library_of
-from anynorm.calls import Call, Norm, Wanted, layouts
+from anynorm.calls import Call, Norm, Wanted
 from anynorm.calls.blocks import Block
 from anynorm.calls.call import Gradients, Normalized
 from anynorm.executors import eager
@@ -27,9 +27,8 @@ class Job(NamedTuple):
 
     axes: tuple[int, ...]
     eps: float
-    centred: bool
-    divisor: int | None
-    """1 where the norm of a group is a sum."""
+    norm: Norm
+    """Of `layouts.chunk`; its divisor is 1 where the norm of a group is a sum."""
     dtype: str
     """That of the statistics."""
 
@@ -55,10 +54,9 @@ class Chunk(NamedTuple):
 
     def call(self, *given: Array | None, moments: bool = False) -> Call:
         """The call on it; by statistics beside x, if they are given; or for its statistics alone."""
-        axes, eps, centred, divisor, dtype = self.job
-        norm = Norm(layouts.chunk, ("axes",), centred, divisor, moments=moments)
+        axes, eps, norm, dtype = self.job
         how: dict[str, Any] = {"eps": eps, "weights": self.weights, "dtype": dtype if moments else None}
-        call = calls.prepare(norm, (axes,), self.x, self.gamma, self.beta, **how)
+        call = calls.prepare(norm._replace(moments=moments), (axes,), self.x, self.gamma, self.beta, **how)
         return call._replace(stats=_reshaped(Stats(*given), call.plan.stats.shape)) if given else call
 
 
@@ -82,7 +80,7 @@ class ChunkStats(NamedTuple):
         """The power of two that makes the numbers safe to square, and what goes with it."""
         xp = library_of("x", self.high).xp
         low, high = weighting.found(xp, self.low, self.high, self.weight > 0)
-        return kernels.scale_of(xp, low, high, eps=self.job.eps, centred=self.job.centred)
+        return kernels.scale_of(xp, low, high, eps=self.job.eps, centred=self.job.norm.centred)
 
     @property
     def stats(self) -> Stats:
@@ -115,6 +113,9 @@ def normalize(chunk: Chunk, *given: Array | None) -> Normalized:
 def normalize_by(chunk: Chunk, of: ChunkStats) -> Array:
     """A chunk by the statistics of all chunks of its groups; 0, and then beta, in a group without weight."""
     library, scale = chunk.library, of.scale
+    if not chunk.job.norm.divides:  # and squares nothing
+        x = _with_weight(library.xp, chunk.x, of)
+        return normalize(chunk._replace(x=x, weights=None), *of.stats).y
     x = _with_weight(library.xp, _times(library.xp, chunk.x, scale.unit), of)
     stats = of.scaled._replace(var=of.scaled.var + scale.eps)
     y = normalize(chunk._replace(job=chunk.job._replace(eps=0.0), x=x, weights=None), *stats).y
@@ -158,9 +159,9 @@ def combine_stats(parts: list[ChunkStats]) -> ChunkStats:
         for part, weight in zip(parts, weights, strict=True):
             own = part.scale
             stats = own._replace(unit=own.unit / scale.unit).undo_stats(part.scaled)
-            found.append(PartStats(stats, job.divisor or weight))
-        mean, rest, var = merge_parts(xp, found, job.divisor or math.nan).stats
-        if job.centred:  # where all numbers are one and the same, that is their mean to the last bit
+            found.append(PartStats(stats, job.norm.divisor or weight))
+        mean, rest, var = merge_parts(xp, found, job.norm.divisor or math.nan).stats
+        if job.norm.centred:  # where all numbers are one and the same, that is their mean to the last bit
             constant, value = scale.constant
             mean = xp.where(constant, value, mean)
             rest, var = (xp.where(constant, xp.zeros_like(each), each) for each in (rest, var))
@@ -170,9 +171,13 @@ def combine_stats(parts: list[ChunkStats]) -> ChunkStats:
 def gradients(wanted: Wanted, chunk: Chunk, dy: Array, *given: Array | None) -> Gradients:
     """The gradients of a chunk of whole groups, or by statistics that are given."""
     xp, shapes = chunk.library.xp, wanted.within(chunk.block)
-    if shapes[1:] and shapes[1] is not None:  # says, by its shape alone, which axes may be computed as one
+    inverse = chunk.job.norm.inverse
+    if (
+        shapes[1:] and shapes[1] is not None and not inverse
+    ):  # says, by its shape alone, which axes may be computed as one
         chunk = chunk._replace(beta=xp.ones(shapes[1], dtype=dy.dtype, device=chunk.library.device(dy)))
-    call = chunk.call(*given)._replace(beta=None)
+    call = chunk.call(*given)
+    call = call if inverse else call._replace(beta=None)
     plan, dtype = call.plan, chunk.x.dtype
     wanted = Wanted(dtype, tuple(None if shape is None else plan.view.of(shape) for shape in shapes))
     stats = call.stats or eager.statistics(call)
@@ -186,7 +191,7 @@ def gradient_sums(wanted: Wanted, chunk: Chunk, dy: Array, of: ChunkStats) -> tu
     xp, groups = chunk.library.xp, Sums(chunk.job.axes, 1.0, chunk.library.block)
     dy, g, xhat, _, each, _ = _cotangent(chunk, dy, of)
     own = WeightedSums(groups, Weights(each, weighting.summed(xp, each, g.shape, groups=groups)))
-    return kernels.gradient_sums(xp, g, xhat, groups=own, centred=chunk.job.centred, part=True)[1], *(
+    return kernels.gradient_sums(xp, g, xhat, groups=own, centred=chunk.job.norm.centred, part=True)[1], *(
         None if shape is None else kernels.parameter_gradient(xp, dy, factor, shape, block=groups.block)
         for shape, factor in zip(wanted.within(chunk.block), (xhat, None), strict=False)
     )
@@ -194,7 +199,7 @@ def gradient_sums(wanted: Wanted, chunk: Chunk, dy: Array, of: ChunkStats) -> tu
 
 def combine_gradient_sums(parts: list[GradientSums]) -> GradientSums:
     """The sums of several chunks together."""
-    library = library_of("dy", parts[0].product)
+    library = library_of("dy", parts[0].weight)
     with library.quiet():
         return kernels.merge_gradient_sums(library.xp, parts)
 
@@ -203,7 +208,7 @@ def input_gradient(chunk: Chunk, dy: Array, of: ChunkStats, sums: GradientSums, 
     """The gradient of a chunk of x by the sums of all chunks of its groups; a gamma that is `last` is one a group."""
     xp = chunk.library.xp
     _, g, xhat, rstd, each, power = _cotangent(chunk, dy, of)
-    if chunk.job.divisor:
+    if chunk.job.norm.divisor:
         sums = sums._replace(weight=xp.ones_like(sums.weight))
     dx = kernels.input_gradient_of_part(xp, g, sums, Standardized(xhat, rstd, of.scaled), each, last, power)
     return xp.astype(dx, chunk.x.dtype, copy=False)
@@ -215,14 +220,17 @@ def add(parts: list[Array]) -> Array:
         return sum(parts[1:], start=parts[0])
 
 
-def _cotangent(chunk: Chunk, dy: Array, of: ChunkStats) -> tuple[Array, Array, Array, Array, Array, Array | None]:
+def _cotangent(chunk: Chunk, dy: Array, of: ChunkStats) -> tuple[Array, Array, Any, Any, Array, Array | None]:
     """dy; g, the gradient of xhat, times a power of two; xhat; rstd; the weights; and the power, if there is one.
 
-    Where x weighs nothing and xhat is not finite, it is 0, and so is dy; g is so in a group without weight.
+    Where x weighs nothing and xhat is not finite, it is 0, and so is dy; g is so in a group without weight. Where
+    nothing is divided by rstd there is none, and no xhat.
     """
-    library, scale, dtype = chunk.library, of.scale, of.high.dtype
+    library, scale, dtype, divides = chunk.library, of.scale, of.high.dtype, chunk.job.norm.divides
     xp, x = library.xp, library.xp.astype(chunk.x, dtype, copy=False)
-    xhat = normalize_by(chunk._replace(x=x, gamma=None, beta=None), of)
+    xhat = None
+    if divides or chunk.weights is not None:
+        xhat = normalize_by(chunk._replace(x=x, gamma=None, beta=None), of)
     if chunk.weights is None:
         each = xp.ones((1,) * x.ndim, dtype=dtype, device=library.device(x))
     else:
@@ -230,6 +238,8 @@ def _cotangent(chunk: Chunk, dy: Array, of: ChunkStats) -> tuple[Array, Array, A
         lost = (each == 0) & ~xp.isfinite(xhat)
         if bool(xp.any(lost)):
             xhat, dy = (xp.where(lost, xp.zeros_like(values), values) for values in (xhat, dy))
+    if not divides:
+        return dy, _with_weight(xp, dy, of), None, None, each, None
     rstd = kernels.inverse_root(xp, of.scaled.var + scale.eps, rstd_at_zero=scale.rstd_at_zero)
     rstd = scale.undo_rstd(xp, rstd)
     power = None if chunk.gamma is None else kernels.power_of_two(xp, rstd)

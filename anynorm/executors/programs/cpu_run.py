@@ -217,7 +217,7 @@ def _compiled(
     plan: Plan, body_key: Hashable, kind: Kind, inputs: Sequence[Operand | None], body: Body
 ) -> tuple[list[Program], list[Callable[..., int]]]:
     """The programs of a kind, made once."""
-    key = body_key, plan.centred, name_of(plan.dtype) == "float64", kind
+    key = body_key, plan.centred, plan.divides, plan.inverse, name_of(plan.dtype) == "float64", kind
     with compiled.lock:
         if key not in _programs:
             tracer = Tracer(kind.axes, inputs, wide=True)

@@ -45,7 +45,13 @@ def forward(call: Call, *, keep: bool) -> Normalized:
 
     def body(xp: Any, numbers: list[Any], sums: TracedSums) -> Written:
         x, gamma, beta, *given = numbers
-        of = kernels.standardize_with(xp, x, Stats(*given), eps=plan.eps) if given else _standardized(plan, xp, x, sums)
+        if plan.inverse:
+            rstd = kernels.inverse_root(xp, given[-1] + plan.eps, rstd_at_zero=1.0)
+            return Written([kernels.denormalize(xp, x, gamma, beta, Stats(*given), rstd)])
+        if given:
+            of = kernels.standardize_with(xp, x, Stats(*given), eps=plan.eps, divides=plan.divides)
+        else:
+            of = _standardized(plan, xp, x, sums)
         kept = [] if given or not keep else [each for each in of.stats if each is not None]
         return Written([kernels.affine(of.xhat, gamma, beta)], kept)
 
@@ -74,7 +80,7 @@ def backward(call: Call, dy: Array, wanted: Wanted, stats: Stats) -> tuple[Array
     plan, given, xp = call.plan, call.stats is not None, call.plan.library.xp
     if not given and name_of(plan.dtype) != "float32":
         return None
-    parts = [stats.mean, stats.mean_lo, _root(plan, stats)]
+    parts = [stats.mean, stats.mean_lo, _root(plan, stats)] if plan.divides else [None] * 3
 
     def standardized(xp: Any, x: TracedScalar | None, parts: list[Any]) -> Standardized:
         mean, rest, rstd = parts
@@ -89,7 +95,15 @@ def backward(call: Call, dy: Array, wanted: Wanted, stats: Stats) -> tuple[Array
 
     def of_x(xp: Any, numbers: list[Any], sums: TracedSums) -> Written:
         dy, x, gamma, *parts = numbers
+        if not plan.divides:
+            dx = kernels.input_gradient(
+                xp, xp.astype(dy, xp.float64), None, Standardized(None, None, NO_STATS),
+                groups=None if given else sums, centred=True, last=False,
+            )  # fmt: skip
+            return Written([xp.astype(dx, name_of(plan.dtype))])
         dy = xp.astype(dy, name_of(plan.dtype))
+        if plan.inverse:
+            return Written([kernels.unscaled(xp, dy, gamma, parts[-1])])
         of, centred = standardized(xp, x, parts), plan.centred
         if given:
             return Written([kernels.affine(dy, gamma, None) * of.rstd])
@@ -97,10 +111,12 @@ def backward(call: Call, dy: Array, wanted: Wanted, stats: Stats) -> tuple[Array
         return Written([kernels.input_gradient_wide(xp, dy, x, gamma, of, own, groups=sums, centred=centred)])
 
     dx = None
-    if wanted.dtype is not None:
-        dx = plan.library.empty(plan.view.shape, dy, wanted.dtype)
-        axes = _rows(plan) if given else plan.view.axes
-        _run(plan, ("of x", given), axes, [dy, None if given else call.x, call.gamma, *parts], [dx], of_x)
+    if wanted.dtype is not None or plan.inverse:
+        dx = plan.library.empty(plan.view.shape, dy, plan.dtype if plan.inverse else wanted.dtype)
+        axes, x = _rows(plan) if given else plan.view.axes, call.x if call.reads_x else None
+        _run(plan, ("of x", given), axes, [dy, x, call.gamma, *parts], [dx], of_x)
+    if plan.inverse:  # what is added up is the gradient itself, and its products with y less beta
+        dy, parts = dx, [call.beta, None, None]
     found: list[Array | None] = [None for _ in wanted.parameters]
     for shape in dict.fromkeys(wanted.parameters):
         if shape is None:
@@ -113,7 +129,10 @@ def backward(call: Call, dy: Array, wanted: Wanted, stats: Stats) -> tuple[Array
         ) -> Written:
             dy, x, *parts = numbers
             dy = xp.astype(dy, name_of(plan.dtype))
-            xhat = None if x is None else standardized(xp, x, parts).xhat
+            if plan.inverse:
+                xhat = x if parts[0] is None else x - parts[0]
+            else:
+                xhat = None if x is None else standardized(xp, x, parts).xhat
             products = [kernels.affine(dy, None if i else xhat, None) for i in these]
             if not axes:
                 return Written(products)
@@ -126,7 +145,7 @@ def backward(call: Call, dy: Array, wanted: Wanted, stats: Stats) -> tuple[Array
         totals = _run(plan, ("of parameters", given, *these), axes or _rows(plan), inputs, each, of_parameters)
         for i, total in zip(these, totals or each, strict=True):
             found[i] = xp.reshape(total, shape)
-    return dx, *found
+    return None if wanted.dtype is None else xp.astype(dx, wanted.dtype, copy=False), *found
 
 
 def _root(plan: Plan, stats: Stats) -> Array:
@@ -142,10 +161,11 @@ def _root(plan: Plan, stats: Stats) -> Array:
 
 def _standardized(plan: Plan, xp: Any, x: TracedScalar | None, sums: TracedSums) -> Standardized:
     if name_of(plan.dtype) == "float32":
-        how: dict[str, Any] = {"eps": plan.eps, "centred": plan.centred, "dtype": xp.float64}
+        how: dict[str, Any] = {"eps": plan.eps, "centred": plan.centred, "dtype": xp.float64, "divides": plan.divides}
         return kernels.standardize_wide(xp, x, groups=sums, **how)
     groups: Any = sums
-    return kernels.standardize_scaled(xp, x, groups=groups, eps=plan.eps, centred=plan.centred)
+    how = {"eps": plan.eps, "centred": plan.centred, "divides": plan.divides}
+    return kernels.standardize_scaled(xp, x, groups=groups, **how)
 
 
 def _stats(plan: Plan, found: list[Array]) -> Stats:
@@ -265,7 +285,8 @@ def _ready(
     operands = tuple(None if x is None else _operand(x) for x in arrays)
     sizes = tuple(max(each.shape[axis] for each in operands if each) for axis in range(len(plan.view.shape)))
     shape = cuda.shape_of(sizes, axes, operands, aligned=aligned)
-    key = (body_key, apart, plan.eps, plan.centred, name_of(plan.dtype), plan.view.axes, shape.kind)
+    formula = (plan.eps, plan.centred, plan.divides, plan.inverse)
+    key = (body_key, apart, formula, name_of(plan.dtype), plan.view.axes, shape.kind)
     with _lock:
         if key not in _programs:
             tracer = Tracer(axes, operands[:inputs])

@@ -93,7 +93,11 @@ def forward(call: Call, *, keep: bool) -> Normalized | None:
     def body(xp: Any, numbers: list[Any], sums: TracedSums) -> Written:
         x, gamma, beta, each, *given = numbers
         found = Found(*given) if given else _statistics_of(call, xp, x, each, sums)
-        xhat = kernels.standardize_with(xp, x, Stats(*found[:3]), eps=sums.tracer.eps).xhat
+        stats, eps = Stats(*found[:3]), sums.tracer.eps
+        if plan.inverse:
+            rstd = kernels.inverse_root(xp, stats.var + eps, rstd_at_zero=1.0)
+            return Written([kernels.denormalize(xp, x, gamma, beta, stats, rstd, exact=not _twice(plan))])
+        xhat = kernels.standardize_with(xp, x, stats, eps=eps, divides=plan.divides).xhat
         if found.weight is not None:  # a group without weight is all beta
             xhat = xp.where(found.weight > 0, xhat, xp.zeros_like(xhat))
         kept = [] if given else [getattr(found, name) for name in _fields(call)]
@@ -209,11 +213,16 @@ def backward(call: Call, dy: Array, wanted: Wanted, stats: Stats) -> Gradients |
 
     def gradients(xp: Any, numbers: list[Any], sums: TracedSums, *, of_x: bool = False) -> tuple[Any, list[Any]]:
         """The gradient of x if it is asked for, and what those of gamma and beta are the sums of."""
-        dy, x, gamma, *known, each, weight = numbers
-        dy, of = _standardized(xp, dy, x, Stats(*known), each, weight, sums.tracer.eps)
+        dy, x, gamma, *known, each, weight, beta = numbers
+        if plan.inverse:
+            rstd = kernels.inverse_root(xp, known[-1] + sums.tracer.eps, rstd_at_zero=1.0)
+            dx = kernels.unscaled(xp, dy, gamma, rstd, exact=not twice)
+            d = x if beta is None else x - beta
+            return dx if of_x else None, [None if d is None else dx * d, dx]
+        dy, of = _standardized(xp, dy, x, Stats(*known), each, weight, sums.tracer.eps, divides=plan.divides)
         dx, groups = None, _groups(sums, each, weight, twice=twice)
         if of_x and given:
-            dx = kernels.affine(dy, gamma, None) * of.rstd
+            dx = kernels.affine(dy, gamma, None) * (1.0 if of.rstd is None else of.rstd)
         elif of_x:
             power = kernels.power_of_two(xp, of.rstd) if twice and gamma is not None and not last else None
             how: dict[str, Any] = {"centred": plan.centred, "last": last, "power": power}
@@ -222,9 +231,11 @@ def backward(call: Call, dy: Array, wanted: Wanted, stats: Stats) -> Gradients |
 
     def run(what: str, of_x: bool, these: list[int], *others: Any, **how: Any) -> Any:
         # weights are there to know what weighs nothing and is no number
-        reads_x = 0 in these or (of_x and not given) or weights is not None
-        known = stats if of_x or reads_x else NO_STATS
-        inputs = (dy, call.x if reads_x else None, call.gamma if of_x else None, *known, weights, weight)
+        reads_x = 0 in these or (of_x and call.reads_x) or weights is not None
+        scales = plan.inverse or (of_x and plan.divides)
+        known = stats if scales or reads_x else NO_STATS
+        beside = (call.gamma if scales else None, *known, weights, weight, call.beta if reads_x else None)
+        inputs = (dy, call.x if reads_x else None, *beside)
         key = (what, name_of(dy.dtype), _dtype_of_weights(call), wide, given, of_x, *these)
         return cpu_run.run(plan, key, inputs, *others, **how)
 
@@ -256,13 +267,16 @@ def backward(call: Call, dy: Array, wanted: Wanted, stats: Stats) -> Gradients |
     return dx, *found
 
 
-def _standardized(xp: Any, dy: Any, x: Any, stats: Stats, each: Any, weight: Any, eps: Any) -> tuple[Any, Standardized]:
+def _standardized(
+    xp: Any, dy: Any, x: Any, stats: Stats, each: Any, weight: Any, eps: Any, *, divides: bool = True
+) -> tuple[Any, Standardized]:
     """dy, and what x was standardized to, without padding."""
-    rstd = None if stats.var is None else kernels.inverse_root(xp, stats.var + eps, rstd_at_zero=1.0)
-    xhat = None if x is None else kernels.subtract_mean(x, stats) * rstd
+    rstd = None if stats.var is None or not divides else kernels.inverse_root(xp, stats.var + eps, rstd_at_zero=1.0)
+    xhat = None if x is None else kernels.subtract_mean(x, stats)
+    xhat = xhat if xhat is None or rstd is None else xhat * rstd
     if each is not None and xhat is not None:
         dy, xhat = weighting.gradient_without_padding(xp, dy, xhat, each, weight)
-    return dy, Standardized(xhat, rstd, stats)
+    return dy, Standardized(xhat if divides else None, rstd, stats)
 
 
 def _groups(sums: TracedSums, each: Any, weight: Any, *, twice: bool = False) -> TracedSums:
@@ -283,7 +297,7 @@ def _joined_input_gradient(call: Call, dx: Array, dy: Array, stats: Stats, here:
     def gradient(xp: Any, numbers: list[Any], sums: TracedSums) -> tuple[Any, Standardized, TracedSums]:
         """That of xhat, xhat, and the sums over a group."""
         dy, x, gamma, *known, weight, each = numbers[:8]
-        dy, of = _standardized(xp, dy, x, Stats(*known), each, weight, sums.tracer.eps)
+        dy, of = _standardized(xp, dy, x, Stats(*known), each, weight, sums.tracer.eps, divides=plan.divides)
         return kernels.affine(dy, None if last else gamma, None), of, _groups(sums, each, None)
 
     def local(xp: Any, numbers: list[Any], sums: TracedSums) -> Written:
@@ -293,22 +307,23 @@ def _joined_input_gradient(call: Call, dx: Array, dy: Array, stats: Stats, here:
 
     def apply(xp: Any, numbers: list[Any], sums: TracedSums) -> Written:
         (g, of, groups), gamma, weight = gradient(xp, numbers, sums), numbers[2], numbers[6]
-        mean, rest, product = numbers[-3:]
-        joined = GradientSums(mean, rest, product, weight)
+        mean, rest, *product = numbers[8:]
+        joined = GradientSums(mean, rest, product[0] if product else None, weight)
         dx = kernels.input_gradient_of_part(xp, g, joined, of, groups.each, gamma if last else None, None)
         return Written([dx])
 
     (weight,) = _wide(call, weights.unit)
-    inputs = (dy, call.x, call.gamma, *stats, weight, each)
+    inputs: tuple[Any, ...] = (dy, call.x, call.gamma, *stats, weight, each)
     key = (name_of(dy.dtype), name_of(stats.var.dtype), _dtype_of_weights(call))
-    number = 4 if each is None else 3  # beside weights g has no anchor
-    ran = cpu_run.run(plan, ("sums of a replica", *key), inputs, (), (), local, of_groups=number)
+    fields = ["mean"] if each is None else []  # beside weights g has no anchor
+    fields += ["rest", "product", "level"] if plan.divides else ["rest"]
+    ran = cpu_run.run(plan, ("sums of a replica", *key), inputs, (), (), local, of_groups=len(fields))
     assert ran is not None, "what supports took can be read"
-    *anchor, rest, product, level = ran[0]
     here = float(plan.layout.group_size) if here is None else here
-    own = GradientSums(anchor[0] if anchor else None, rest, product, here, level)
-    mean, rest, product, *_ = replicas.joined_gradient_sums(plan.library.xp, own, weight, join)
-    cpu_run.run(plan, ("input gradient of a replica", *key), (*inputs, mean, rest, product), (dx,), (), apply)
+    own = GradientSums(None, None, None, here)._replace(**dict(zip(fields, ran[0], strict=True)))
+    joined = replicas.joined_gradient_sums(plan.library.xp, own, weight, join)[:3]
+    inputs += tuple(part for part in joined if part is not None)
+    cpu_run.run(plan, ("input gradient of a replica", *key), inputs, (dx,), (), apply)
 
 
 def _parameter(plan: Plan, shape: tuple[int, ...], i: int, dy: Array, gradients: Any, run: Any) -> Array | None:
