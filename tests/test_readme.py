@@ -175,6 +175,23 @@ def test_a_module_without_momentum_goes_on_with_the_mean_of_pytorch(backend, tra
     assert torch.all(running.var > module.running_var + 1)  # the spread between the batches
 
 
+def test_a_forecast_comes_back_to_the_scale_of_the_past(backend):
+    rng, text = np.random.default_rng(1), (ROOT / "docs" / "conventions.md").read_text()
+    past, gamma, beta = rng.standard_normal((2, 7, 3)) * 5 + 100, *rng.uniform(1, 2, (2, 1, 1, 3))
+    names = {name: backend.array(each) for name, each in (("past", past), ("gamma", gamma), ("beta", beta))}
+    names |= {"anynorm": anynorm, "model": lambda y: y[:, -2:, :]}
+    exec(block("The way back", text), names)
+    backend.check(names["forecast"], past[:, -2:, :], tolerance=100 * backend.tolerance)
+
+
+def test_the_mean_alone_is_taken_away_in_training_and_inference(backend):
+    x = np.random.default_rng(2).standard_normal((4, 3, 2, 2))
+    names = {"anynorm": anynorm, "x": backend.array(x), "beta": backend.array(np.ones((1, 3, 1, 1)))}
+    names["running"] = anynorm.RunningStats.init(3, like=names["x"], momentum=0)
+    exec(block("The mean alone", (ROOT / "docs" / "conventions.md").read_text()), names)
+    backend.check(names["y"], x - x.mean(axis=(0, 2, 3), keepdims=True) + 1)
+
+
 @pytest.mark.cells("numpy")
 def test_no_block_of_the_first_steps_is_left_out():
     assert START.count("```python\n") == len(USES) + len(OTHERS)
