@@ -32,7 +32,7 @@ FLOORS = (
     {"batches", "folding"},
     {"norms"},
     {"gradients", "state", "weight"},
-    {"saving"},
+    {"saving", "checkpoints"},
 )
 """Modules and packages; each imports from those before it, and within its own package."""
 LIBRARIES = {"numpy", "array_api_compat", "torch", "jax", "cupy", "dask", "array_api_strict", "array_api_extra"}

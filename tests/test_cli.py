@@ -604,13 +604,14 @@ def test_the_gradient_of_the_whole_network_is_the_slope_of_its_loss(method):
 def test_at_inference_an_image_is_read_alike_whatever_its_company(method):
     start = network(method)
     running = initial_running(METHODS[method], start)
-    assert (running[0] is not None) == (method == "BN")
+    of_the_batch = method in ("BN", "WN+MBN")
+    assert (running[0] is not None) == of_the_batch
     images = normal(5, 8, 8, 1)
     together, _, _ = forward(XP, METHODS[method], start, images, running)
     alone, _, _ = forward(XP, METHODS[method], start, images[:1], running)
     np.testing.assert_allclose(together[:1], alone, rtol=1e-12)
     trained, _, _ = forward(XP, METHODS[method], start, images)
-    assert (np.abs(trained - together).max() > 1e-3) == (method == "BN")
+    assert (np.abs(trained - together).max() > 1e-3) == of_the_batch
 
 
 @once

@@ -26,6 +26,9 @@ def use(x: Floats, gamma: NDArray[np.float64]) -> None:
         anynorm.batch_norm(x, moments=running, return_moments=True), tuple[Floats, anynorm.RunningStats[Floats]]
     )
     assert_type(anynorm.group_norm(x, groups=3, return_moments=True), tuple[Floats, anynorm.Moments[Floats]])
+    assert_type(anynorm.instance_norm(x, moments=running, return_moments=True)[1], anynorm.RunningStats[Floats])
+    assert_type(anynorm.denormalize(y, gamma, axis=0, moments=batch), Floats)
+    assert_type(anynorm.center(x, axis=0, return_moments=True), tuple[Floats, anynorm.Moments[Floats]])
 
 
 def differentiate(x: Floats, gamma: Floats) -> None:

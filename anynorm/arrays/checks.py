@@ -231,8 +231,10 @@ def check_variance(library: Library, name: str, var: Array) -> None:
 def check_nonzero(library: Library, name: str, x: Array) -> None:
     """A ValueError if a number in it is 0, where it can be read."""
     x = library.constant(x)
+    if not library.concrete(x):
+        return
     with suppress(RuntimeError, TypeError), library.quiet():  # as in `check_weights`
-        if library.concrete(x) and not bool(library.xp.all(x != 0)):
+        if not bool(library.xp.all(x != 0)):
             raise ValueError(f"{name} must be other than 0 everywhere, got an array with 0")
 
 

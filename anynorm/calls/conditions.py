@@ -52,6 +52,7 @@ def exact_product(plan: Plan, rstd: Array, extent: tuple[float, float]) -> bool:
     library, xp, (low, high) = plan.library, plan.library.xp, extent
     if high == 0:
         return True
-    most, least = max(1, float(library.max(rstd))) * high, min(1, float(library.min(rstd))) * low
+    # in this order, as NaN stays NaN
+    most, least = max(float(library.max(rstd)), 1) * high, min(float(library.min(rstd)), 1) * low
     normal = kernels.smallest_normal(xp, plan.dtype)
     return bool(most <= 1 / normal and least >= normal)

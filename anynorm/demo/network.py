@@ -33,7 +33,10 @@ METHODS = {
     "IN": Method("instance norm", anynorm.instance_norm, {"channel_axis": -1}, needs_space=True),
     "GN": Method("group norm", anynorm.group_norm, {"groups": 4, "channel_axis": -1}),
     "WN": Method("weight norm", weights=True),
+    "WN+MBN": Method("WN, mean-only batch norm", anynorm.center, {"axis": (0, 1, 2)}, weights=True),
 }
+RUNNING = (anynorm.batch_norm, anynorm.center)
+"""The norms that take statistics of the batch, and keep running ones."""
 
 
 class Stage(NamedTuple):
@@ -73,7 +76,7 @@ def initial_layers(method: Method, to_array: Callable[[Any], Array], seed: int) 
 
 def initial_running(method: Method, layers: tuple[Layer, ...]) -> tuple[anynorm.RunningStats[Array] | None, ...]:
     """The running statistics of each layer that has them."""
-    if method.norm is not anynorm.batch_norm:
+    if method.norm not in RUNNING:
         return (None,) * len(layers)
     return tuple(
         None if layer.scale is None else anynorm.RunningStats.init(layer.shift.shape[-1], like=layer.shift)
@@ -88,7 +91,7 @@ def forward(
     images: Array,
     running: tuple[anynorm.RunningStats[Array] | None, ...] | None = None,
 ) -> tuple[Array, list[Any], Callable[[Array], tuple[Layer, ...]]]:
-    """The logits of each class; the moments that each batch norm took; and the pullback from logits to all layers.
+    """The logits of each class; the moments that norms of the batch took; and the pullback from logits to all layers.
 
     With `running`, a norm that keeps running statistics normalizes with them: inference. Without, with the batch's own.
     """
@@ -167,10 +170,16 @@ def _normalized(
             return dy, None, dshift
 
         return y, None, pullback
-    if method.norm is not anynorm.batch_norm:
-        y, norm_pullback = anynorm.vjp(method.norm, y, layer.scale, layer.shift, **method.options)
+    parameters = (layer.shift,) if method.weights else (layer.scale, layer.shift)  # a scale of weights is theirs
+    if method.norm not in RUNNING:
+        y, norm_pullback = anynorm.vjp(method.norm, y, *parameters, **method.options)
         return y, None, norm_pullback
     (y, moments), norm_pullback = anynorm.vjp(
-        method.norm, y, layer.scale, layer.shift, return_moments=True, moments=known, **method.options
+        method.norm, y, *parameters, return_moments=True, moments=known, **method.options
     )
-    return y, moments, norm_pullback
+
+    def pullback_of_batch(dy: Array) -> tuple[Array, Array | None, Array]:
+        dy, *dgamma, dshift = norm_pullback(dy)
+        return dy, dgamma[0] if dgamma else None, dshift
+
+    return y, moments, pullback_of_batch
