@@ -399,7 +399,7 @@ def test_weights_cost_no_digits(executor, offset, mean):
     close(found.dx, expected.dx, 4e-6 if offset == 0 else 2e-5)
 
 
-@runs_if(takes)
+@runs_if(lambda executor, case: takes(executor, case) and executor.picks(GIVEN.index(case), of=2))
 @pytest.mark.parametrize("case", GIVEN, ids=str)
 def test_given_moments_are_constants(executor, case):
     rng = np.random.default_rng(5)
@@ -415,7 +415,7 @@ def test_given_moments_are_constants(executor, case):
 BACK = [((3, 4, 5), (0, 2)), ((3, 4, 5), -1), ((6, 3), 0), ((40, 5, 30), (0, 2)), ((8, 60), 1), ((7,), 0)]
 
 
-@runs_if(lambda executor: executor.name != "replicas")
+@runs_if(lambda executor, index: executor.name != "replicas" and executor.picks(index, of=1))
 @pytest.mark.parametrize("index", range(len(BACK)), ids=[str(each) for each in BACK])
 def test_the_way_back_is_its_formula(executor, index):
     rng, (shape, axis) = np.random.default_rng(5), BACK[index]
