@@ -18,6 +18,7 @@ class JaxLibrary(Library, name="jax"):
     """JAX. Outside of `jax.jit` a call is one compiled function."""
 
     compiles = True
+    branches = True
 
     def __init__(self, name: str, xp: Namespace) -> None:
         super().__init__(name, xp)
@@ -64,3 +65,18 @@ class JaxLibrary(Library, name="jax"):
                 _compiled.clear()
             _compiled[key] = self.jax.jit(function)
         return _compiled[key](*arrays)
+
+    def branch(self, which: Array, one: Callable[[], Any], other: Callable[[], Any]) -> Any:
+        return self.jax.lax.cond(which, one, other)
+
+    def differentiated(
+        self, function: Callable[[Array], Any], derivative: Callable[[Any, Array], Any], x: Array
+    ) -> Any:
+        function = self.jax.custom_jvp(function)
+
+        def jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Any, Any]:
+            result = function(*primals)
+            return result, derivative(result, *tangents)
+
+        function.defjvp(jvp)  # type: ignore[attr-defined]
+        return function(x)

@@ -60,6 +60,8 @@ class Library:
     """Whether there is an autograd that `records`."""
     compiles = False
     """Whether `compiled` makes one function of many operations."""
+    branches = False
+    """Whether it computes one of two ways by a number that cannot be read yet: it has a `branch`."""
     programs: Literal["", "cpu", "cuda"] = ""
     """Where programs made of the kernels run on its arrays: by `address` and `host_empty`, or by `launch`."""
     strides_in_bytes = True
@@ -270,6 +272,16 @@ class Library:
     def compiled(self, key: Hashable, function: Callable[..., Any], *arrays: Any) -> Any:
         """`function(*arrays)`; compiled as one where the library `compiles`, by a key that tells it from others."""
         return function(*arrays)
+
+    def branch(self, which: Array, one: Callable[[], Any], other: Callable[[], Any]) -> Any:
+        """What `one` returns where this is True, else the `other`."""
+        raise NotImplementedError
+
+    def differentiated(
+        self, function: Callable[[Array], Any], derivative: Callable[[Any, Array], Any], x: Array
+    ) -> Any:
+        """`function(x)`; where the library differentiates by itself, by `derivative(function(x), dx)`, linear in dx."""
+        return function(x)
 
     def summing(self, all_reduce: AllReduce) -> AllReduce:
         """The function that sums over replicas, with its derivative: the same of the cotangents."""

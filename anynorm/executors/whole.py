@@ -1,14 +1,15 @@
 """The kernels on whole arrays."""
 
+import math
 from functools import partial
 from typing import Any
 
 from anynorm import kernels
-from anynorm.calls import Call, Wanted, compiled, weighed, weighted_sums
+from anynorm.calls import Call, Plan, Wanted, compiled, weighed, weighted_sums
 from anynorm.calls.call import Gradients, Normalized
 from anynorm.calls.conditions import in_range, root
 from anynorm.executors.parameters import near_power, parameter_gradients, run_of_ones
-from anynorm.kernels import NO_STATS, Array, Standardized, Stats, replicas, weighting
+from anynorm.kernels import NO_STATS, Array, Scale, Standardized, Stats, replicas, weighting
 
 
 def forward(call: Call) -> Normalized:
@@ -76,7 +77,7 @@ def _standardized(call: Call) -> tuple[Array, Standardized]:
 
 
 def standardize(call: Call) -> Standardized:
-    """The kernel's result. An eager array is scaled only if it turns out that it must be; any other always is."""
+    """The kernel's result. An array is scaled only if it turns out that it must be; where nothing can tell, always."""
     call, plan = weighed(call), call.plan
     library, xp = plan.library, plan.library.xp
     x = library.cast(call.x, plan.dtype)
@@ -93,11 +94,32 @@ def standardize(call: Call) -> Standardized:
     groups = weighted or plan.groups
     vacant = not plan.nbytes > 0  # NaN is a size that Dask does not know: there it takes no minimum
     rstd_at_zero, how = 1.0 if plan.tiny else None, {"centred": plan.centred, "divides": plan.divides}
+    if library.branches and weighted is None and plan.divides and not vacant:
+        found: Standardized = library.differentiated(partial(_branching, plan), partial(_derivative, plan), x)
+        return found
     if vacant or library.on_host(x):
         done = kernels.standardize(xp, x, groups=groups, eps=plan.addend, rstd_at_zero=rstd_at_zero, **how)
         if vacant or in_range(plan, done.stats.var):
             return done
     return kernels.standardize_scaled(xp, x, groups=groups, eps=plan.eps, subnormal=subnormal, **how)
+
+
+def _branching(plan: Plan, x: Array) -> Standardized:
+    """`standardize` of an array whose numbers cannot be read: in both ways, of which one is computed."""
+    library, xp = plan.library, plan.library.xp
+    subnormal = library.subnormal(x, plan.limits.step * plan.limits.further) if plan.tiny else None
+    how: dict[str, Any] = {"groups": plan.groups, "eps": plan.eps, "centred": plan.centred, "subnormal": subnormal}
+    one = xp.ones_like(plan.groups.first(x))
+    plain = kernels.find(xp, x, Scale(one, one * plan.eps, 1.0 if plan.tiny else None, None), **how)
+    fine = xp.all(plain.stats.var < math.inf)
+    if plan.tiny:
+        fine = fine & xp.all(plain.stats.var >= plan.limits.eps)
+    found = library.branch(fine, lambda: plain, lambda: kernels.find(xp, x, None, **how))
+    return Standardized(kernels.by(xp, x, found.own, subnormal), found.rstd, found.stats)
+
+
+def _derivative(plan: Plan, of: Standardized, dx: Array) -> Standardized:
+    return kernels.derivative(plan.library.xp, dx, of, groups=plan.groups, centred=plan.centred)
 
 
 def standardize_by(call: Call, stats: Stats) -> Standardized:

@@ -112,17 +112,14 @@ class Scale(NamedTuple):
     unit: Array
     eps: Array
     """eps times the square of the unit."""
-    rstd_at_zero: Array
+    rstd_at_zero: Array | float | None
     """What 1 / sqrt(var + eps) becomes where eps itself is lost beside the numbers."""
     constant: Any
     """In which groups all numbers are one and the same, and which, times the unit; None where it is not known."""
 
     def apply(self, xp: Namespace, x: Array, subnormal: Array | None) -> Array:
         """x * unit, for the `subnormal` of `standardize_scaled`."""
-        x = x * self.unit
-        if subnormal is None:
-            return x
-        return x + xp.where(self.unit > limits(xp, x.dtype).step, subnormal, xp.zeros_like(subnormal))
+        return times(xp, x, self.unit, subnormal)
 
     def undo(self, xp: Namespace, scaled: Standardized) -> Standardized:
         """What x is standardized to, from what x * unit is."""
@@ -153,6 +150,14 @@ def scale_of(xp: Namespace, bottom: Array, top: Array, *, eps: float, centred: b
     constant, (large, larger, *small) = top == bottom, sizes
     scale = scale_for(xp, [large & ~constant, larger & ~constant, *small], one, eps=eps)
     return scale._replace(constant=(constant, top * scale.unit))
+
+
+def times(xp: Namespace, x: Array, unit: Array, subnormal: Array | None) -> Array:
+    """x * unit, for the `subnormal` of `standardize_scaled`."""
+    x = x * unit
+    if subnormal is None:
+        return x
+    return x + xp.where(unit > limits(xp, x.dtype).step, subnormal, xp.zeros_like(subnormal))
 
 
 def reached(xp: Namespace, bottom: Array, top: Array) -> list[Array]:

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from anynorm.kernels.ops import PURE, Array, Namespace, Ops, Outputs
 from anynorm.kernels.reductions import Sums, WideReduction
-from anynorm.kernels.scaling import extremes, limits, scale_of, smallest_normal, unscaled
+from anynorm.kernels.scaling import Scale, extremes, limits, scale_of, smallest_normal, times, unscaled
 from anynorm.kernels.statistics import Standardized, Stats, deviations, wide_statistics
 from anynorm.kernels.weighting import WeightedSums, with_padding, without_padding
 
@@ -118,7 +118,7 @@ def standardize_wide(
     if stats.mean is not None:
         stats = stats._replace(mean_lo=xp.zeros_like(stats.mean))
     rstd = inverse_root(xp, stats.var + eps, rstd_at_zero=1.0) if divides else xp.ones_like(stats.var)
-    return Standardized(by(x, standardizer(xp, stats, rstd, x.dtype)), rstd, stats)
+    return Standardized(by(xp, x, standardizer(xp, stats, rstd, x.dtype)), rstd, stats)
 
 
 def standardizer(xp: Namespace, stats: Stats, rstd: Array, dtype: Any) -> Standardizer:
@@ -137,9 +137,52 @@ def standardizer(xp: Namespace, stats: Stats, rstd: Array, dtype: Any) -> Standa
     return Standardizer(xp.astype(unit, dtype), mean, mean_lo, xp.astype(rstd, dtype))
 
 
-def by(x: Array, of: Standardizer) -> Array:
+def by(xp: Namespace, x: Array, of: Standardizer, subnormal: Array | None = None) -> Array:
     """xhat."""
-    return subtract_mean(x * of.unit, Stats(of.mean, of.mean_lo, of.rstd)) * of.rstd
+    return subtract_mean(times(xp, x, of.unit, subnormal), Stats(of.mean, of.mean_lo, of.rstd)) * of.rstd
+
+
+class Found(NamedTuple):
+    """What an array is standardized by, and its `Standardized` without xhat: nothing of its size."""
+
+    own: Standardizer
+    rstd: Array
+    stats: Stats
+
+
+def find(
+    xp: Namespace, x: Array, scale: Scale | None, *, groups: Sums, eps: float, centred: bool, subnormal: Array | None
+) -> Found:
+    """What x is standardized by in this scale, or in the one that its `extremes` ask for.
+
+    The pivot is one of the numbers, so that equal ones have no spread, however a compiler divides.
+    """
+    if scale is None:
+        scale = scale_of(xp, *extremes(xp, x, groups=groups), eps=eps, centred=centred)
+    stats = wide_statistics(xp, scale.apply(xp, x, subnormal), groups=groups, centred=centred, twice=True)
+    rstd = inverse_root(xp, stats.var + scale.eps, rstd_at_zero=scale.rstd_at_zero)
+    own = Standardizer(scale.unit, stats.mean, stats.mean_lo, rstd)
+    return Found(own, scale.undo_rstd(xp, rstd), scale.undo_stats(stats))
+
+
+def derivative(xp: Namespace, dx: Array, of: Standardized, *, groups: Sums, centred: bool) -> Standardized:
+    """What xhat and rstd change by where x does by dx, for statistics that are constants.
+
+    It is linear in dx, and so built that a compiler may turn it round, for a gradient: the mean is taken away first and
+    last, so that neither a dx nor a dy that is nearly all mean loses its digits.
+    """
+    some = of.rstd > 0
+
+    def centre(t: Array) -> Array:
+        # chosen, as a compiler that fuses division and difference in one place only would leave what it rounds
+        mean = groups.mean(xp, xp.where(some, t, xp.zeros_like(t)))
+        return t - xp.where(some, mean, xp.zeros_like(mean))
+
+    t = centre(dx * of.rstd) if centred else dx * of.rstd
+    product = groups.mean_product(xp, t, of.xhat)
+    t = t - of.xhat * product
+    unchanged = Stats(*[None if each is None else xp.zeros_like(each) for each in of.stats])
+    return Standardized(centre(t) if centred else t, -of.rstd * product, unchanged)
 
 
 def subtract_mean(x: Array, stats: Stats, *, ops: Ops = PURE) -> Array:

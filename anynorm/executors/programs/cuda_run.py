@@ -89,7 +89,7 @@ def backward(call: Call, dy: Array, wanted: Wanted, stats: Stats) -> tuple[Array
             xhat = (
                 kernels.subtract_mean(x, own) * rstd
                 if given
-                else kernels.by(x, kernels.standardizer(xp, own, rstd, x.dtype))
+                else kernels.by(xp, x, kernels.standardizer(xp, own, rstd, x.dtype))
             )
         return Standardized(xhat, rstd, own)
 
