@@ -8,9 +8,10 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar, TypeVarTuple, cas
 
 from anynorm import batches, executors, norms
 from anynorm.arrays.checks import check_bool, check_device, check_known_sizes, compute_dtype
+from anynorm.arrays.convert import beside
 from anynorm.arrays.library import Library
 from anynorm.arrays.pytree import pytree
-from anynorm.arrays.recognize import one_library
+from anynorm.arrays.recognize import leading_library
 from anynorm.calls import Call, Fit, Norm, Plan, Wanted, layouts, prepare
 from anynorm.kernels import Array, Standardized, Stats
 from anynorm.kernels.weighting import Weights
@@ -98,6 +99,8 @@ def vjp(norm: Callable[..., Any], x: ArrayT, /, *params: *Params, **options: Any
     given = [arrays[0], *no_gamma, *arrays[1:]]
     call = prepare(entry.norm, tuple([options.pop(name) for name in entry.norm.options]), *given, **options)
     plan = call.plan
+    if plan.library.takes_numpy:
+        arrays = [beside(plan.library, x, *each) for each in zip(entry.arrays, arrays, strict=True)]
     if plan.library.chunked:
         check_known_sizes(plan.library, **dict(zip(entry.arrays, arrays, strict=True)))
     (y, stats), call, of = executors.linearize(call)
@@ -169,20 +172,21 @@ class Pullback(Generic[ArrayT, *Params]):
         library, kept, given = self.plan.library, self._kept, cast(Any, dy)
         same = library.one_device and type(dy) is type(kept) and given.dtype == self.dtype
         if not same or given.shape != self.plan.layout.shape:
-            self._check(dy)
+            dy = self._check(dy)
         before, now = self.version, None if self.version is None else _version(library, self.x)
         if before is not None and now is not None and now[0] == before[0] and now != before:
             raise ValueError("x must be to the pullback what it was to vjp, got memory that was written to in between")
         return cast("tuple[ArrayT, *Params]", self._pull(dy))
 
-    def _check(self, dy: Array) -> None:
+    def _check(self, dy: Array) -> Array:
         plan, library, kept = self.plan, self.plan.library, self._kept
-        one_library(y=kept, dy=dy)
+        leading_library(y=kept, dy=dy)
         compute_dtype(library, "dy", dy)
         check_known_sizes(library, dy=dy)
         if tuple(dy.shape) != plan.layout.shape:
             raise ValueError(f"dy must have the shape of y, {plan.layout.shape}, got {tuple(dy.shape)}")
         check_device(library, "y", kept, "dy", dy)
+        return beside(library, kept, "dy", dy)
 
     def _pull(self, dy: Array) -> tuple[Array | None, ...]:
         plan, library = self.plan, self.plan.library

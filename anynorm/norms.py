@@ -403,7 +403,8 @@ def instance_norm(
     gamma, beta : array, shape (C,), optional
         Scale and shift; or of x's rank and broadcasting to x.
     channel_axis : int
-        The axis of the channels.
+        The axis of the channels. Where it is not axis 0, that is the batch: one sample with channels last is
+        ``x[None, ...]``.
     eps : float
         Added to the variance.
     weights : array, optional
@@ -491,7 +492,8 @@ def group_norm(
         The number of groups, G, a divisor of C. 1 is layer normalization over channels and space, C is instance
         normalization.
     channel_axis : int
-        The axis of the channels.
+        The axis of the channels. Where it is not axis 0, that is the batch: one sample with channels last is
+        ``x[None, ...]``.
     eps : float
         Added to the variance.
     weights : array, optional

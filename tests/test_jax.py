@@ -6,7 +6,7 @@ import sys
 import inner
 import numpy as np
 import pytest
-from oracles import standardized
+from oracles import exact, standardized
 
 import anynorm
 
@@ -273,3 +273,113 @@ def test_arrays_that_nobody_traces_are_computed_by_one_compiled_function(backend
     assert [each._cache_size() for each in made.values()] == [1, 1, 1], "compiled once each"
     jax.jit(lambda x: anynorm.layer_norm(x))(x)
     assert len(made) == 3, "none where JAX traces already"
+
+
+@pytest.mark.parametrize("way", ["jit", "vmap", "shard_map"])
+def test_no_branch_of_a_norm_spoils_the_other(backend, way):
+    import jax
+
+    rng = np.random.default_rng(11)
+    with np.errstate(under="ignore"):
+        x = rng.standard_normal((6, 40)) * np.array([1.0, 1e30, 1e-30, 0.0, 1e35, 1e-36])[:, None]
+        x = x.astype(np.float32)
+    dy = (rng.standard_normal(x.shape) + 1e3).astype(np.float32)
+    expected = exact(anynorm.layer_norm, x, dy, eps=0)
+    size = np.abs(expected.dx).max(axis=1, keepdims=True)
+
+    def norm(x):
+        return anynorm.layer_norm(x, eps=0)
+
+    mesh, rows = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("b",)), jax.sharding.PartitionSpec("b")
+    turn = {
+        "jit": lambda function: function,
+        "vmap": jax.vmap,
+        "shard_map": lambda function: jax.shard_map(function, mesh=mesh, in_specs=rows, out_specs=rows),
+    }[way]
+    y, pullback = jax.vjp(jax.jit(turn(norm)), x)
+    np.testing.assert_allclose(np.asarray(y), expected.y, atol=3e-6)
+    dx, other = np.asarray(pullback(dy)[0]), np.arange(6) != 3  # without eps that of a constant is what one calls it
+    assert np.all(np.isfinite(dx))
+    np.testing.assert_allclose(dx[other] / size[other], expected.dx[other] / size[other], atol=3e-6)
+
+
+def test_a_direction_of_large_mean_keeps_its_digits(backend):
+    import jax
+
+    rng = np.random.default_rng(12)
+    x, along = rng.standard_normal((2, 5, 300)).astype(np.float32)
+    along += 1e6
+    wide, direction = x.astype(np.float64), along.astype(np.float64)
+    _, found = jax.jit(lambda x, along: jax.jvp(anynorm.layer_norm, (x,), (along,)))(x, along)
+    step = 1e-6
+    moved = [standardized(wide + sign * step * (direction - 1e6), 1, 1e-5) for sign in (1, -1)]
+    np.testing.assert_allclose(found, (moved[0] - moved[1]) / (2 * step), atol=1e-5)
+
+
+def test_a_third_derivative_is_that_of_the_formula(backend):
+    import jax
+
+    def cubed(t):
+        return (anynorm.rms_norm(jax.numpy.stack([t, 2.0 * t * t, 3.0]), eps=0.5) ** 3).sum()
+
+    def formula(t):
+        x = jax.numpy.stack([t, 2.0 * t * t, 3.0])
+        return ((x / jax.numpy.sqrt((x * x).mean() + 0.5)) ** 3).sum()
+
+    thrice = [jax.grad(jax.grad(jax.grad(function)))(0.7) for function in (cubed, formula)]
+    np.testing.assert_allclose(*thrice, rtol=1e-9)
+
+
+@pytest.mark.parametrize("wide", [True, False])
+def test_arrays_of_numpy_beside_one_of_jax_are_taken(backend, wide):
+    import jax
+
+    rng = np.random.default_rng(13)
+    with jax.enable_x64(wide):
+        values, dy = rng.standard_normal((2, 4, 6))
+        gamma, beta, mask = rng.standard_normal(6), rng.standard_normal(6), rng.random((4, 6)) > 0.3
+        x, given = jax.numpy.asarray(values), {"weights": mask}
+        own = [jax.numpy.asarray(each) for each in (gamma, beta)]
+        expected, pull = anynorm.vjp(anynorm.batch_norm, x, *own, weights=jax.numpy.asarray(mask))
+        y, pullback = anynorm.vjp(anynorm.batch_norm, x, gamma, beta, **given)
+        jitted = jax.jit(lambda x: anynorm.batch_norm(x, gamma, beta, **given))(x)
+        for found in (y, anynorm.batch_norm(x, gamma, beta, **given), jitted):
+            assert found.dtype == x.dtype
+            np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+        gamma[:], mask[:] = np.nan, False  # whose numbers were read
+        for found, other in zip(pullback(dy), pull(jax.numpy.asarray(dy)), strict=True):
+            assert (type(found), found.dtype) == (type(x), x.dtype)
+            np.testing.assert_allclose(found, other, rtol=1e-5, atol=1e-6)
+        moments = anynorm.Moments(np.full(6, 1e6 + 0.01), np.ones(6), 4)
+        far = jax.numpy.asarray(values + 1e6)
+        found = anynorm.batch_norm(far, moments=moments)
+        np.testing.assert_allclose(found, (np.asarray(far, np.float64) - 1e6 - 0.01) / np.sqrt(1 + 1e-5), atol=1e-6)
+        assert anynorm.batch_norm(far, moments=moments, return_moments=True)[1] is moments
+        assert anynorm.weight_norm(x, np.ones(4)).dtype == x.dtype
+        assert float(anynorm.moments(x, axis=None, weights=np.full((4, 6), 2**40)).count) == 24 * 2.0**40
+    for bad, dtype in ((np.ones(6, int), "int64"), (np.ones(6, object), "object"), (np.ones(6, complex), "complex128")):
+        with pytest.raises(TypeError, match=f"^gamma must have a real floating dtype, got {dtype}: write "):
+            anynorm.layer_norm(x, bad)
+    with pytest.raises(ValueError, match="^weights must be finite and at least 0 everywhere"):
+        anynorm.layer_norm(x, weights=np.full((4, 6), -1.0))
+    with pytest.raises(ValueError, match=r"^dy must have the shape of y, \(4, 6\), got \(6,\)"):
+        pullback(np.ones(6))
+
+
+def test_a_replica_of_one_sample_is_normalized_as_it_is_told(backend):
+    import jax
+
+    x = backend.array(np.random.default_rng(14).standard_normal((5, 3)))
+
+    def all_reduce(sums):
+        return jax.lax.psum(sums, "replica")
+
+    def replica(x):
+        return anynorm.batch_norm(x[None, ...], all_reduce=all_reduce)[0]
+
+    found = jax.vmap(replica, axis_name="replica")(x)
+    backend.check(found, backend.numpy(anynorm.batch_norm(x)))
+    with pytest.raises(
+        ValueError, match=r"^x must have at least two axes, .* write x\[None, \.\.\.\] and channel_axis=1"
+    ):
+        jax.vmap(lambda x: anynorm.batch_norm(x, all_reduce=all_reduce), axis_name="replica")(x)

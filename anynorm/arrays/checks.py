@@ -21,10 +21,10 @@ def compute_dtype(library: Library, name: str, x: Array) -> Any:
     library.check_supported(name, x)
     if library.traced():  # by a compiler that may not know how to look another library's dtypes up
         return _find_compute_dtype(library, name, x.dtype)
-    try:
-        return _compute_dtypes[library.name, x.dtype]
-    except KeyError:
-        return _compute_dtypes.setdefault((library.name, x.dtype), _find_compute_dtype(library, name, x.dtype))
+    found = _compute_dtypes.get((library.name, x.dtype))
+    if found is None:
+        found = _compute_dtypes[library.name, x.dtype] = _find_compute_dtype(library, name, x.dtype)
+    return found
 
 
 def _find_compute_dtype(library: Library, name: str, dtype: Any) -> Any:

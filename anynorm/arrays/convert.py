@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import array_api_compat
 import numpy as np
 
+from anynorm.arrays.library import Library
 from anynorm.arrays.recognize import library_beside, library_of
 from anynorm.kernels import Array
 
@@ -46,6 +47,13 @@ def moved(name: str, x: Array, like: Array) -> Array:
         return from_bits(to_bits(name, x), like)
     device = there.device_for_new(like)
     return x if device is None or device == library.device(x) else array_api_compat.to_device(x, device)
+
+
+def beside(library: Library, like: Array, name: str, x: Array | None) -> Array | None:
+    """The argument `name` beside `like`, an array of the library: one of NumPy as the library's, where it takes it."""
+    if x is None or not library.takes_numpy or library_of(name, x).name != "numpy":
+        return x
+    return library.from_numpy(np.array(x), like)  # a copy, as it may be read only later
 
 
 def to_bits(name: str, x: Array) -> Bits:

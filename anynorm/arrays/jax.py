@@ -18,6 +18,7 @@ class JaxLibrary(Library, name="jax"):
     """JAX. Outside of `jax.jit` a call is one compiled function."""
 
     compiles = True
+    takes_numpy = True
     branches = True
 
     def __init__(self, name: str, xp: Namespace) -> None:
@@ -25,7 +26,7 @@ class JaxLibrary(Library, name="jax"):
         self.jax = sys.modules["jax"]
 
     def device(self, x: Array) -> frozenset[Any] | None:
-        return frozenset(x.devices()) if self.concrete(x) and x.committed else None
+        return frozenset(x.devices()) if self.concrete(x) and getattr(x, "committed", False) else None
 
     def device_key(self, x: Array) -> Any:
         return self.device(x), self.jax.config.jax_enable_x64

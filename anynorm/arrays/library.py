@@ -60,6 +60,8 @@ class Library:
     """Whether there is an autograd that `records`."""
     compiles = False
     """Whether `compiled` makes one function of many operations."""
+    takes_numpy = False
+    """Whether NumPy's arrays beside its own are taken for its own, as its functions take them."""
     branches = False
     """Whether it computes one of two ways by a number that cannot be read yet: it has a `branch`."""
     programs: Literal["", "cpu", "cuda"] = ""

@@ -29,10 +29,8 @@ def is_array(x: object) -> bool:
 
 def library_of(name: str, x: Array) -> Library:
     """The library of the argument `name`; a TypeError if it is not an array."""
-    try:
-        return _libraries[type(x)]
-    except KeyError:
-        return _libraries.setdefault(type(x), _recognize(name, x))
+    library = _libraries.get(type(x))
+    return _libraries.setdefault(type(x), _recognize(name, x)) if library is None else library
 
 
 def one_library(**arrays: Array) -> Library:
@@ -48,6 +46,14 @@ def one_library(**arrays: Array) -> Library:
     return library
 
 
+def leading_library(**arrays: Array) -> Library:
+    """The library of the first; a TypeError unless the others are its own, or NumPy's where it takes these."""
+    (first, x), *others = arrays.items()
+    library = library_of(first, x)
+    own = {name: each for name, each in others if not library.takes_numpy or library_of(name, each).name != "numpy"}
+    return one_library(**{first: x}, **own)
+
+
 def _recognize(name: str, x: Array) -> Library:
     flush_pytrees()
     torch = sys.modules.get("torch")
@@ -59,8 +65,10 @@ def _recognize(name: str, x: Array) -> Library:
     if isinstance(x, np.ma.MaskedArray):
         plain = f"{name}.data, weights=~{name}.mask" if name == "x" else f"{name}.data"
         raise TypeError(f"{name} must be a plain array, got MaskedArray: write {plain} if that is what you mean")
-    if isinstance(x, np.matrix):
-        raise TypeError(f"{name} must be a plain array, got {type(x).__name__}")
+    if isinstance(x, np.ndarray) and type(x) not in (np.ndarray, np.memmap):  # a result would have lost what it adds
+        raise TypeError(
+            f"{name} must be a plain array, got {type(x).__name__}: write np.asarray({name}) if that is what you mean"
+        )
     if isinstance(x, type) or not array_api_compat.is_array_api_obj(x):
         raise TypeError(f"{name} must be an array, got {type(x).__name__}")
     if isinstance(x, (np.ndarray, np.generic)):

@@ -138,6 +138,9 @@ def chunk(shape: tuple[int, ...], axes: tuple[int, ...]) -> Layout:
 
 def batch(shape: tuple[int, ...], channel_axis: Any) -> Layout:
     """One group for each channel."""
+    if len(shape) == 1:
+        rule = "write x[None, ...] and channel_axis=1 for one sample"
+        raise ValueError(f"x must have at least two axes, got shape {shape}: {rule}")
     channel = _channel(shape, channel_axis)
     return Layout(shape, _others(len(shape), (channel,)), (channel,))
 

@@ -18,7 +18,7 @@ from anynorm.arrays.checks import (
 )
 from anynorm.arrays.dask import full_chunks
 from anynorm.arrays.library import Library
-from anynorm.arrays.recognize import known_library, library_of, one_library
+from anynorm.arrays.recognize import known_library, leading_library, library_of
 from anynorm.calls import layouts
 from anynorm.calls.layouts import Layout, Norm, View
 from anynorm.kernels import Array, Limits, Sums
@@ -172,7 +172,7 @@ def _plan(
     result: Any,
 ) -> Plan:
     (name, x), *others = arrays.items()
-    library = one_library(**arrays)
+    library = leading_library(**arrays)
     if out is not None:
         check_dtype_of_out(library, name, x, out)
         result = out.dtype

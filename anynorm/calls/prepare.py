@@ -5,6 +5,7 @@ from typing import Any
 
 from anynorm.arrays import counts
 from anynorm.arrays.checks import check_dtype, check_nonzero, check_out, check_weights
+from anynorm.arrays.convert import beside
 from anynorm.arrays.dask import full_chunks
 from anynorm.arrays.recognize import library_of
 from anynorm.calls.call import Call
@@ -51,9 +52,12 @@ def prepare(
         check_out(
             plan.library, norm.names[0], x, out, [array for array in (gamma, beta, mean, var) if array is not None]
         )
+    if plan.library.takes_numpy:
+        given = {norm.names[1]: gamma, "beta": beta, "weights": weights}
+        gamma, beta, weights = (beside(plan.library, x, *each) for each in given.items())
     chunks = x.chunks if plan.library.chunked else None
     x = plan.to_view(x)
-    stats = None if moments is None else _given(plan, moments)
+    stats = None if moments is None else _given(plan, moments, x)
     gamma_beside, beta_beside = _ready(plan, gamma, plan.gamma), _ready(plan, beta, plan.beta)
     if plan.inverse and gamma_beside is not None:
         check_nonzero(plan.library, "gamma", gamma_beside)
@@ -67,9 +71,10 @@ def prepare(
     return call if all_reduce is None else _of_replicas(call, weights, all_reduce)
 
 
-def _given(plan: Plan, moments: Statistics[Any]) -> Stats:
+def _given(plan: Plan, moments: Statistics[Any], x: Array) -> Stats:
     """The statistics that were given, and as a rest what the dtype of the computation has no room for of their mean."""
-    return Stats(*(_ready(plan, each, plan.stats) for each in stats_of(moments, plan.dtype)))
+    parts = [beside(plan.library, x, "moments", each) for each in stats_of(moments, plan.dtype)]
+    return Stats(*(_ready(plan, each, plan.stats) for each in parts))
 
 
 def _placed(plan: Plan, weights: Array) -> Weights:
