@@ -12,6 +12,7 @@ from anynorm.kernels import Array, Namespace
 MOST = 1024
 """So many functions are kept."""
 _compiled: dict[Hashable, Any] = {}
+_differentiated: dict[Hashable, Any] = {}
 
 
 class JaxLibrary(Library, name="jax"):
@@ -61,23 +62,33 @@ class JaxLibrary(Library, name="jax"):
         """As one operation, unless somebody traces already: alone each would be compiled by itself, for every shape."""
         if not self.concrete(*self.jax.tree_util.tree_leaves(arrays)):
             return function(*arrays)
-        if key not in _compiled:
-            if len(_compiled) >= MOST:
-                _compiled.clear()
-            _compiled[key] = self.jax.jit(function)
-        return _compiled[key](*arrays)
+        return _kept(_compiled, key, lambda: self.jax.jit(function))(*arrays)
 
     def branch(self, which: Array, one: Callable[[], Any], other: Callable[[], Any]) -> Any:
         return self.jax.lax.cond(which, one, other)
 
     def differentiated(
-        self, function: Callable[[Array], Any], derivative: Callable[[Any, Array], Any], x: Array
+        self, key: Hashable, function: Callable[[Array], Any], derivative: Callable[[Any, Array], Any], x: Array
     ) -> Any:
-        function = self.jax.custom_jvp(function)
+        """Both compiled, as `jax.grad` and others trace a function and not what it does to single arrays."""
 
-        def jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Any, Any]:
-            result = function(*primals)
-            return result, derivative(result, *tangents)
+        def made() -> Any:
+            ruled, along = self.jax.custom_jvp(self.jax.jit(function)), self.jax.jit(derivative)
 
-        function.defjvp(jvp)  # type: ignore[attr-defined]
-        return function(x)
+            @ruled.defjvp  # type: ignore[untyped-decorator]
+            def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Any, Any]:
+                result = ruled(*primals)
+                return result, along(result, *tangents)
+
+            return ruled
+
+        return _kept(_differentiated, key, made)(x)
+
+
+def _kept(functions: dict[Hashable, Any], key: Hashable, make: Callable[[], Any]) -> Any:
+    """The function of a key, made if it is not there."""
+    if key not in functions:
+        if len(functions) >= MOST:
+            functions.clear()
+        functions[key] = make()
+    return functions[key]

@@ -280,7 +280,7 @@ class Library:
         raise NotImplementedError
 
     def differentiated(
-        self, function: Callable[[Array], Any], derivative: Callable[[Any, Array], Any], x: Array
+        self, key: Hashable, function: Callable[[Array], Any], derivative: Callable[[Any, Array], Any], x: Array
     ) -> Any:
         """`function(x)`; where the library differentiates by itself, by `derivative(function(x), dx)`, linear in dx."""
         return function(x)

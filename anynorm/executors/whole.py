@@ -95,7 +95,8 @@ def standardize(call: Call) -> Standardized:
     vacant = not plan.nbytes > 0  # NaN is a size that Dask does not know: there it takes no minimum
     rstd_at_zero, how = 1.0 if plan.tiny else None, {"centred": plan.centred, "divides": plan.divides}
     if library.branches and weighted is None and plan.divides and not vacant:
-        found: Standardized = library.differentiated(partial(_branching, plan), partial(_derivative, plan), x)
+        both = partial(_branching, plan), partial(_derivative, plan)
+        found: Standardized = library.differentiated(id(plan), *both, x)
         return found
     if vacant or library.on_host(x):
         done = kernels.standardize(xp, x, groups=groups, eps=plan.addend, rstd_at_zero=rstd_at_zero, **how)
