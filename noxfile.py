@@ -36,8 +36,11 @@ PROJECT = tomllib.loads(Path(__file__).with_name("pyproject.toml").read_text())
 def tests(session, cell):
     """One cell of the table in tests/cells.py, with its own library and no other."""
     install(session, *cell.groups)
+    if cell.library == "frameworks":  # of this package a file of weights alone is read
+        pip(session, "--no-deps", *PROJECT["dependency-groups"]["checkpoint"])
     # the command line has its session, `demo`
     whole = {"numpy-cpu": ["tests", "anynorm", "README.md", "--ignore=tests/test_cli.py"], "fast-cpu": COMPILED}
+    whole["frameworks-cpu"] = ["tests/test_checkpoints.py"]
     paths = session.posargs or whole.get(cell.id, ["tests"])
     pytest(session, f"--cell={cell.id}", *paths, processes=2 if "cuda" not in cell.tags else os.cpu_count() // 2)
 

@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from anynorm.arrays.checks import check_bool, check_real, compute_dtype
+from anynorm.arrays.counts import is_number
 from anynorm.arrays.library import Library
 from anynorm.arrays.recognize import library_of, one_library
 from anynorm.keywords import checks_names
@@ -519,7 +520,7 @@ _STATISTICS = {"mean", "var", "average_mean", "average_var", "hidden_mean", "hid
 _AFFINE = {"gamma", "beta"}
 _NUMBERS = _STATISTICS | _AFFINE | {"g", "v"}
 ALL_SEEN = 2**30
-"""So many updates that nothing is left of the start."""
+"""So many updates that nothing is left of the start: of statistics that were not counted from it."""
 
 
 def _part(role: str) -> str:
@@ -540,10 +541,14 @@ def _running(library: Library, entries: dict[str, Any], form: Dialect, momentum:
     )
     if "first" in entries and bool(entries["first"]):  # they hold anything
         mean, var = xp.zeros_like(mean), xp.ones_like(var)
-    if "hidden_mean" in entries and "average_mean" not in entries:
-        seen = 1 - momentum ** int(entries["counter_mean"]) or 1.0
-        mean, var = mean / seen, var / seen
-    return RunningStats(mean, var, momentum=momentum, correction=form.correction)
+    made = {"mean": mean, "var": var, "count": 0, "momentum": momentum, "correction": form.correction}
+    if "counter_mean" in entries:
+        updates = int(entries["counter_mean"])
+        if "average_mean" not in entries:
+            seen = 1 - momentum**updates or 1.0
+            made |= {"mean": mean / seen, "var": var / seen}
+        made |= {"debias": True, "_updates": updates}
+    return RunningStats._made(made)
 
 
 def _entry(role: str, params: NormParams[Any], form: Dialect, was: Any) -> Any:
@@ -561,9 +566,13 @@ def _entry(role: str, params: NormParams[Any], form: Dialect, was: Any) -> Any:
     elif running is not None:
         x = running.var if role.endswith("var") else running.mean
         library = library_of("mean", x)
+        updates = running._updates if is_number(running._updates) else ALL_SEEN
         if role not in _STATISTICS:
             numbers = {"first": False, "batches": 0}
-            return library.xp.asarray(numbers.get(role, ALL_SEEN), device=library.device_for_new(x))
+            dtype = None if was is None else was.dtype
+            return library.xp.asarray(numbers.get(role, updates), dtype=dtype, device=library.device_for_new(x))
+        if role.startswith("hidden") and running.momentum is not None:
+            x = x * (1 - running.momentum**updates)
         was = params.gamma if was is None and role.startswith(("average", "hidden")) else was
     if was is not None and math.prod(was.shape) == math.prod(x.shape):
         x = library_of(role, x).xp.reshape(x, tuple(was.shape))

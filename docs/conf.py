@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import anynorm
+from anynorm.checkpoints import DIALECTS
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from cells import CELLS
@@ -13,11 +14,31 @@ def cell_table() -> str:
     """The table of what is tested where, from the one that the tests run by."""
     libraries = {"numpy": "NumPy", "strict": "array-api-strict", "torch": "PyTorch", "jax": "JAX"}
     libraries |= {"dask": "Dask", "cupy": "CuPy", "fast": "NumPy and PyTorch, with numba"}
+    libraries |= {"frameworks": "NumPy, beside Keras, Flax, Equinox, Haiku and MLX"}
     lines = ["| cell | library | device | run by |", "|---|---|---|---|"]
     for cell in CELLS:
         command = f"nox --no-venv -t {cell.tags[0]}" if cell.tags else f'nox -s "tests({cell.id})"'
         where = "CUDA, where there is one" if cell.device == "cuda" else cell.device.upper()
         lines.append(f"| `{cell.id}` | {libraries[cell.library]} | {where} | `{command}` |")
+    return "\n".join(lines)
+
+
+def dialects() -> str:
+    """What each framework calls the numbers of a norm, from the table that they are read by."""
+    lines = ["| dialect | norm | eps | entries |", "|---|---|---|---|"]
+    for name, dialect in DIALECTS.items():
+        for each in dialect.spellings:
+            shown = ", ".join(f"`{place}`" for place in each.entries.values()).replace("|", "\\|")
+            lines.append(f"| `{name}` | {each.kind} | {'' if each.eps is None else f'{each.eps:g}'} | {shown} |")
+    return "\n".join(lines)
+
+
+def defaults() -> str:
+    """What each framework means where its checkpoint does not say so."""
+    lines = ["| dialect | momentum here | correction here | outer keys |", "|---|---|---|---|"]
+    for name, dialect in DIALECTS.items():
+        outer = ", ".join(f"`{key}`" for key in dialect.outer)
+        lines.append(f"| `{name}` | {dialect.momentum:g} | {dialect.correction} | {outer} |")
     return "\n".join(lines)
 
 
@@ -36,6 +57,7 @@ version = release = anynorm.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.napoleon"]
 myst_enable_extensions = ["dollarmath", "substitution"]
 myst_substitutions = {"cells": cell_table(), "reports": reports()}
+myst_substitutions |= {"dialects": dialects(), "defaults": defaults()}
 myst_heading_anchors = 3
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from importlib.metadata import files
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -309,6 +310,39 @@ def test_nothing_of_the_state_is_changed_and_no_framework_is_imported():
     assert state.keys() == TORCH.keys()
 
 
+@by_hand
+def test_the_blocks_of_the_page_do_what_it_says():
+    text = (Path(__file__).parents[1] / "docs" / "checkpoints.md").read_text()
+    reading, writing, folding, following, fitting = re.findall(
+        r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL
+    )
+    state = {f"layer1.0.bn1.{key}": x for key, x in TORCH.items()}
+    x, w, b = arrays((5, 3), (3, 4), 3, seed=7)
+    names = {"anynorm": anynorm, "x": x, "state": dict(state)}
+    exec(reading, names)
+    close(names["y"], (x - M) / np.sqrt(V + 1e-5) * A + B)
+    exec(writing, names)
+    same(names["state"], state)
+    variables = {
+        "params": {"BatchNorm_0": {"scale": A, "bias": B}},
+        "batch_stats": {"BatchNorm_0": {"mean": M, "var": V}},
+    }
+    same(names["variables"], variables)
+    h, gamma, beta, w1, b1 = arrays((5, 4), 4, 4, (3, 4), 3, seed=8)
+    names |= {"w": w, "b": b, "h": h, "w1": w1, "b1": b1, "gamma": gamma, "beta": beta}
+    exec(folding, names)
+    close(h @ names["w"].T + names["b"], (h @ w.T + b - M) / np.sqrt(V + 1e-5) * A + B)
+    exec(following, names)
+    close(
+        names["y"],
+        ((h - h.mean(1, keepdims=True)) / np.sqrt(h.var(1, keepdims=True) + 1e-5) * gamma + beta) @ w1.T + b1,
+    )
+    names |= {"v": w, "ones": np.ones(3, np.float32)}
+    exec(fitting, names)
+    close(names["h"].mean(axis=0), np.zeros(3))
+    close(names["h"].std(axis=0), np.ones(3))
+
+
 # each framework's own layers
 
 
@@ -432,12 +466,8 @@ def test_layers_of_equinox_are_ours(mode):
         tree = {"weight": bn.weight, "bias": bn.bias} | {each: state.get(getattr(bn, each)) for each in indices}
         return {"bn": jax.tree_util.tree_map(np.asarray, tree)}
 
-    for steps in range(2000 if mode == "batch" else 3):
-        if mode == "batch" and steps < 1999:
-            continue
+    for steps in range(3):
         _, state = run(x * (1 + steps), state)
-    if mode == "batch":  # so many steps that nothing is left of the start
-        state = state.set(bn.batch_counter, state.get(bn.batch_counter) + 5000)
     found = anynorm.from_checkpoint(kept(state), "bn", dialect="equinox")
     y, _, running = trained(found, x, -1)
     close(y, jax.vmap(lambda x: equinox.nn.inference_mode(bn)(x, state)[0])(x))
@@ -481,17 +511,17 @@ def test_layers_of_haiku_are_ours():
     import jax
 
     def net(x, training):
-        y = haiku.BatchNorm(True, True, 0.5, name="bn")(x, training)
+        y = haiku.BatchNorm(True, True, 0.75, name="bn")(x, training)
         return y, haiku.LayerNorm(-1, True, True, name="ln")(x), haiku.RMSNorm(-1, name="rms")(x)
 
     net = haiku.transform_with_state(net)
     params, state = net.init(None, X, True)
     params, train = randomly(params), jax.jit(lambda state, x: net.apply(params, state, None, x, True))
-    for step in range(40):  # so many that nothing is left of the start
+    for step in range(3):
         (z, *_), state = train(state, X * (1 + step % 3))
     state = jax.tree_util.tree_map(np.asarray, state)
     for given in ({"params": params, "state": state}, {**params, **state}):
-        found = anynorm.from_checkpoint(given, "bn", dialect="haiku", momentum=0.5)
+        found = anynorm.from_checkpoint(given, "bn", dialect="haiku", momentum=0.75)
         y, z, running = trained(found, X, -1)
         (theirs, layer, rms), _ = net.apply(params, state, None, X, False)
         close(y, theirs)
@@ -502,8 +532,7 @@ def test_layers_of_haiku_are_ours():
         written = anynorm.to_checkpoint(found, "bn", dialect="haiku")
         same(written, {"params": {"bn": params["bn"]}, "state": state})
     written = anynorm.to_checkpoint(dataclasses.replace(found, running=running), "bn", dialect="haiku")
-    _, again = train({key: {k: np.asarray(x, state[key][k].dtype) for k, x in each.items()}
-                      for key, each in written["state"].items()}, X * 2)  # fmt: skip
+    _, again = train(written["state"], X * 2)
     expected = running.update(anynorm.moments(X * 2, axis=(0, 1, 2)))
     close(expected.mean, again["bn/~/mean_ema"]["average"].reshape(-1))
     found = anynorm.from_checkpoint(params, "ln", dialect="haiku")
@@ -584,7 +613,9 @@ def test_layers_of_keras_are_ours(tmp_path):
     close(running.mean, bn.moving_mean.value)
     close(running.var, bn.moving_variance.value)
     with h5py.File(tmp_path / "net.weights.h5") as file:
-        state = {name: data[()] for name in ("0", "1", "2", "3") if (data := file[f"layers/bn/vars/{name}"])}
+        state = {
+            name: data[()] for name in ("0", "1", "2", "3") if (data := file[f"layers/batch_normalization/vars/{name}"])
+        }
     again = anynorm.from_checkpoint({"layers": {"bn": {"vars": state}}}, "bn", dialect="keras")
     same(anynorm.to_checkpoint(again, "bn", dialect="keras"), {f"bn/vars/{key}": x for key, x in state.items()})
     close(again.running.var, found["bn"].running.var, 0)
@@ -631,6 +662,7 @@ def test_a_pretrained_network_is_the_same_with_its_batch_norms_folded(monkeypatc
 
 
 @pytest.mark.cells("torch")
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
 def test_modules_of_torch_are_ours(backend):
     from oracles import only_if
 
@@ -640,7 +672,7 @@ def test_modules_of_torch_are_ours(backend):
     net = nn.ModuleDict(
         {"bn": nn.BatchNorm2d(5), "ln": nn.LayerNorm(3), "gn": nn.GroupNorm(5, 5), "rms": nn.RMSNorm(3)}
     )
-    net["old"] = nn.utils.weight_norm(nn.Conv2d(5, 4, 3)) if hasattr(nn.utils, "weight_norm") else None
+    net["old"] = nn.utils.weight_norm(nn.Conv2d(5, 4, 3))
     net["new"] = nn.utils.parametrizations.weight_norm(nn.ConvTranspose2d(5, 4, 3), dim=1)
     net["all"] = nn.utils.parametrizations.weight_norm(nn.Linear(3, 4), dim=None)
     net.to(device)
@@ -651,9 +683,6 @@ def test_modules_of_torch_are_ours(backend):
     state = {f"model.{key}": x.clone() for key, x in net.state_dict().items()}
     found = {name: anynorm.from_checkpoint(state, name, dialect="torch") for name in net}
     x = backend.array(X, "float32")
-    close(
-        *(each.detach().cpu() for each in (found["old"].weight.weight, net["old"](x) * 0 + net["old"].weight)[:1] * 2)
-    )
     with torch.no_grad():
         y, z, running = trained(found["bn"], x, 1)
         close(y.cpu(), net["bn"](x).cpu())
@@ -704,11 +733,11 @@ def test_operators_of_onnx_are_ours():
         state = {each.name: numpy_helper.to_array(each) for each in model.graph.initializer}
         return state, ReferenceEvaluator(model).run(None, {"x": x})
 
-    state, (y,) = run("BatchNormalization", inputs)
+    state, (y,) = run("BatchNormalization", [*inputs])
     found = anynorm.from_checkpoint(state, dialect="onnx")
     ours, z, running = trained(found, x, 1)
     close(ours, y)
-    _, (y, mean, var) = run("BatchNormalization", inputs, ("y", "mean", "var"), training_mode=1)
+    _, (y, mean, var) = run("BatchNormalization", [*inputs], ("y", "mean", "var"), training_mode=1)
     close(z, y)
     close(running.mean, mean)
     close(running.var, var)
