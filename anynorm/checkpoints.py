@@ -278,8 +278,8 @@ def from_checkpoint(
     >>> ones = np.ones(3)
     >>> state = {"bn1.weight": ones, "bn1.bias": ones, "bn1.running_mean": ones, "bn1.running_var": ones}
     >>> params = anynorm.from_checkpoint(state, "bn1", dialect="torch")
-    >>> params.running
-    RunningStats(numpy float64 (3,), count=0, momentum=0.9, correction=1)
+    >>> params.running.momentum, params.running.correction  # PyTorch's 0.1, and its unbiased variance
+    (0.9, 1)
     >>> anynorm.batch_norm(np.ones((1, 3)), params.gamma, params.beta, moments=params.running, eps=params.eps)
     array([[1., 1., 1.]])
     """
@@ -368,7 +368,8 @@ def to_checkpoint(params: NormParams[Any], name: str, *, dialect: str) -> dict[s
         value, was = getattr(params, _part(role)), source.entries.get(role) if source else None
         if value is None:
             continue
-        kept = source and value is source.fields[_part(role)] and params.zero_centred == source.zero_centred
+        kept = source and value is source.fields[_part(role)]
+        kept = kept and (role != "gamma" or params.zero_centred == source.zero_centred)
         x = was if kept or (role == "batches" and was is not None) else _entry(role, params, form, was)
         if x is not None:
             *levels, last = _levels(place, name, form)

@@ -239,6 +239,26 @@ def test_a_zero_centred_gamma_is_1_more_and_kept_to_the_last_bit(dtype):
     assert plain.gamma is w
 
 
+def test_arrays_of_every_library_are_read_and_written(backend):
+    plain = dataclasses.replace(backend, tracked=False)
+    state = {key: plain.array(x, "float32") for key, x in TORCH.items() if x.shape}
+    found = anynorm.from_checkpoint(state, dialect="torch", zero_centred=True)
+    plain.check(found.gamma, A + 1, dtype="float32", tolerance=0)
+    x = np.linspace(-1, 4, 15).reshape(5, 3)
+    y = anynorm.batch_norm(plain.array(x, "float32"), found.gamma, found.beta, moments=found.running, eps=found.eps)
+    plain.check(y, (x - M) / np.sqrt(V + 1e-5) * (A + 1) + B, dtype="float32", tolerance=1e-5)
+    again = anynorm.to_checkpoint(found, "bn", dialect="torch")
+    assert again == {f"bn.{key}": x for key, x in state.items()}
+    for dialect in ("torch", "haiku", "equinox", "keras"):
+        written = anynorm.to_checkpoint(found, "bn", dialect=dialect)
+        again = anynorm.from_checkpoint(written, dialect=dialect, zero_centred=True)
+        plain.check(again.running.var, V, dtype="float32", tolerance=0)
+        plain.check(again.gamma, A + 1, dtype="float32", tolerance=1e-6)
+    weight = anynorm.NormParams(weight=anynorm.WeightNorm(plain.array(W, "float32"), plain.array(G, "float32")))
+    written = anynorm.to_checkpoint(weight, "c", dialect="torch")
+    plain.check(written["c.weight_g"], G.reshape(4, 1, 1), dtype="float32", tolerance=0)
+
+
 def refused(message, function, *args, error=ValueError, **options):
     with pytest.raises(error, match=f"^{re.escape(message)}$"):
         function(*args, **options)

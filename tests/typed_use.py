@@ -15,6 +15,8 @@ def use(x: Floats, gamma: NDArray[np.float64]) -> None:
     assert_type(anynorm.layer_norm(x, gamma), Floats)
     assert_type(anynorm.rms_norm(x, gamma), Floats)
     assert_type(anynorm.weight_norm(x, gamma), Floats)
+    w, b = anynorm.fold(x, gamma, None, None, moments=anynorm.moments(x, axis=0))
+    assert_type((w, b), tuple[Floats, Floats])
     y, batch = anynorm.normalize(x, axis=0, return_moments=True)
     assert_type(batch, anynorm.Moments[Floats])
     assert_type(batch.std(correction=1), Floats)
