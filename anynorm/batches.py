@@ -16,8 +16,9 @@ from anynorm.calls.layouts import MOMENTS
 from anynorm.kernels import Array, Namespace, Stats
 from anynorm.keywords import checks_names
 from anynorm.statistics import Statistics, cast_with, check_alike, corrected, merged_statistics
+from anynorm.values import ArrayT
 
-ArrayT = TypeVar("ArrayT")
+SeenT = TypeVar("SeenT")  # pyright takes one of the class for unknown in a class method
 Axis = int | tuple[int, ...] | None
 
 
@@ -68,13 +69,13 @@ class Moments(Statistics[ArrayT]):
     @checks_names
     def over(
         cls,
-        batches: Iterable[ArrayT],
+        batches: Iterable[SeenT],
         *,
         axis: Axis,
         weights: Any = None,
         dtype: Any = None,
         progress: bool = False,
-    ) -> "Moments[ArrayT]":
+    ) -> "Moments[SeenT]":
         """The moments of all batches together, of which one at a time need be in memory.
 
         Parameters
@@ -121,10 +122,10 @@ class Moments(Statistics[ArrayT]):
         if not isinstance(batches, Iterable):
             raise TypeError(f"batches must be an iterable of arrays, got {type(batches).__name__}")
         # equals are merged with equals, as in a tournament: the rounding errors grow with the logarithm of their number
-        parts: list[Moments[ArrayT]] = []
+        parts: list[Moments[SeenT]] = []
         pairs = _weighted(_shown(batches) if progress else batches, weights)
         for number, (batch, own) in enumerate(pairs, start=1):
-            part: Moments[ArrayT] = of(batch, axis=axis, weights=own, dtype=dtype)
+            part: Moments[SeenT] = of(batch, axis=axis, weights=own, dtype=dtype)
             if parts:
                 check_alike(parts[0], "batches", part)
             for _ in range((number & -number).bit_length() - 1):

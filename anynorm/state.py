@@ -15,8 +15,9 @@ from anynorm.batches import Moments
 from anynorm.kernels import Array, Namespace, weighted_mean
 from anynorm.keywords import checks_names
 from anynorm.statistics import Statistics, cast_with, check_alike, corrected, describe, merged_statistics, stats_of
+from anynorm.values import ArrayT
 
-ArrayT = TypeVar("ArrayT")
+LikeT = TypeVar("LikeT")  # pyright takes one of the class for unknown in a class method
 LEAST = 1e-300
 """In place of a momentum of 0, which has no logarithm."""
 
@@ -99,11 +100,11 @@ class RunningStats(Statistics[ArrayT]):
         cls,
         shape: int | tuple[int, ...],
         *,
-        like: ArrayT,
+        like: LikeT,
         momentum: float | None = 0.9,
         correction: float = 0,
         debias: bool = False,
-    ) -> "RunningStats[ArrayT]":
+    ) -> "RunningStats[LikeT]":
         """Mean 0 and variance 1, nothing seen.
 
         Parameters
@@ -131,7 +132,9 @@ class RunningStats(Statistics[ArrayT]):
         library = library_of("like", like)
         dtype = compute_dtype(library, "like", like)
         mean = library.zeros(lengths, like, dtype)
-        made = cls(mean, library.xp.ones_like(mean), 0, momentum=momentum, correction=correction, debias=debias)
+        made = RunningStats(
+            mean, library.xp.ones_like(mean), 0, momentum=momentum, correction=correction, debias=debias
+        )
         if made.debias and made.momentum is not None:
             object.__setattr__(made, "_updates", 0)
         return made

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, fields
 from functools import partial
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from anynorm.arrays import counts
 from anynorm.arrays.checks import check_count, check_device, check_variance, compute_dtype, same_shape
@@ -12,9 +12,7 @@ from anynorm.arrays.library import Library
 from anynorm.arrays.pytree import flush_pytrees
 from anynorm.arrays.recognize import library_beside, library_of, one_library
 from anynorm.kernels import Array, Namespace, Stats, merge, recast
-from anynorm.values import Value
-
-ArrayT = TypeVar("ArrayT")
+from anynorm.values import ArrayT, Value
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any, ClassVar, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
 from anynorm import files
 from anynorm.arrays.checks import compute_dtype
@@ -12,8 +12,14 @@ from anynorm.arrays.recognize import library_of
 from anynorm.files import Record
 from anynorm.keywords import checks_names
 
-ArrayT = TypeVar("ArrayT")
 StrPath = str | os.PathLike[str]
+
+if TYPE_CHECKING:  # what `load` gives has arrays of Any, and needs no annotation
+    from typing_extensions import TypeVar as TypeVarWithDefault
+
+    ArrayT = TypeVarWithDefault("ArrayT", default=Any)
+else:
+    ArrayT = TypeVar("ArrayT")
 
 
 class Value(Generic[ArrayT]):

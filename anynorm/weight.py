@@ -15,9 +15,9 @@ from anynorm.kernels import subtract_mean
 from anynorm.keywords import checks_names
 from anynorm.norms import weight_norm
 from anynorm.statistics import Statistics, describe_with_numbers
-from anynorm.values import Value
+from anynorm.values import ArrayT, Value
 
-ArrayT = TypeVar("ArrayT")
+LikeT = TypeVar("LikeT")  # pyright takes one of the class for unknown in a class method
 
 
 @pytree("v", "g")
@@ -74,7 +74,7 @@ class WeightNorm(Value[ArrayT]):
 
     @classmethod
     @checks_names
-    def from_weight(cls, w: ArrayT, axis: Axis = 0) -> "WeightNorm[ArrayT]":
+    def from_weight(cls, w: LikeT, axis: Axis = 0) -> "WeightNorm[LikeT]":
         r"""The state whose weight is w: v is w, and g its norm, in float32 for 2-byte floats.
 
         Parameters
@@ -94,7 +94,7 @@ class WeightNorm(Value[ArrayT]):
             As in `weight_norm`.
         """
         call = calls.prepare(DIRECTION, (axis,), w)
-        return cls(w, call.statistic(executors.length(call)), axis=axis)
+        return WeightNorm(w, call.statistic(executors.length(call)), axis=axis)
 
     @classmethod
     @checks_names

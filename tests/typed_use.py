@@ -1,6 +1,6 @@
-"""What mypy, strict, infers for a user: it reads this file, and nothing runs it."""
+"""What mypy, strict, and pyright infer for a user: they read this file, and nothing runs it."""
 
-from typing import assert_type
+from typing import Any, assert_type
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,3 +42,18 @@ def differentiate(x: Floats, gamma: Floats) -> None:
     assert_type(batch, anynorm.Moments[Floats])
     (dx,) = pull(y)
     assert_type(dx, Floats)
+
+
+def begin(x: Floats, batches: list[Floats]) -> None:
+    """Class methods infer the arrays from what they are given; what is loaded needs no annotation."""
+    assert_type(anynorm.RunningStats.init(3, like=x), anynorm.RunningStats[Floats])
+    assert_type(anynorm.Moments.over(batches, axis=0), anynorm.Moments[Floats])
+    assert_type(anynorm.WeightNorm.from_weight(x).weight, Floats)
+    running = anynorm.RunningStats.load("running.npz")
+    assert_type(running, anynorm.RunningStats[Any])
+    weight = anynorm.WeightNorm.load("weight.npz", like=x)
+    assert_type(weight.to(x), anynorm.WeightNorm[Any])
+    batch = anynorm.Moments.load("moments.npz")
+    assert_type(batch.merge(batch), anynorm.Moments[Any])
+    states = anynorm.load("states.npz")
+    assert_type(states, dict[str, Any])
