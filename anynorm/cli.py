@@ -109,7 +109,7 @@ def _require(*packages: str) -> None:
     if missing:
         *others, last = missing
         named = f"{', '.join(others)} and {last}" if others else last
-        raise CommandError(f"install {named} first: pip install 'anynorm[demo]'", 1)
+        raise CommandError(f"install {named} first: pip install {' '.join(missing)}", 1)
 
 
 def _check_plot(path: Path, named: str, code: int) -> None:

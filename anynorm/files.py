@@ -220,7 +220,7 @@ def _format(path: StrPath) -> _Format:
         try:
             import safetensors  # noqa: F401
         except ImportError as error:
-            raise ImportError(f"{path} needs the package safetensors: pip install 'anynorm[safetensors]'") from error
+            raise ImportError(f"{path} needs the package safetensors: pip install safetensors") from error
     return _FORMATS[suffix]
 
 

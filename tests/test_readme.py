@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import tomllib
 from contextlib import nullcontext
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -36,6 +37,7 @@ USES = {
     "torch": Use("PyTorch", (8, 20, 512), (2,), (1, 1, 512)),
     "jax": Use("JAX", (8, 64, 49), (2,), (1, 64, 1)),
 }
+INSTALL = re.compile(r"pip install\s+((?:-e )?(?:'[^']*'|[\w.-]+|\{[^}]*\}))")
 OTHERS = ["Training step", "Inference step", "A batch norm from a PyTorch checkpoint"]
 
 
@@ -204,6 +206,22 @@ def test_no_block_of_the_first_steps_is_left_out():
 def test_the_set_up_lines_can_be_found(name):
     line = re.search(rf"^<!-- {name} line -->\n```bash\n(.*)\n```$", README, re.MULTILINE)[1]
     assert line.startswith("python3 -m venv .venv")
+
+
+@pytest.mark.cells("numpy")
+def test_a_hint_names_packages_and_a_page_the_checkout():
+    """The first installs wherever anynorm came from, the second before it is on an index."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    packages = {re.match(r"[\w-]+", each)[0] for needed in extras.values() for each in needed} | {"ml_dtypes"}
+    hints = [each for path in (ROOT / "anynorm").rglob("*.py") for each in INSTALL.findall(path.read_text())]
+    assert len(hints) == 5
+    assert {each for each in hints if not each.startswith("{")} <= packages  # the others: tests/test_cli.py
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
+    for line in (each for path in pages for each in INSTALL.findall(path.read_text())):
+        place, chosen = re.fullmatch(r"(?:-e )?'?([\w.-]+)(?:\[(.*)\])?'?", line).groups()
+        assert place in {".", "nox", *packages} or line == "'anynorm[torch]'"
+        assert set(chosen.split(",") if chosen else ()) <= set(extras)
 
 
 @pytest.mark.cells("numpy", "torch", "jax")

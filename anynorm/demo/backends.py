@@ -37,7 +37,8 @@ def open_backend(name: str, device: str | None) -> Backend:
         If it has no such device.
     """
     if not is_installed(name):
-        raise ImportError(f"install {name} first: pip install 'anynorm[{name}]'")
+        package = {"cupy": "cupy-cuda13x"}.get(name, name)
+        raise ImportError(f"install {name} first: pip install {package}")
     module = import_library(name)
     devices = LIBRARIES[name].devices(module)
     if not devices:

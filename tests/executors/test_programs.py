@@ -66,7 +66,7 @@ def test_numba_that_cannot_be_imported_is_as_none(tmp_path):
     last = run.stderr.strip().splitlines()[-1]
     assert last == (
         "ImportError: engine='numba' needs numba, which cannot be imported: Numba needs NumPy 2.3 or less: "
-        "pip install 'anynorm[fast]'"
+        "pip install numba"
     )
 
 

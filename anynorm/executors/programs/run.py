@@ -46,7 +46,7 @@ def supports(call: Call, *beside: Array) -> bool:
         return False
     state = compiled.state()
     if state.version is None and engine == "numba":
-        raise ImportError(f"engine='numba' needs numba, which {state.why}: pip install 'anynorm[fast]'")
+        raise ImportError(f"engine='numba' needs numba, which {state.why}: pip install numba")
     if state.version is None or not plan.view.axes:
         return False
     arrays = [*_arrays(call), *beside]
