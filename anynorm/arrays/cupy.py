@@ -16,6 +16,7 @@ class CupyLibrary(Library, name="cupy"):
     """CuPy."""
 
     programs = "cuda"
+    cast_to_float32 = "{}.astype('float32')"
     to_numpy: Any = methodcaller("get")
     contiguous: Any = attrgetter("flags.c_contiguous")
     on_device: Any = attrgetter("device")

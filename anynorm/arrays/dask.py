@@ -19,6 +19,7 @@ class DaskLibrary(Library, name="dask"):
     """Dask."""
 
     chunked = True
+    cast_to_float32 = "{}.astype('float32')"
     block = None  # a reshape across chunks would gather them
 
     def check_supported(self, name: str, x: Array) -> None:

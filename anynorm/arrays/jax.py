@@ -21,6 +21,7 @@ class JaxLibrary(Library, name="jax"):
     compiles = True
     takes_numpy = True
     branches = True
+    cast_to_float32 = "{}.astype('float32')"
 
     def __init__(self, name: str, xp: Namespace) -> None:
         super().__init__(name, xp)

@@ -25,6 +25,7 @@ from typing import Any, ClassVar, Literal
 import array_api_compat
 import numpy as np
 
+from anynorm.arrays.standard import completed
 from anynorm.kernels import PURE, Array, Namespace, Ops
 
 BLOCK = 256
@@ -70,7 +71,7 @@ class Library:
     """Whether its strides count bytes, and not numbers."""
     offset = 0
     """How many bytes after the `address` of an array that of its numbers is written."""
-    cast_to_float32 = "{}.astype('float32')"
+    cast_to_float32 = "xp.astype({}, xp.float32)"
     """How one writes that."""
     ops: Ops = PURE
     """Arithmetic whose results are new."""
@@ -103,7 +104,7 @@ class Library:
 
     def device(self, x: Array) -> Any:
         """The device, or None where there is but one or the library itself is the better judge."""
-        return array_api_compat.device(x)
+        return getattr(x, "device", None)
 
     def device_for_new(self, like: Array) -> Any:
         """The device on which an array beside `like` is made; None leaves it to the library."""
@@ -117,7 +118,7 @@ class Library:
         """Whether there may be arrays of float64 beside an array."""
         try:
             info = self.xp.__array_namespace_info__()
-            return "float64" in info.dtypes(device=array_api_compat.device(x), kind="real floating")
+            return "float64" in info.dtypes(device=self.device(x), kind="real floating")
         except Exception:  # a library before that part of the standard
             return hasattr(self.xp, "float64")
 
@@ -174,7 +175,7 @@ class Library:
 
     def to_numpy(self, x: Array) -> Any:
         """The array in NumPy, where bfloat16 may be any dtype of two bytes."""
-        return np.asarray(x)
+        return np.asarray(x) if hasattr(x, "__array__") else np.from_dlpack(x)
 
     def from_numpy(self, values: Any, like: Array, *, bfloat16: bool = False) -> Array:
         """A NumPy array beside `like`; bfloat16 comes as bits, in uint16. Integers may become float64."""
@@ -226,7 +227,7 @@ class Library:
 
     def writeable(self, x: Array) -> bool:
         """Whether the array may be written to."""
-        return bool(array_api_compat.is_writeable_array(x))
+        return hasattr(x, "__setitem__") and bool(array_api_compat.is_writeable_array(x))
 
     def adds(self, x: Array, dtype: Any) -> bool:
         """Whether the array can be added up along its rows as it is, in this dtype."""
@@ -328,7 +329,7 @@ class Library:
 
 
 def _of_name(namespace: str) -> Library:
-    return Library.of_namespace(importlib.import_module(namespace))
+    return Library.of_namespace(completed("x", importlib.import_module(namespace)))
 
 
 def _astype(dtype: Any, xp: Namespace, x: Array) -> tuple[Array]:

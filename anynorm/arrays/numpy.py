@@ -39,6 +39,7 @@ class NumpyLibrary(Library, name="numpy"):
     in_memory = True
     blas_sums = True
     one_device = True
+    cast_to_float32 = "{}.astype('float32')"
     programs = "cpu"
     offset = object.__basicsize__ if NEAR else 0
     max: Any = methodcaller("max")

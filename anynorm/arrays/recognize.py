@@ -7,6 +7,7 @@ import numpy as np
 
 from anynorm.arrays.library import Library
 from anynorm.arrays.pytree import flush_pytrees
+from anynorm.arrays.standard import completed
 from anynorm.kernels import Array
 
 _libraries: dict[type, Library] = {}
@@ -73,4 +74,4 @@ def _recognize(name: str, x: Array) -> Library:
         raise TypeError(f"{name} must be an array, got {type(x).__name__}")
     if isinstance(x, (np.ndarray, np.generic)):
         x = np.empty(0)  # array-api-compat takes one of JAX's dtypes for an array of JAX
-    return Library.of_namespace(array_api_compat.array_namespace(x))
+    return Library.of_namespace(completed(name, array_api_compat.array_namespace(x)))

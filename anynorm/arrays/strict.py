@@ -13,7 +13,6 @@ class StrictLibrary(Library, name="array_api_strict"):
 
     in_memory = True
     blas_sums = True
-    cast_to_float32 = "xp.astype({}, xp.float32)"
 
     def to_numpy(self, x: Array) -> Any:
         return np.asarray(x.to_device(self.xp.Device("CPU_DEVICE")))
