@@ -286,7 +286,7 @@ def moments_of(call: Call, stats: Stats, dtype: Any = None) -> Moments[Any]:
     mean, mean_rest, var = library.quietly(partial(_copied, call.plan.dtype if dtype is None else dtype), *stats)
     count: Any = call.plan.layout.group_size
     rest: Any = None
-    if call.weights is not None or count != count:  # a number that Dask does not know yet
+    if call.weights is not None or count != count or call.plan.symbolic:  # no number yet
         count, rest = (None if value is None else call.statistic(value) for value in executors.count(call))
     mean, mean_rest, var = (call.statistic(value) for value in (mean, mean_rest, var))
     return Moments._with_rest(mean, mean_rest, var, count, rest)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Generic, Literal, NamedTuple, TypeVar, TypeVarTuple, cast, overload
 
 from anynorm import batches, executors, norms
-from anynorm.arrays.checks import check_bool, check_device, check_known_sizes, compute_dtype
+from anynorm.arrays.checks import check_bool, check_device, check_known_sizes, compute_dtype, same_shape
 from anynorm.arrays.convert import beside
 from anynorm.arrays.library import Library
 from anynorm.arrays.pytree import pytree
@@ -183,7 +183,7 @@ class Pullback(Generic[ArrayT, *Params]):
         leading_library(y=kept, dy=dy)
         compute_dtype(library, "dy", dy)
         check_known_sizes(library, dy=dy)
-        if tuple(dy.shape) != plan.layout.shape:
+        if not same_shape(library.sizes(dy), plan.layout.shape):
             raise ValueError(f"dy must have the shape of y, {plan.layout.shape}, got {tuple(dy.shape)}")
         check_device(library, "y", kept, "dy", dy)
         return beside(library, kept, "dy", dy)
@@ -196,7 +196,9 @@ class Pullback(Generic[ArrayT, *Params]):
             dx, *gradients = executors.backward(call, dy, wanted, self.of)
             for i, (primal, d) in enumerate(zip(self.parameters, gradients, strict=True)):
                 if primal is not None and d is not None:
-                    d = d if tuple(d.shape) == primal.shape else library.xp.reshape(d, primal.shape)
+                    # axes are not merged where sizes are symbols
+                    same = len(d.shape) == len(primal.shape) if plan.symbolic else tuple(d.shape) == primal.shape
+                    d = d if same else library.reshape(d, primal.shape)
                     gradients[i] = d if d.dtype == primal.dtype else library.astype(d, primal.dtype)
         return dx, *(gradients if plan.divides else gradients[1:])
 

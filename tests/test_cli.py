@@ -171,7 +171,12 @@ def _read(terminal):
 @pytest.mark.parametrize(
     ("command", "blocked", "named", "packages"),
     [
-        ("demo", ["rich", "matplotlib", "sklearn"], "rich, matplotlib and scikit-learn", "rich matplotlib scikit-learn"),
+        (
+            "demo",
+            ["rich", "matplotlib", "sklearn"],
+            "rich, matplotlib and scikit-learn",
+            "rich matplotlib scikit-learn",
+        ),
         ("info", ["rich"], "rich", "rich"),
     ],
 )

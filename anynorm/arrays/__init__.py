@@ -3,4 +3,4 @@
 `Library` says what a library does its own way; the rest of the package asks it, and never for its name.
 """
 
-from anynorm.arrays import cupy, dask, jax, mlx, numpy, strict, torch  # noqa: F401 - so that they are known
+from anynorm.arrays import cupy, dask, jax, mlx, ndonnx, numpy, strict, torch  # noqa: F401 - so that they are known

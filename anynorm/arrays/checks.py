@@ -1,6 +1,5 @@
 """Arguments that may not be: an error of one sentence for each, before anything is computed."""
 
-import math
 import operator
 from contextlib import suppress
 from functools import cache
@@ -260,7 +259,7 @@ def check_weights(library: Library, weights: Array, dtype: Any) -> None:
     if str(weights.dtype).endswith("bfloat16"):
         weights = xp.astype(weights, xp.float32)
     with suppress(RuntimeError, TypeError), library.quiet():  # torch.func.vmap, fake tensors, a constant under jax.jit
-        if math.prod(weights.shape) == 0:
+        if 0 in weights.shape:
             return
         least, most = xp.min(weights), xp.max(weights)  # NaN, if there is one
         if not bool((least >= 0) & (most - most == 0)):

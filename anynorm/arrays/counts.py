@@ -95,15 +95,20 @@ def floating(library: Library, count: Count, dtype: Any) -> Count:
     return library.xp.astype(count, dtype)
 
 
-def total(library: Library, weights: Array, *, axes: tuple[int, ...], times: int) -> Counted:
-    """The sum of weights over axes, which stay with length 1; each of them `times` over."""
+def total(library: Library, weights: Array, *, axes: tuple[int, ...], times: int, halved: bool = True) -> Counted:
+    """The sum of weights over axes, which stay with length 1; each of them `times` over.
+
+    Axes whose length is no number are not `halved`, but added as the library does.
+    """
     xp = library.xp
     if library.has_float64(weights):
         wide = xp.astype(weights, dtype_of(library, weights, weights.dtype), copy=False)
         return kernels.total(xp, wide, axes=axes, block=library.block) * times, None
     sums = pair(xp, weights)
-    for axis in axes:
+    for axis in axes if halved else ():
         sums = _summed(xp, sums, axis)
+    if not halved:
+        sums = kernels.renormalized(xp, *(xp.sum(each, axis=axes, keepdims=True) for each in sums))
     return _times(xp, sums, times)
 
 

@@ -18,6 +18,7 @@ _differentiated: dict[Hashable, Any] = {}
 class JaxLibrary(Library, name="jax"):
     """JAX. Outside of `jax.jit` a call is one compiled function."""
 
+    symbols = True
     compiles = True
     takes_numpy = True
     branches = True

@@ -17,6 +17,7 @@ arrays all lie in the processor's memory says `in_memory = True`, and large arra
 """
 
 import importlib
+import math
 from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -59,6 +60,8 @@ class Library:
     """Whether type, dtype and shape are all in which its arrays may differ: `device_key` is None."""
     autograd = False
     """Whether there is an autograd that `records`."""
+    symbols = False
+    """Whether a size that is not known is a symbol, which stands for any size but 0."""
     compiles = False
     """Whether `compiled` makes one function of many operations."""
     takes_numpy = False
@@ -125,6 +128,22 @@ class Library:
     def traced(self) -> bool:
         """Whether a compiler follows what happens now, to whom a shape may be more than numbers."""
         return False
+
+    def sizes(self, x: Array) -> tuple[Any, ...]:
+        """The shape, with NaN for a size that is not known: None, or a symbol."""
+        return tuple([int(n) if isinstance(n, (int, np.integer)) else math.nan for n in x.shape])
+
+    def sizes_vary(self, sizes: tuple[Any, ...]) -> bool:
+        """Whether what is traced of an array of these `sizes` is to be right at others."""
+        return any([n != n for n in sizes])  # noqa: C419 - Dynamo takes no generator
+
+    def reshape(self, x: Array, shape: tuple[Any, ...]) -> Array:
+        """The array in a shape whose sizes may be symbols, or None: these come as they do in the shape of x."""
+        return self.xp.reshape(x, tuple([-1 if n is None else n for n in shape]))
+
+    def scales(self, x: Array) -> bool:
+        """Whether a power of two is taken out of arrays whose numbers cannot be looked at."""
+        return True
 
     def on_host(self, x: Array) -> bool:
         """Whether a number can be read out of the array now, at no cost: it is not traced, lazy or on a GPU."""

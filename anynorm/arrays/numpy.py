@@ -44,6 +44,7 @@ class NumpyLibrary(Library, name="numpy"):
     offset = object.__basicsize__ if NEAR else 0
     max: Any = methodcaller("max")
     min: Any = methodcaller("min")
+    sizes: Any = attrgetter("shape")
     strides: Any = attrgetter("strides")
     contiguous: Any = attrgetter("flags.c_contiguous")
     aligned: Any = attrgetter("flags.aligned")

@@ -13,7 +13,7 @@ NEEDED = (
 
 
 def completed(name: str, xp: Namespace) -> Namespace:
-    """The namespace of the argument `name`, with all functions that are needed; a TypeError that says which it lacks."""
+    """The namespace of the argument `name`, with all that is needed; a TypeError that names what it lacks."""
     missing = [each for each in NEEDED if not hasattr(xp, each)]
     if missing:
         raise TypeError(

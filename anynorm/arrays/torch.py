@@ -2,6 +2,7 @@
 
 import math
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -24,6 +25,7 @@ class TorchLibrary(Library, name="torch"):
 
     eager_block = None
     threaded = True
+    symbols = True
     autograd = True
     programs = "cpu"
     strides_in_bytes = False
@@ -53,7 +55,19 @@ class TorchLibrary(Library, name="torch"):
         return x.device.type != "mps"  # type: ignore[no-any-return]
 
     def traced(self) -> bool:
-        return self.torch.compiler.is_compiling()  # type: ignore[no-any-return]
+        return self.torch.compiler.is_compiling() or self.torch.jit.is_tracing()  # type: ignore[no-any-return]
+
+    def sizes(self, x: Array) -> Shape:
+        if self.torch.compiler.is_compiling():  # to Dynamo a symbol is an int
+            static = self.torch.fx.experimental.symbolic_shapes.has_static_value
+            return tuple([n if static(n) else math.nan for n in x.shape])
+        if not self.torch.jit.is_tracing():
+            return super().sizes(x)
+        with warnings.catch_warnings(action="ignore"):  # of tensors that are made Python's numbers
+            return tuple([int(n) for n in x.shape])
+
+    def sizes_vary(self, sizes: Shape) -> bool:
+        return self.torch.jit.is_tracing() or super().sizes_vary(sizes)
 
     def on_host(self, x: Array) -> bool:
         return x.is_cpu and not self.torch.compiler.is_compiling() and not self.torch.jit.is_tracing()

@@ -48,6 +48,11 @@ class Layout(NamedTuple):
         split = (1, 1) if n == 1 != self.shape[self.channel] else (self.groups, n // self.groups)
         return (*shape[: self.channel], *split, *shape[self.channel + 1 :])
 
+    def whole(self, view: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape whose `view` that is, for an array of x's size."""
+        c = self.channel
+        return view if c is None else (*view[:c], self.shape[c], *view[c + 2 :])
+
     def full(self, shape: tuple[int, ...]) -> tuple[int, ...] | None:
         """The view of a parameter of shape `shape`, or None if it does not fit."""
         rank = len(self.shape)
@@ -155,7 +160,7 @@ def group(shape: tuple[int, ...], groups: Any, channel_axis: Any) -> Layout:
     """One group for each sample and run of neighbouring channels."""
     channel = _channel(shape, channel_axis)
     groups = check_int("groups", groups)
-    if groups < 1 or shape[channel] % groups:
+    if groups < 1 or shape[channel] % groups > 0:  # of a size that is not known that is NaN
         raise ValueError(f"groups must divide the {shape[channel]} channels of x, got {groups}")
     return Layout(shape, _others(len(shape) + 1, (*_sample(channel), channel)), (channel,), channel, groups)
 

@@ -50,7 +50,7 @@ class Plan(NamedTuple):
     tiny: bool
     """Whether eps is so small that squares that underflow would be missed."""
     nbytes: float
-    """The size of x in that dtype; NaN where Dask does not know it."""
+    """The size of x in that dtype; NaN where it is not known."""
     gamma: "Fit | None"
     beta: "Fit | None"
     stats: "Fit"
@@ -61,6 +61,11 @@ class Plan(NamedTuple):
     short: tuple[bool, bool]
     """Whether gamma and beta are the same for all replicas: one number for each channel, and no more axes than that
     takes; or, where short ones run along the axes of a group, one number for each group."""
+
+    @property
+    def symbolic(self) -> bool:
+        """Whether sizes of x may be others when what is computed runs again: they are taken from the arrays then."""
+        return self.groups.block == math.inf
 
     @property
     def block_numbers(self) -> int:
@@ -75,6 +80,8 @@ class Plan(NamedTuple):
             x = self.library.astype(x, dtype)
         if self.library.chunked:
             x = full_chunks(x)
+        if self.symbolic:
+            return self.beside(x)
         if order:
             x = xp.permute_dims(xp.reshape(x, self.layout.view(shape)), order)
         elif self.view.shape == shape:  # not that of x, where sizes that are not known are none
@@ -84,13 +91,24 @@ class Plan(NamedTuple):
     def from_view(self, x: Array, dtype: Any = None) -> Array:
         """An array of the view in the caller's shape, and in this dtype."""
         xp, order, shape = self.library.xp, self.view.order, self.layout.shape
-        if order:
+        if self.symbolic and self.layout.channel is not None:
+            x = self.library.reshape(x, self.layout.whole(tuple(x.shape)))
+        elif order:
             whole = self.layout.view(shape)
             x = xp.reshape(x, tuple(whole[axis] for axis in order))
             x = xp.permute_dims(x, tuple(order.index(axis) for axis in range(len(order))))
-        if order or self.view.shape != shape:
+        if not self.symbolic and (order or self.view.shape != shape):
             x = xp.reshape(x, shape)
         return x if dtype is None or x.dtype == dtype else self.library.astype(x, dtype)
+
+    def beside(self, x: Array) -> Array:
+        """An array with as many axes as the caller's x has, in the view, by its own sizes."""
+        channel = self.layout.channel
+        if channel is None:
+            return x
+        own = list(x.shape)
+        own[channel] = self.library.sizes(x)[channel]
+        return self.library.reshape(x, self.layout.view(tuple(own)))
 
 
 class Fit(NamedTuple):
@@ -151,9 +169,10 @@ def _key(
         if array is None:
             key.append(None)
             continue
-        key += (type(array), array.dtype, array.shape)
-        if not library.one_device:
-            key.append(library.device_key(array))
+        if library.one_device:
+            key += (type(array), array.dtype, array.shape)
+        else:
+            key += (type(array), array.dtype, library.sizes(array), library.device_key(array))
     return tuple(key)
 
 
@@ -177,30 +196,34 @@ def _plan(
         check_dtype_of_out(library, name, x, out)
         result = out.dtype
     dtype = dtype_of_call(library, name, x, result, integers=norm.moments or (norm.centred and out is not None))
-    shape = tuple(x.shape)
+    shape = library.sizes(x)
     if not shape:
         raise ValueError(f"{name} must have at least one axis, got a 0-d array")
     layout = norm.layout(shape, *options)
     given = "moments.mean" in arrays
-    if _unknown(shape if layout.channel is not None else () if given or library.chunked else (layout.group_size,)):
-        raise ValueError(
-            f"{name} must have known sizes to be divided into groups, got shape {shape}: "
-            f"call {name}.compute_chunk_sizes() first"
-        )
+    symbolic = not library.chunked and library.sizes_vary(shape)
+    c = layout.channel
+    if c is not None and _unknown(shape if library.chunked else shape[c : c + 1]):
+        how = f": call {name}.compute_chunk_sizes() first" if library.chunked else ""
+        raise ValueError(f"{name} must have known sizes to be divided into groups, got shape {tuple(x.shape)}{how}")
     eps = float(check_real("eps", eps, least=0))
     shapes = {other: _shape(library, layout, other, array) for other, array in others}
-    view = _view(layout, list(shapes.values()), order)
-    fits = {other: _fit(library, array, view.of(shapes[other])) for other, array in others}
+    view = _view(layout, list(shapes.values()), None if symbolic else order)
+    fits = {other: _fit(library, array, view.of(shapes[other]), symbolic) for other, array in others}
     gamma = fits.get("gamma", fits.get("g"))
     for other, array in others:
         check_device(library, name, x, other, array)
     stats = tuple(1 if axis in view.axes else n for axis, n in enumerate(view.shape))
     size = math.prod(view.shape)
     divisor = float(max(layout.group_size if norm.divisor is None else norm.divisor, 1))
+    if symbolic and norm.divisor is None and library.sizes_vary(tuple([view.shape[axis] for axis in view.axes])):
+        divisor = math.nan
     with library.quiet():  # an eps may be too large for the dtype
         number, addend = (library.number(n, dtype, x) for n in (divisor, eps))
     groups = Sums(view.axes, divisor, library.block if number is None else library.eager_block, number=number)
-    if library.blas_sums and view.axes:
+    if symbolic:
+        groups = groups._replace(block=math.inf, number=None)
+    elif library.blas_sums and view.axes:
         last = len(view.shape) - 1
         # weights may have one number where x has none
         run = min(max(view.shape[last], 1), kernels.RUN) if last in view.axes else kernels.LEADING
@@ -209,7 +232,7 @@ def _plan(
     limits = kernels.limits(library.xp, dtype)
 
     def short(name: str) -> bool:
-        own = () if name not in arrays else tuple(arrays[name].shape)
+        own = () if name not in arrays else library.sizes(arrays[name])
         if layout.parameter_axes != layout.axes:
             return own == layout.parameter_shape
         return len(own) == len(shape) and all([own[axis] == 1 for axis in layout.axes])  # noqa: C419 - as Dynamo
@@ -260,26 +283,27 @@ def _view(layout: Layout, others: list[tuple[int, ...]], order: tuple[int, ...] 
     return View(tuple((axis,) for axis in range(len(shape))), shape, layout.axes)
 
 
-def _fit(library: Library, array: Array, shape: tuple[int, ...]) -> Fit:
-    own, index = list(array.shape), []
+def _fit(library: Library, array: Array, shape: tuple[int, ...], symbolic: bool) -> Fit:
+    own, index = list(library.sizes(array)), []
     for n in shape:
-        index.append(slice(None) if same_shape(tuple(own[:1]), (n,)) else None)
+        same = same_shape(tuple(own[:1]), (n,)) and (n != 1 or own[0] == 1)
+        index.append(slice(None) if same else None)
         if index[-1] is None and n != 1:
             return Fit(shape, None)
         own = own[index[-1] is not None :]
     # Dask reshapes nothing to sizes that it does not know
-    indexed = not own and (library.one_device or library.chunked)
+    indexed = not own and (library.one_device or library.chunked or symbolic)
     return Fit(shape, tuple(index) if indexed else None)
 
 
 def _unknown(sizes: tuple[Any, ...]) -> bool:
-    """Whether Dask does not know one of them: it is NaN."""
+    """Whether one of them is not known: it is NaN."""
     return any(n != n for n in sizes)
 
 
 def _shape(library: Library, layout: Layout, name: str, array: Array) -> tuple[int, ...]:
     """The shape of an argument beside the layout's view of x; an error if it does not fit."""
-    shape = tuple(array.shape)
+    shape = library.sizes(array)
     if name == "weights":
         check_weights_dtype(library, array)
         full = layout.broadcast(shape)

@@ -66,7 +66,7 @@ def prepare(
         check_weights(plan.library, weights, plan.dtype)
         if not plan.given:  # to moments that are given they make no difference
             with plan.library.quiet():
-                weights_beside = _placed(plan, plan.library.constant(weights))
+                weights_beside = _placed(plan, plan.library.constant(weights), x)
     call = Call(plan, x, gamma_beside, beta_beside, stats, out, weights_beside, None, chunks)
     return call if all_reduce is None else _of_replicas(call, weights, all_reduce)
 
@@ -77,12 +77,18 @@ def _given(plan: Plan, moments: Statistics[Any], x: Array) -> Stats:
     return Stats(*(_ready(plan, each, plan.stats) for each in parts))
 
 
-def _placed(plan: Plan, weights: Array) -> Weights:
+def _placed(plan: Plan, weights: Array, x: Array) -> Weights:
     """The weights of a call beside the view; not yet added up where a program may do that as it goes."""
     assert plan.weights is not None
     if plan.library.writable_in_blocks(weights):
         return Weights(plan.library.xp.reshape(weights, plan.weights.shape), None)
-    return sum_weights(plan, _ready(plan, weights, plan.weights))
+    return sum_weights(plan, _weights_beside(plan, weights, x))
+
+
+def _weights_beside(plan: Plan, weights: Array, x: Array) -> Array:
+    """In the view and the dtype of the computation; as many as numbers of x, where sizes are not numbers."""
+    ready = _ready(plan, weights, plan.weights)
+    return ready + plan.library.xp.zeros_like(x) if plan.symbolic else ready
 
 
 def _of_replicas(call: Call, weights: Array | None, all_reduce: Callable[[Array], Any]) -> Call:
@@ -94,13 +100,16 @@ def _of_replicas(call: Call, weights: Array | None, all_reduce: Callable[[Array]
     if not plan.given:
         with plan.library.quiet():
             x = library.cast(library.constant(call.x), plan.dtype)
-            if weights is None:
+            if plan.symbolic and weights is None:
+                ready = xp.ones_like(x)
+            elif weights is None:
                 ready = library.zeros((1,) * len(plan.view.shape), x, plan.dtype) + 1.0
             else:
-                ready = _ready(plan, library.constant(weights), plan.weights)
+                ready = _weights_beside(plan, library.constant(weights), x)
             count, rest = count_weights(plan, ready if call.weights is None else call.weights.each)
             parts = counts.parts(xp, (count, rest), plan.dtype)
-            parts = [xp.broadcast_to(part, plan.stats.shape) for part in parts]
+            if not plan.symbolic:
+                parts = [xp.broadcast_to(part, plan.stats.shape) for part in parts]
             join = joining(xp, sums)
             found, parts = replicas.weigh(xp, x, ready, parts, groups=plan.groups, eps=plan.eps, join=join)
             found = found._replace(total=counts.joined(library, parts, count.dtype))
@@ -116,4 +125,6 @@ def _ready(plan: Plan, array: Array | None, fit: Fit | None) -> Array | None:
         array = plan.library.astype(array, plan.dtype)
     if plan.library.chunked:
         array = full_chunks(array)
+    if fit.axes is None and plan.symbolic and len(array.shape) == len(plan.layout.shape):
+        return plan.beside(array)
     return plan.library.xp.reshape(array, fit.shape) if fit.axes is None else array[fit.axes]

@@ -37,9 +37,9 @@ def sum_weights(plan: Plan, each: Array) -> Weights:
 
 def _sum_weights(plan: Plan, each: Array) -> Weights:
     library, xp = plan.library, plan.library.xp
-    times = math.prod([plan.view.shape[axis] for axis in plan.view.axes if each.shape[axis] == 1])
+    times = _times(plan, each)
     sums = _of_groups(plan, each, Sums.mean, None) * times
-    if math.prod(each.shape) == 0:
+    if 0 in library.sizes(each):
         return Weights(each, sums)
     # so that the square of a number that is not scaled, times its weight, has room; and a small number, times that
     if library.writable_in_blocks(each) and bool(
@@ -62,7 +62,7 @@ def _of_groups(
     if dtype is None:
         dtype = plan.dtype
     else:
-        groups = Sums(groups.axes, 1.0, plan.library.block)
+        groups = Sums(groups.axes, 1.0, groups.block if plan.symbolic else plan.library.block)
 
     def taken(weights: Array, unit: Array | None) -> Array:
         return take(groups, xp, ready(plan.library, Weights(weights, None, unit), dtype).each)
@@ -84,11 +84,12 @@ def _of_groups(
 def counted(call: Call) -> counts.Counted:
     """The sum of the weights of each group, beside the view."""
     plan, given = call.plan, call.weights
-    assert given is not None
-    library, xp, found = plan.library, plan.library.xp, given.total
+    library, xp, found = plan.library, plan.library.xp, None if given is None else given.total
     if found is None:
         with library.quiet():
-            found = count_weights(plan, given.each)
+            found = count_weights(plan, xp.ones_like(call.x) if given is None else given.each)
+    if plan.symbolic:
+        return found
     count, rest = (None if each is None else xp.broadcast_to(each, plan.stats.shape) for each in found)
     return count, rest
 
@@ -100,12 +101,18 @@ def count_weights(plan: Plan, weights: Array) -> counts.Counted:
 
 
 def _count_weights(plan: Plan, weights: Array) -> counts.Counted:
-    library, axes = plan.library, plan.view.axes
-    times = math.prod([plan.view.shape[axis] for axis in axes if weights.shape[axis] == 1])
+    library, axes, times = plan.library, plan.view.axes, _times(plan, weights)
     if not library.has_float64(weights):
-        return counts.total(library, weights, axes=axes, times=times)
+        return counts.total(library, weights, axes=axes, times=times, halved=not plan.symbolic)
     dtype = counts.dtype_of(library, weights, weights.dtype)
     return _of_groups(plan, weights, Sums.mean, None, dtype) * times, None
+
+
+def _times(plan: Plan, weights: Array) -> int:
+    """How many numbers of x a weight stands for."""
+    if plan.symbolic:
+        return 1
+    return math.prod([plan.view.shape[axis] for axis in plan.view.axes if weights.shape[axis] == 1])
 
 
 def _top(groups: Sums, xp: Namespace, weights: Array) -> Array:

@@ -37,5 +37,7 @@ def parameter_gradients(
 
 def run_of_ones(plan: Plan, dy: Array) -> Array | None:
     """A run of ones as long as the sums over dy need."""
+    if not plan.library.blas_sums:
+        return None
     n = max(kernels.LEADING, min(dy.shape[-1], kernels.RUN))
-    return plan.library.xp.ones(n, dtype=plan.dtype, device=plan.library.device(dy)) if plan.library.blas_sums else None
+    return plan.library.xp.ones(n, dtype=plan.dtype, device=plan.library.device(dy))

@@ -92,7 +92,8 @@ def standardize(call: Call) -> Standardized:
         how: dict[str, Any] = {"eps": plan.eps, "join": join, "constant": library.constant, "subnormal": subnormal}
         return replicas.standardize(xp, x, groups=weighted, divides=plan.divides, **how)
     groups = weighted or plan.groups
-    vacant = not plan.nbytes > 0  # NaN is a size that Dask does not know: there it takes no minimum
+    # NaN is a size that is not known, and may be 0, of which there is no minimum: but for a symbol of a compiler
+    vacant = not (plan.nbytes > 0 or (plan.nbytes != 0 and library.symbols)) or not library.scales(x)
     rstd_at_zero, how = 1.0 if plan.tiny else None, {"centred": plan.centred, "divides": plan.divides}
     if library.branches and weighted is None and plan.divides and not vacant:
         both = partial(_branching, plan), partial(_derivative, plan)

@@ -55,9 +55,11 @@ class Sums(NamedTuple):
     axes: tuple[int, ...]
     divisor: float
     """What a sum is divided by: the number of elements, or 1 if there are none; 1 for weight normalization, whose norm
-    is a plain sum."""
-    block: int | None
-    """The longest run of elements added in one go, or None where the array library adds any along one axis exactly."""
+    is a plain sum. NaN where it is not a number: means are then the library's own, and so is what is called a sum, of
+    the weight 1."""
+    block: float | None
+    """The longest run of elements added in one go, or None where the array library adds any along one axis exactly;
+    infinite where it adds all, as sizes are not numbers."""
     ones: Array | None = None
     """A run of ones, where the library adds fastest by multiplying with them."""
     number: Array | None = None
@@ -86,11 +88,13 @@ class Sums(NamedTuple):
     @property
     def weight(self) -> float:
         """The divisor."""
-        return self.divisor
+        return self.divisor if self.divisor == self.divisor else 1.0
 
     def mean(self, xp: Namespace, x: Array) -> Array:
         """The mean of each group, beside x."""
-        if self.ones is None and self.block is not None and self.number is None and not self.interleaved:
+        if self.divisor != self.divisor:
+            return xp.mean(x, axis=self.axes, keepdims=True)
+        if self.ones is None and self.block not in (None, math.inf) and self.number is None and not self.interleaved:
             n = math.prod([x.shape[axis] for axis in self.axes])
             if n == self.divisor <= self.block and self.axes:
                 return xp.mean(x, axis=self.axes, keepdims=True)
@@ -98,10 +102,14 @@ class Sums(NamedTuple):
 
     def mean_product(self, xp: Namespace, x: Array, other: Array, *, ops: Ops = PURE) -> Array:
         """The mean of x * other."""
+        if self.divisor != self.divisor:
+            return self.mean(xp, ops.multiply(x, other))
         return self._shared(self.total_product(xp, x, other, ops=ops))
 
     def total(self, xp: Namespace, x: Array) -> Array:
         """The sum of each group, beside x."""
+        if self.divisor != self.divisor:
+            return self.mean(xp, x)
         if self.interleaved:
             rows = total(xp, x, axes=self.axes[:-1], block=self.block)
             sums = xp.sum(rows, axis=-1, keepdims=True)
@@ -128,7 +136,7 @@ class Sums(NamedTuple):
         return sums / (self.divisor if self.number is None else self.number)
 
 
-def total(xp: Namespace, x: Array, *, axes: tuple[int, ...], block: int | None, ones: Array | None = None) -> Array:
+def total(xp: Namespace, x: Array, *, axes: tuple[int, ...], block: float | None, ones: Array | None = None) -> Array:
     """The sum over `axes`, which stay with length 1; at most `block` numbers are added in one go.
 
     Some libraries add one number after another, and the rounding error grows with their number: NumPy over any axis
@@ -141,7 +149,11 @@ def total(xp: Namespace, x: Array, *, axes: tuple[int, ...], block: int | None, 
         last = axes[-1]
         x = _total_along(xp, x, last, _longest(tuple(x.shape), last), ones)
         return x if len(axes) == 1 else total(xp, x, axes=axes[:-1], block=block)
-    if (block is None and len(axes) == 1) or math.prod([x.shape[axis] for axis in axes]) <= LEADING:
+    if (
+        block == math.inf
+        or (block is None and len(axes) == 1)
+        or math.prod([x.shape[axis] for axis in axes]) <= LEADING
+    ):
         return xp.sum(x, axis=axes, keepdims=True)
     for axis in axes if block is None and x.shape[axes[-1]] < SHORT else reversed(axes):
         x = _total_along(xp, x, axis, block)
@@ -175,7 +187,7 @@ def even_run(n: int, pieces: int, most: int) -> int:
     return next((n // k for k in range(pieces, min(4 * pieces, n // 16) + 1) if n % k == 0), most)
 
 
-def _total_along(xp: Namespace, x: Array, axis: int, block: int | None, ones: Array | None = None) -> Array:
+def _total_along(xp: Namespace, x: Array, axis: int, block: Any, ones: Array | None = None) -> Array:
     n = x.shape[axis]
     if block is None or n <= block:
         return _run(xp, x, axis, ones)

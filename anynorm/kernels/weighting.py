@@ -72,7 +72,7 @@ class WeightedSums(NamedTuple):
 
     def mean(self, xp: Namespace, x: Array) -> Array:
         """The mean of each group, beside x; 0 in one without weight."""
-        if self.each.shape[-1] == x.shape[-1]:
+        if self.plain.block == math.inf or self.each.shape[-1] == x.shape[-1]:
             sums = self.total_product(xp, x, self.each, ops=self.product)
         else:
             sums = self.total(xp, self.product.multiply(x, self.each))
@@ -133,7 +133,7 @@ def gradient_without_padding(xp: Namespace, dy: Array, xhat: Array, each: Array,
 def extremes(xp: Namespace, x: Array, weights: Weights, *, groups: Sums) -> tuple[Array, Array]:
     """The smallest and the largest number of each group that have a weight; infinite, if there is none."""
     far = xp.zeros_like(weights.sums) + math.inf
-    if math.prod(x.shape) == 0:
+    if 0 in x.shape:
         return far, -far
     bottom, _ = _extremes(xp, xp.where(weights.each > 0, x, far), groups=groups)
     _, top = _extremes(xp, xp.where(weights.each > 0, x, -far), groups=groups)

@@ -1,0 +1,36 @@
+"""What ndonnx does its own way: arrays whose numbers are there, or are what an ONNX model will have; no sizes as yet."""
+
+from operator import methodcaller
+from typing import Any
+
+from anynorm.arrays.library import Library
+from anynorm.kernels import Array
+
+
+class NdonnxLibrary(Library, name="ndonnx"):
+    """ndonnx."""
+
+    to_numpy: Any = methodcaller("unwrap_numpy")
+
+    def concrete(self, *arrays: Array) -> bool:
+        try:
+            for x in arrays:
+                x.unwrap_numpy()
+        except ValueError:  # a placeholder
+            return False
+        return True
+
+    def on_host(self, x: Array) -> bool:
+        return self.concrete(x)
+
+    def scales(self, x: Array) -> bool:
+        return False  # it would make a model five times as long
+
+    def reshape(self, x: Array, shape: tuple[Any, ...]) -> Array:
+        if shape.count(None) < 2:
+            return super().reshape(x, shape)
+        own = iter(axis for axis, n in enumerate(x.shape) if n is None)
+        parts = [
+            self.xp.asarray([n]) if n is not None else x.dynamic_shape[(axis := next(own)) : axis + 1] for n in shape
+        ]
+        return self.xp.reshape(x, self.xp.concat(parts))
