@@ -169,6 +169,10 @@ LIBRARIES = {
     "torch": Library("torch", _torch_devices, lambda torch, x, device: torch.asarray(x, device=device)),
     "jax": Library("jax", _jax_devices, lambda jax, x, device: jax.numpy.asarray(x, device=device)),
     "cupy": Library("cupy", _cupy_devices, _cupy_place),
+    "mlx": Library("mlx.core", lambda _: {"cpu": None}, lambda mlx, x, _cpu: mlx.array(x)),
+    "ndonnx": Library("ndonnx", lambda _: {"cpu": None}, lambda ndonnx, x, _cpu: ndonnx.asarray(x)),
+    "sparse": Library("sparse", lambda _: {"cpu": None}, lambda sparse, x, _cpu: sparse.asarray(x)),
+    "cubed": Library("cubed.array_api", lambda _: {"cpu": None}, lambda cubed, x, _cpu: cubed.asarray(x)),
     "dask": Library("dask.array", lambda _: {"cpu": None}, lambda dask, x, _cpu: dask.asarray(x)),
     "array_api_strict": Library(
         "array_api_strict", _strict_devices, lambda strict, x, device: strict.asarray(x, device=device)

@@ -13,6 +13,7 @@ from cells import CELLS
 def cell_table() -> str:
     """The table of what is tested where, from the one that the tests run by."""
     libraries = {"numpy": "NumPy", "strict": "array-api-strict", "torch": "PyTorch", "jax": "JAX"}
+    libraries |= {"mlx": "MLX", "ndonnx": "ndonnx", "others": "sparse, cubed, autograd, and one of the tests' own"}
     libraries |= {"dask": "Dask", "cupy": "CuPy", "fast": "NumPy and PyTorch, with numba"}
     libraries |= {"frameworks": "NumPy, beside Keras, Flax, Equinox, Haiku and MLX"}
     lines = ["| cell | library | device | run by |", "|---|---|---|---|"]

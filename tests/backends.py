@@ -43,7 +43,9 @@ class Backend:
     @property
     def narrow(self) -> list[str]:
         """The dtypes narrower than float64."""
-        return ["float32"] if self.library == "strict" else ["float16", "bfloat16", "float32"]
+        if self.library in ("strict", "plain", "sparse", "cubed", "ndonnx"):
+            return ["float32"]
+        return ["float16", "bfloat16", "float32"]
 
     @property
     def tolerance(self) -> float:
@@ -51,10 +53,12 @@ class Backend:
         return 1e-11 if self.float64 else 2e-5
 
     def dtype(self, name: str) -> Any:
-        if name == "bfloat16" and self.library in ("numpy", "cupy", "dask"):
+        if name == "bfloat16" and self.library in ("numpy", "cupy", "dask", "autograd"):
             return import_module("ml_dtypes").bfloat16
         if name == "bool" and self.library == "numpy":  # which has had the name from 2.0 on
             return np.dtype(bool)
+        if self.library == "mlx" and name == "bool":
+            return self.xp.bool_
         return getattr(self.xp, name)
 
     def array(self, values: Any, dtype: str | None = None) -> Any:
@@ -71,7 +75,11 @@ class Backend:
         if self.library == "cupy" and dtype != "bfloat16":  # CuPy would take what becomes subnormal for 0
             with np.errstate(all="ignore"):
                 return self.xp.asarray(values.astype(dtype))
-        if self.library in ("numpy", "cupy"):
+        if self.library == "mlx":  # which makes float32 of NumPy's float64, and keeps no long double
+            return self.xp.array(values.astype(np.float32 if dtype == "bfloat16" else dtype), self.dtype(dtype))
+        if self.library in ("plain", "sparse", "cubed", "ndonnx"):
+            return self.xp.asarray(np.ascontiguousarray(values.astype(dtype)).reshape(values.shape))
+        if self.library in ("numpy", "cupy", "autograd"):
             return self.xp.asarray(values).astype(self.dtype(dtype))
         if self.library == "strict":
             values = values.astype(dtype)  # a device without float64 takes no array of it, not even to cast it
@@ -83,6 +91,9 @@ class Backend:
         if self.library == "torch":
             assert actual.requires_grad <= self.tracked
             actual, desired = actual.detach(), desired.detach()
+        if self.library in OTHERS:
+            assert (type(actual), actual.dtype, tuple(actual.shape)) == (type(desired), desired.dtype, desired.shape)
+            actual, desired = self.numpy(actual), self.numpy(desired)
         if dtype == "bfloat16":  # foreign to NumPy, which the comparison is made in
             assert actual.dtype == desired.dtype
             actual, desired = (x.float() if self.library == "torch" else x.astype("float32") for x in (actual, desired))
@@ -98,9 +109,20 @@ class Backend:
                 array = array.compute()
         if self.library == "cupy":
             array = array.get()
+        if self.library == "mlx":
+            array = np.array(array.astype(self.xp.float32) if array.dtype == self.xp.bfloat16 else array)
+        if self.library in ("plain", "sparse", "cubed", "ndonnx"):
+            name = {"plain": "to_numpy", "sparse": "todense", "cubed": "compute", "ndonnx": "unwrap_numpy"}[
+                self.library
+            ]
+            array = getattr(array, name)() if hasattr(array, name) else array
         if self.library == "strict":
             array = array.to_device(self.xp.Device("CPU_DEVICE"))
         return np.asarray(array).astype(np.float64)
+
+
+OTHERS = ("plain", "sparse", "cubed", "ndonnx", "mlx", "autograd")
+"""Those of which the conformance suite, and the tests of their own, are all that runs."""
 
 
 def backends(cell: Cell) -> list[Backend]:
@@ -201,5 +223,24 @@ def _cupy(cell: Cell) -> list[Backend]:
     return [Backend("cupy", cupy, cupy.cuda.Device(0))]
 
 
-_MAKE = {"numpy": _numpy, "strict": _strict, "torch": _torch, "fast": _fast, "jax": _jax, "dask": _dask, "cupy": _cupy}
-_MAKE |= {"frameworks": _frameworks}
+def _mlx(cell: Cell) -> list[Backend]:
+    import mlx.core
+
+    mlx.core.set_default_device(mlx.core.cpu)
+    return [Backend("mlx", mlx.core, "cpu", float64=True)]
+
+
+def _ndonnx(cell: Cell) -> list[Backend]:
+    return [Backend("ndonnx", import_module("ndonnx"), "cpu")]
+
+
+def _others(cell: Cell) -> list[Backend]:
+    """`plain` is a library of the tests' own."""
+    names = {"plain": "plain", "sparse": "sparse", "cubed": "cubed.array_api", "autograd": "autograd.numpy"}
+    return [Backend(name, import_module(module), "cpu") for name, module in names.items()]
+
+
+_MAKE = {
+    **{"numpy": _numpy, "strict": _strict, "torch": _torch, "fast": _fast, "jax": _jax, "dask": _dask, "cupy": _cupy},
+    **{"mlx": _mlx, "ndonnx": _ndonnx, "others": _others, "frameworks": _frameworks},
+}

@@ -31,6 +31,9 @@ CELLS = (
     Cell("jax", "cpu", ("test", "oracle", "jax")),
     Cell("dask", "cpu", ("test", "dask")),
     Cell("frameworks", "cpu", ("test", "frameworks")),
+    Cell("mlx", "cpu", ("test", "mlx")),
+    Cell("ndonnx", "cpu", ("test", "ndonnx")),
+    Cell("others", "cpu", ("test", "others")),
     Cell("torch", "cuda", ("test", "oracle", "torch")),
     Cell("cupy", "cuda", ("test", "cupy")),
 )

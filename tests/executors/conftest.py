@@ -33,6 +33,8 @@ class Executor:
 
     def picks(self, number, of=3) -> bool:
         """All numbers in NumPy; elsewhere one in so many, and half of these where it takes longest."""
+        if self.backend.library in ("cubed", "ndonnx", "sparse"):
+            return number % (4 * of) == 0
         if self.name.startswith("cuda") or self.name.endswith("programs") or self.backend.library == "jax":
             return (number + of * (self.name in ("cuda", "jit", "programs"))) % (2 * of) == 0
         return (self.backend.library == "numpy" and not self.compiles) or number % of == 0
@@ -185,6 +187,9 @@ MAKE = {
     "jax": [("whole", {}), ("jit", {})],
     "dask": [("chunks", {})],
     "cupy": [("whole", WHOLE), ("programs", {})],
+    "mlx": [("whole", {})],
+    "ndonnx": [("whole", {})],
+    "others": [("whole", {})],
 }
 """The executors of a cell."""
 COMPILED = ("cuda", "cuda, groups in parts", "programs", "jit", "chunks")
@@ -198,7 +203,7 @@ def executors(cell, backends):
         for name, options in MAKE[kind]:
             name = "autograd, programs" if backend.tracked and cell == "fast" else name
             if cell != "strict" or name == "whole" or backend.device == two_devices(backend)[0]:
-                compiles = name in COMPILED or cell in ("fast", "jax", "strict")
+                compiles = name in COMPILED or cell in ("fast", "jax", "strict", "others", "ndonnx")
                 found.append(Executor(name, backend, options, compiles))
     return found
 
