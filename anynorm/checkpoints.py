@@ -368,9 +368,9 @@ def to_checkpoint(params: NormParams[Any], name: str, *, dialect: str) -> dict[s
         value, was = getattr(params, _part(role)), source.entries.get(role) if source else None
         if value is None:
             continue
-        kept = source is not None and (
-            value is source.fields[_part(role)] and (role != "gamma" or params.zero_centred == source.zero_centred)
-        )
+        kept = source is not None and value is source.fields[_part(role)]
+        if source is not None and role == "gamma":
+            kept = kept and params.zero_centred == source.zero_centred
         x = was if kept or (role == "batches" and was is not None) else _entry(role, params, form, was)
         if x is not None:
             *levels, last = _levels(place, name, form)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from functools import partial
 from importlib.metadata import files
 from pathlib import Path
 
@@ -395,7 +396,7 @@ def test_a_batch_norm_of_flax_is_ours_in_inference_and_after_a_step():
     from flax import linen
 
     layer = linen.BatchNorm()
-    state = randomly(layer.init(jax.random.key(0), X, use_running_average=True))
+    state = randomly(jax.jit(partial(layer.init, use_running_average=True))(jax.random.key(0), X))
     state = {outer: {"bn": {**inner}} for outer, inner in state.items()}
     found = anynorm.from_checkpoint(state, "bn", dialect="flax")
     own = {outer: inner["bn"] for outer, inner in state.items()}
@@ -423,8 +424,9 @@ def test_other_norms_of_flax_are_ours():
             return *norms, linen.WeightNorm(linen.Dense(4))(x)
 
     net = Net()
-    state = randomly(net.init(jax.random.key(0), X))
-    layer, group, rms, instance, dense = net.apply(state, X)
+    run = jax.jit(net.apply)
+    state = randomly(jax.jit(net.init)(jax.random.key(0), X))
+    *_, dense = run(state, X)
     of = lambda name: anynorm.from_checkpoint(state, name, dialect="flax")  # noqa: E731
     small, bare = X * 1e-3, {}
     for name, norm, options in (
@@ -434,7 +436,7 @@ def test_other_norms_of_flax_are_ours():
         ("InstanceNorm_0", anynorm.instance_norm, {"channel_axis": -1}),
     ):
         bare[name] = norm(small, of(name).gamma, of(name).beta, eps=of(name).eps, **options)
-    for ours, theirs in zip(bare.values(), net.apply(state, small)[:4], strict=True):
+    for ours, theirs in zip(bare.values(), run(state, small)[:4], strict=True):
         close(ours, theirs, 1e-4)  # where eps counts
     found = of("WeightNorm_0/Dense_0")
     close(X @ found.weight.weight + state["params"]["Dense_0"]["bias"], dense)
@@ -479,7 +481,7 @@ def test_layers_of_equinox_are_ours(mode):
 
     bn, state = equinox.nn.make_with_state(equinox.nn.BatchNorm)(3, "batch", mode=mode)
     x = X.reshape(-1, 3)
-    run = jax.vmap(bn, axis_name="batch", in_axes=(0, None), out_axes=(0, None))
+    run = jax.jit(jax.vmap(bn, axis_name="batch", in_axes=(0, None), out_axes=(0, None)))
     indices = ("ema_state_index", "ema_first_time_index") if mode == "ema" else ("batch_state_index", "batch_counter")
 
     def kept(state):
@@ -490,7 +492,7 @@ def test_layers_of_equinox_are_ours(mode):
         _, state = run(x * (1 + steps), state)
     found = anynorm.from_checkpoint(kept(state), "bn", dialect="equinox")
     y, _, running = trained(found, x, -1)
-    close(y, jax.vmap(lambda x: equinox.nn.inference_mode(bn)(x, state)[0])(x))
+    close(y, jax.jit(jax.vmap(lambda x: equinox.nn.inference_mode(bn)(x, state)[0]))(x))
     _, state = run(x, state)
     after = anynorm.from_checkpoint(kept(state), "bn", dialect="equinox").running
     close(running.mean, after.mean)
@@ -514,12 +516,12 @@ def test_other_layers_of_equinox_are_ours():
     ):
         state = {name: np.asarray(x) for name in ("weight", "bias") if (x := getattr(layer, name)) is not None}
         found = anynorm.from_checkpoint(state, dialect="equinox")
-        close(norm(X[0, 0], found.gamma, found.beta, eps=found.eps), jax.vmap(layer)(X[0, 0]))
+        close(norm(X[0, 0], found.gamma, found.beta, eps=found.eps), jax.jit(jax.vmap(layer))(X[0, 0]))
     layer = equinox.nn.WeightNorm(equinox.nn.Linear(3, 4, use_bias=False, key=jax.random.key(0)))
     layer = equinox.tree_at(lambda layer: layer.g, layer, layer.g * 3)
     state = {"g": np.asarray(layer.g), "layer": {"weight": np.asarray(layer.layer.weight)}}
     found = anynorm.from_checkpoint(state, dialect="equinox")
-    close(X[0, 0] @ found.weight.weight.T, jax.vmap(layer)(X[0, 0]))
+    close(X[0, 0] @ found.weight.weight.T, jax.jit(jax.vmap(layer))(X[0, 0]))
     same(
         anynorm.to_checkpoint(found, "", dialect="equinox"), {"g": state["g"], "layer.weight": state["layer"]["weight"]}
     )
@@ -535,7 +537,7 @@ def test_layers_of_haiku_are_ours():
         return y, haiku.LayerNorm(-1, True, True, name="ln")(x), haiku.RMSNorm(-1, name="rms")(x)
 
     net = haiku.transform_with_state(net)
-    params, state = net.init(None, X, True)
+    params, state = jax.jit(partial(net.init, None, training=True))(X)
     params, train = randomly(params), jax.jit(lambda state, x: net.apply(params, state, None, x, True))
     for step in range(3):
         (z, *_), state = train(state, X * (1 + step % 3))
@@ -543,7 +545,7 @@ def test_layers_of_haiku_are_ours():
     for given in ({"params": params, "state": state}, {**params, **state}):
         found = anynorm.from_checkpoint(given, "bn", dialect="haiku", momentum=0.75)
         y, z, running = trained(found, X, -1)
-        (theirs, layer, rms), _ = net.apply(params, state, None, X, False)
+        (theirs, layer, rms), _ = jax.jit(lambda state: net.apply(params, state, None, X, False))(state)
         close(y, theirs)
         (theirs, *_), after = train(state, X)
         close(z, theirs)
@@ -737,6 +739,7 @@ def test_modules_of_torch_are_ours(backend):
 
 @by_hand
 def test_operators_of_onnx_are_ours():
+    pytest.importorskip("onnx")
     from onnx import TensorProto, helper, numpy_helper
     from onnx.reference import ReferenceEvaluator
 
