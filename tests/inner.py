@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 import anynorm
+from anynorm import kernels
 from anynorm.arrays import recognize
 from anynorm.arrays.library import Library
 from anynorm.arrays.numpy import NumpyLibrary
@@ -167,6 +168,21 @@ def compiled_of_jax(monkeypatch):
     made = {}
     monkeypatch.setattr("anynorm.arrays.jax._compiled", made)
     return made
+
+
+def derived_in_jax(monkeypatch):
+    """The shapes for which a norm of JAX, or its derivative, is traced from now on."""
+    shapes = []
+    for name in ("find", "derivative"):
+        kernel = getattr(kernels, name)
+
+        def seen(xp, x, *others, kernel=kernel, **options):
+            shapes.append(x.shape)
+            return kernel(xp, x, *others, **options)
+
+        monkeypatch.setattr(kernels, name, seen)
+    monkeypatch.setattr("anynorm.arrays.jax._differentiated", {})
+    return shapes
 
 
 class Gpu(NumpyLibrary):

@@ -383,3 +383,14 @@ def test_a_replica_of_one_sample_is_normalized_as_it_is_told(backend):
         ValueError, match=r"^x must have at least two axes, .* write x\[None, \.\.\.\] and channel_axis=1"
     ):
         jax.vmap(lambda x: anynorm.batch_norm(x, all_reduce=all_reduce), axis_name="replica")(x)
+
+
+def test_a_transformation_that_nobody_compiles_traces_a_norm_once(backend, monkeypatch):
+    import jax
+
+    x, shapes = backend.array(np.random.default_rng(15).standard_normal((3, 7))), inner.derived_in_jax(monkeypatch)
+    for transformed in (jax.grad(lambda x: (anynorm.layer_norm(x) ** 2).sum()), jax.vmap(anynorm.rms_norm)):
+        transformed(x)
+        before = len(shapes)
+        transformed(x + 1)
+        assert 2 <= before == len(shapes)
