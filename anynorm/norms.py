@@ -58,8 +58,10 @@ def normalize(
     x : array, any shape but ()
         Real and floating. 2-byte floats are computed in float32 and returned in their own dtype. With `out` also of
         integers or bools, which are computed in float32 if they have up to 16 bits, and else in float64.
-    gamma, beta : array, optional
-        Scale and shift, of the shape of the normalized axes in the order of x, or of x's rank and broadcasting to x.
+    gamma : array, optional
+        The scale, of the shape of the normalized axes in the order of x, or of x's rank and broadcasting to x.
+    beta : array, optional
+        The shift, of such a shape.
     axis : int, tuple of int or None
         The axes that share a mean and a variance; None is all of them.
     eps : float
@@ -224,8 +226,10 @@ def layer_norm(
     ----------
     x : array, shape (\*samples, \*features)
         Real and floating.
-    gamma, beta : array, shape (\*features,), optional
-        Scale and shift; or of x's rank and broadcasting to x.
+    gamma : array, shape (\*features,), optional
+        The scale; or of x's rank and broadcasting to x.
+    beta : array, shape (\*features,), optional
+        The shift; or of x's rank and broadcasting to x.
     axis : int, tuple of int or None
         The feature axes, by default the last; None is all axes.
     eps : float
@@ -258,7 +262,9 @@ def layer_norm(
     Examples
     --------
     >>> import numpy as np, anynorm
-    >>> anynorm.layer_norm(np.array([[1.0, 3.0], [5.0, 5.0]]), np.array([2.0, 2.0]), np.array([0.0, 1.0]), eps=0)
+    >>> x = np.array([[1.0, 3.0], [5.0, 5.0]])
+    >>> gamma, beta = np.array([2.0, 2.0]), np.array([0.0, 1.0])
+    >>> anynorm.layer_norm(x, gamma, beta, eps=0)
     array([[-2.,  3.],
            [ 0.,  1.]])
     """
@@ -308,8 +314,10 @@ def batch_norm(
     ----------
     x : array, shape (N, C, \*spatial)
         Real and floating; the channels may stand on another axis.
-    gamma, beta : array, shape (C,), optional
-        Scale and shift; or of x's rank and broadcasting to x.
+    gamma : array, shape (C,), optional
+        The scale; or of x's rank and broadcasting to x.
+    beta : array, shape (C,), optional
+        The shift; or of x's rank and broadcasting to x.
     channel_axis : int
         The axis of the channels.
     eps : float
@@ -400,8 +408,10 @@ def instance_norm(
     ----------
     x : array, shape (N, C, \*spatial)
         Real and floating, with at least one spatial axis. With ``channel_axis=0`` x is one sample, (C, \*spatial).
-    gamma, beta : array, shape (C,), optional
-        Scale and shift; or of x's rank and broadcasting to x.
+    gamma : array, shape (C,), optional
+        The scale; or of x's rank and broadcasting to x.
+    beta : array, shape (C,), optional
+        The shift; or of x's rank and broadcasting to x.
     channel_axis : int
         The axis of the channels. Where it is not axis 0, that is the batch: one sample with channels last is
         ``x[None, ...]``.
@@ -486,8 +496,10 @@ def group_norm(
     ----------
     x : array, shape (N, C, \*spatial)
         Real and floating. With ``channel_axis=0`` x is one sample, (C, \*spatial).
-    gamma, beta : array, shape (C,), optional
-        Scale and shift, one for each channel; or of x's rank and broadcasting to x.
+    gamma : array, shape (C,), optional
+        The scale, one for each channel; or of x's rank and broadcasting to x.
+    beta : array, shape (C,), optional
+        The shift, one for each channel; or of x's rank and broadcasting to x.
     groups : int
         The number of groups, G, a divisor of C. 1 is layer normalization over channels and space, C is instance
         normalization.
@@ -552,8 +564,10 @@ def rms_norm(
     ----------
     x : array, shape (\*samples, \*features)
         Real and floating.
-    gamma, beta : array, shape (\*features,), optional
-        Scale and shift; or of x's rank and broadcasting to x.
+    gamma : array, shape (\*features,), optional
+        The scale; or of x's rank and broadcasting to x.
+    beta : array, shape (\*features,), optional
+        The shift; or of x's rank and broadcasting to x.
     axis : int, tuple of int or None
         The feature axes, by default the last; None is all axes.
     eps : float

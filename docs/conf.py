@@ -1,7 +1,11 @@
 """How Sphinx builds these pages."""
 
 import sys
+from functools import partial
 from pathlib import Path
+
+from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
 
 import anynorm
 from anynorm.checkpoints import DIALECTS
@@ -55,17 +59,54 @@ author = "The anynorm authors"
 copyright = "2026, the anynorm authors"  # noqa: A001
 version = release = anynorm.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.napoleon"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+]
+templates_path = ["_templates"]
 myst_enable_extensions = ["dollarmath", "substitution"]
 myst_substitutions = {"cells": cell_table(), "reports": reports()}
 myst_substitutions |= {"dialects": dialects(), "defaults": defaults()}
 myst_heading_anchors = 3
-autodoc_typehints = "none"
+autodoc_typehints_format = "short"
+autodoc_type_aliases = {"Array": "Array", "Axis": "Axis", "AllReduce": "AllReduce", "StrPath": "StrPath"}
 autodoc_member_order = "bysource"
+autosummary_filename_map = {"anynorm.moments": "anynorm.moments-function"}  # beside Moments, where case makes no name
+python_maximum_signature_line_length = 100
+viewcode_line_numbers = True
 default_role = "py:obj"
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "_templates"]
 
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["tables.css"]
+html_math_renderer = "mathml"
 html_title = f"anynorm {version}"
 html_copy_source = False
 html_show_sphinx = False
+
+
+def mathml(translator, node, *, display: bool) -> None:
+    """A formula as MathML, which browsers draw without a script, and without a network."""
+    formula = tex2mathml(node.astext(), as_block=display)
+    translator.body.append(f'<div class="math">{formula}</div>' if display else formula)
+    raise nodes.SkipNode
+
+
+def wide_pages(_app, pagename: str, _template: str, context: dict, _doctree) -> None:
+    """The reports of the benchmarks have wide tables, and all of the page for them."""
+    if pagename in ("benchmarks/cpu", "benchmarks/cuda"):
+        context["furo_hide_toc"] = True
+        name = "torch.nn.functional</span></code></p></th>"
+        body = context["body"].replace(name, name.replace("functional", "<wbr>functional"))
+        context["body"] = f'<div class="wide">{body}</div>'
+
+
+def setup(app) -> None:
+    """What Sphinx has no option for."""
+    inline, block = (partial(mathml, display=display) for display in (False, True))
+    app.add_html_math_renderer("mathml", (inline, None), (block, None))
+    app.connect("html-page-context", wide_pages, priority=900)  # after furo

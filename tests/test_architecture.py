@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -195,6 +196,12 @@ def test_signatures_are_those_of_the_design():
         signature = inspect.signature(getattr(anynorm, name))
         bare = [p.replace(annotation=inspect.Parameter.empty) for p in signature.parameters.values()]
         assert str(inspect.Signature(bare)) == f"({text})"
+
+
+def test_everything_public_has_a_page_of_its_own():
+    summary = (PACKAGE.parent / "docs" / "api.md").read_text()
+    tables = re.findall(r"^\.\. autosummary::\n   :toctree: api\n(.*?)^```", summary, re.MULTILINE | re.DOTALL)
+    assert sorted(re.findall(r"^   (\w+)$", "".join(tables), re.MULTILINE)) == sorted(anynorm.__all__)
 
 
 @pytest.mark.parametrize("name", anynorm.__all__)
