@@ -28,6 +28,10 @@ NAMES = ("executors/test_conformance", "executors/test_programs", "test_numerics
 COMPILED = [f"tests/{name}.py" for name in NAMES]
 """What the cell fast-cpu runs where no paths are given: most other tests take longer to compile for than to run."""
 
+NAMES = ("executors/test_conformance", "test_libraries", "test_sizes", "test_onnx_models")
+PARTS = [f"tests/{name}.py" for name in NAMES]
+"""What the cells of MLX, ndonnx and other libraries run."""
+
 PROJECT = tomllib.loads(Path(__file__).with_name("pyproject.toml").read_text())
 
 
@@ -41,6 +45,7 @@ def tests(session, cell):
     # the command line has its session, `demo`
     whole = {"numpy-cpu": ["tests", "anynorm", "README.md", "--ignore=tests/test_cli.py"], "fast-cpu": COMPILED}
     whole["frameworks-cpu"] = ["tests/test_checkpoints.py"]
+    whole |= {f"{name}-cpu": PARTS for name in ("mlx", "ndonnx", "others")}
     paths = session.posargs or whole.get(cell.id, ["tests"])
     pytest(session, f"--cell={cell.id}", *paths, processes=2 if "cuda" not in cell.tags else os.cpu_count() // 2)
 

@@ -30,10 +30,10 @@ def parameters_of(norm, kind, scale, gamma, beta):
     return found[: 1 if norm is anynorm.weight_norm else 2]
 
 
-def all_norms(x, dy, weights, scale, gamma, beta, mean, var, *, weighted=WEIGHTED):
+def all_norms(x, dy, weights, scale, gamma, beta, mean, var, *, norms=NORMS, weighted=WEIGHTED):
     """Everything that the norms give: in training and inference, with and without weights; gradients and moments."""
     found = []
-    for norm, options, kind in NORMS:
+    for norm, options, kind in norms:
         params = parameters_of(norm, kind, scale, gamma, beta)
         y, pullback = anynorm.vjp(norm, x, *params, **options)
         found += [y, *pullback(dy)]
@@ -44,9 +44,9 @@ def all_norms(x, dy, weights, scale, gamma, beta, mean, var, *, weighted=WEIGHTE
     return [*found, anynorm.batch_norm(x, gamma, beta, moments=given), moments.mean, moments.var]
 
 
-def expected(x, dy, weights, scale, gamma, beta, mean, var, *, weighted=WEIGHTED):
+def expected(x, dy, weights, scale, gamma, beta, mean, var, *, norms=NORMS, weighted=WEIGHTED):
     found = []
-    for norm, options, kind in NORMS:
+    for norm, options, kind in norms:
         params = parameters_of(norm, kind, scale, gamma, beta)
         found += exact(norm, x, dy, *params, **options)[: 2 + len(params)]
         if norm in weighted:
@@ -123,12 +123,12 @@ def test_a_model_of_ndonnx_takes_all_sizes(names):
     check(run, [(2, 8, 5), (9, 8, 5), (3, 8, 5)] if names[2] == 5 else OTHERS, weighted=weighted)
 
 
-def module():
+def norms_of(**of):
     import torch
 
     class Norms(torch.nn.Module):
         def forward(self, x, dy, weights, scale, gamma, beta, mean, var):
-            return tuple(all_norms(x, dy, weights, scale, gamma, beta, mean, var))
+            return tuple(all_norms(x, dy, weights, scale, gamma, beta, mean, var, **of))
 
     return Norms(), tuple(torch.from_numpy(each) for each in arguments(TRACED))
 
@@ -154,8 +154,12 @@ def dynamic():
 def test_an_exported_program_of_torch_takes_all_sizes(strict):
     import torch
 
-    norms, given = module()
-    check(run_torch(torch.export.export(norms, given, dynamic_shapes=dynamic(), strict=strict).module()))
+    of = {
+        "norms": NORMS[strict::2],
+        "weighted": WEIGHTED[strict : strict + 1],
+    }  # half of them each: to export takes long
+    module, given = norms_of(**of)
+    check(run_torch(torch.export.export(module, given, dynamic_shapes=dynamic(), strict=strict).module()), **of)
 
 
 @pytest.mark.cells("torch-cpu")
@@ -163,9 +167,9 @@ def test_an_exported_program_of_torch_takes_all_sizes(strict):
 def test_a_trace_of_torch_takes_all_sizes():
     import torch
 
-    norms, given = module()
+    module, given = norms_of()
     with warnings.catch_warnings(action="ignore"):
-        traced = torch.jit.trace(norms, given, check_trace=False)
+        traced = torch.jit.trace(module, given, check_trace=False)
     check(run_torch(traced))
 
 

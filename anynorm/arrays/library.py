@@ -5,12 +5,9 @@ that may be traced, lazy or on a GPU, so that no number is read out of it and no
 A library that does something its own way is a subclass, in a module that `anynorm.arrays` imports, by the name that its
 namespace begins with::
 
-    class MlxLibrary(Library, name="mlx"):
-        def device(self, x):
-            return None  # its arrays have none
-
-        def has_float64(self, x):
-            return False
+    class NdonnxLibrary(Library, name="ndonnx"):
+        def on_host(self, x):
+            return self.concrete(x)  # its numbers are there to be looked at
 
 Where arrays have no `__array_namespace__`, two lines in `recognize` find their namespace, as PyTorch's. A library whose
 arrays all lie in the processor's memory says `in_memory = True`, and large arrays are computed block by block.
