@@ -112,10 +112,8 @@ class Backend:
         if self.library == "mlx":
             array = np.array(array.astype(self.xp.float32) if array.dtype == self.xp.bfloat16 else array)
         if self.library in ("plain", "sparse", "cubed", "ndonnx"):
-            name = {"plain": "to_numpy", "sparse": "todense", "cubed": "compute", "ndonnx": "unwrap_numpy"}[
-                self.library
-            ]
-            array = getattr(array, name)() if hasattr(array, name) else array
+            names = {"plain": "to_numpy", "sparse": "todense", "cubed": "compute", "ndonnx": "unwrap_numpy"}
+            array = getattr(array, names[self.library], lambda: array)()
         if self.library == "strict":
             array = array.to_device(self.xp.Device("CPU_DEVICE"))
         return np.asarray(array).astype(np.float64)

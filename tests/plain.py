@@ -1,8 +1,8 @@
 """An array library of the tests' own: what the array API standard of 2022.12 has, on top of NumPy, and nothing beyond.
 
 No `reciprocal`, `maximum`, `minimum` or `__array_namespace_info__`, which came later; arrays that cannot be written to,
-that NumPy does not take for its own, and that meet nothing but each other and Python's numbers. Their sizes may be None, as the
-standard allows, in what `hidden` makes of an array.
+that NumPy does not take for its own, and that meet nothing but each other and Python's numbers. Their sizes may be
+None, as the standard allows, in what `hidden` makes of an array.
 """
 
 import builtins

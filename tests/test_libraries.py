@@ -20,7 +20,7 @@ FUNCTIONS = [
 
 def test_statistics_are_merged_updated_and_used(backend):
     x, weights = np.random.default_rng(0).standard_normal((12, 4)) + 5, np.random.default_rng(1).random((12, 4))
-    for given in (None, weights):
+    for given in (None, weights) if backend.library != "ndonnx" else (None,):  # which takes a minute for them
         parts = [
             anynorm.moments(
                 backend.array(x[rows]), axis=0, weights=None if given is None else backend.array(given[rows])

@@ -155,10 +155,11 @@ def test_an_exported_program_of_torch_takes_all_sizes(strict):
     import torch
 
     of = {
-        "norms": NORMS[strict::2],
+        "norms": NORMS[strict::3],
         "weighted": WEIGHTED[strict : strict + 1],
-    }  # half of them each: to export takes long
+    }  # some of them each: to export takes long
     module, given = norms_of(**of)
+    module(*given)  # the first call of a process keeps the library, of which Dynamo warns
     check(run_torch(torch.export.export(module, given, dynamic_shapes=dynamic(), strict=strict).module()), **of)
 
 

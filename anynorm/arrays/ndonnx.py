@@ -1,4 +1,4 @@
-"""What ndonnx does its own way: arrays whose numbers are there, or are what an ONNX model will have; no sizes as yet."""
+"""What ndonnx does its own way: arrays hold numbers, or stand for those of an ONNX model."""
 
 from operator import methodcaller
 from typing import Any
