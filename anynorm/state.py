@@ -174,7 +174,7 @@ class RunningStats(Statistics[ArrayT]):
         batch = stats_of(moments, dtype)
         batch = batch._replace(var=corrected(batch.var, moments.count, self.correction))
         count = [] if number else [counts.floating(library, moments.count, dtype)]
-        updates, some = self._updates, list[Any]()
+        updates, some = self._updates, []
         shares: Any = (self.momentum, 1 - self.momentum)
         if updates is not None:
             if is_number(updates):
