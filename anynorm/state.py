@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, Self, TypeVar
 
 from anynorm.arrays import counts
-from anynorm.arrays.checks import check_bool, check_int, check_real, compute_dtype, name_of
+from anynorm.arrays.checks import check_bool, check_int, check_real, compute_dtype, plain_name
 from anynorm.arrays.counts import is_number
 from anynorm.arrays.pytree import pytree
 from anynorm.arrays.recognize import library_of
@@ -255,7 +255,7 @@ class RunningStats(Statistics[ArrayT]):
             raise ValueError("a state that is not debiased must have no number of updates, got one")
         if is_number(updates):
             check_real("updates", check_int("updates", updates), least=0)
-        elif tuple(updates.shape) not in ((), tuple(made.mean.shape)) or "int" not in name_of(updates.dtype):  # type: ignore[attr-defined]
+        elif tuple(updates.shape) not in ((), tuple(made.mean.shape)) or "int" not in plain_name(updates.dtype):  # type: ignore[attr-defined]
             raise ValueError(f"updates must be integers, one or as many as means, got {describe(updates)}")
         return made
 
