@@ -453,10 +453,10 @@ def drawn_back(seed):
     return every, float(np.log10(np.finfo(dtype).max) - 2) > abs(np.log10(result))
 
 
-@runs_if(lambda executor: executor.name != "replicas")
+@runs_if(lambda executor: executor.name not in ("replicas", "cuda, groups in parts"))
 @pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
 def test_the_way_back_of_numbers_of_any_magnitude_is_its_formula(executor):
-    many, compared = 4 if executor.name.startswith("cuda") else 8 if executor.compiles else 20, 0
+    many, compared = 2 if executor.name.startswith("cuda") else 8 if executor.compiles else 20, 0
     for seed in range(many):
         (y, dx, gamma, beta, *moments), in_range = drawn_back(seed)
         if not in_range or (y.dtype == np.float64 and not executor.backend.float64):
