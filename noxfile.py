@@ -1,9 +1,14 @@
 """Everything that is checked, a session each: `nox` runs what needs no GPU, `nox --no-venv -t cuda` the rest."""
 
 import os
+import re
+import shutil
+import subprocess
 import sys
 import tomllib
+from email import message_from_bytes
 from pathlib import Path
+from zipfile import ZipFile
 
 import nox
 
@@ -19,6 +24,7 @@ nox.options.sessions = [
     "lint",
     "typecheck",
     "docs",
+    "package",
     "minimums",
     "mpi",
     "demo",
@@ -93,8 +99,14 @@ def lint(session):
 
 @nox.session
 def typecheck(session):
+    """The package by mypy; what a user infers, and the code that the pages print, by mypy and pyright."""
     pip(session, *PROJECT["dependency-groups"]["typecheck"], ".[demo]")
     session.run("mypy")
+    folder = Path(session.create_tmp()).resolve() / "printed"
+    session.run("python", "tests/printed_code.py", str(folder))
+    pages = [str(path) for path in sorted(folder.glob("*.py"))]
+    session.run("mypy", "--allow-untyped-decorators", *pages)  # of libraries that are not installed here
+    session.run("pyright", "tests/typed_use.py", *pages)
 
 
 @nox.session
@@ -102,6 +114,50 @@ def docs(session):
     """Warnings are errors."""
     install(session, "docs")
     session.run("sphinx-build", "-W", "--keep-going", "-b", "html", "docs", "docs/_build/html")
+
+
+@nox.session
+def package(session):
+    """What could be published: built, its page looked at, and the wheel tried on the oldest and the newest Python."""
+    pip(session, *PROJECT["dependency-groups"]["package"])
+    folder = Path(session.create_tmp()).resolve()
+    shutil.rmtree(folder / "dist", ignore_errors=True)
+    session.run("python", "-m", "build", "--no-isolation", "--outdir", str(folder / "dist"))
+    session.run("twine", "check", "--strict", *map(str, (folder / "dist").iterdir()))
+    (wheel,) = (folder / "dist").glob("*.whl")
+    with ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        page = message_from_bytes(archive.read(name)).get_payload()
+    if relative := re.findall(r"\]\((?!https?://)([^)]*)\)", page):
+        session.error(f"links that lead nowhere from a package index: {', '.join(relative)}")
+    if ".invalid" in page:
+        session.warn("the address in [project.urls] is a placeholder: set it before you publish")
+    found = interpreters()
+    oldest, newest = min(found), max(found)
+    if oldest == newest or f">=3.{oldest}" != PROJECT["project"]["requires-python"]:
+        session.warn(f"of the Pythons that are allowed only these are here: {', '.join(f'3.{each}' for each in found)}")
+    readme = str(Path("README.md").resolve())
+    for minor in sorted({oldest, newest}):
+        place = folder / f"python3.{minor}"
+        session.run("virtualenv", "--quiet", "--clear", "--python", found[minor], str(place))
+        bin_ = place / ("Scripts" if sys.platform == "win32" else "bin")
+        session.run(str(bin_ / "python"), "-m", "pip", "install", "--quiet", "--no-compile", str(wheel), external=True)
+        with session.chdir(folder):  # where no checkout is in the way
+            session.run(str(bin_ / "anynorm"), "--version", external=True)
+            session.run(str(bin_ / "python"), "-m", "doctest", readme, external=True)
+
+
+def interpreters():
+    """The Pythons that the package allows, and that are here and start, by the second number of their version."""
+    least = int(PROJECT["project"]["requires-python"].removeprefix(">=3."))
+    pyenv = Path(os.environ.get("PYENV_ROOT") or "~/.pyenv").expanduser() / "versions"
+    found = {}
+    for minor in range(least, least + 12):
+        for each in (shutil.which(f"python3.{minor}"), *sorted(pyenv.glob(f"3.{minor}.*/bin/python"))):
+            if each and subprocess.run([each, "-c", ""], capture_output=True, check=False).returncode == 0:
+                found[minor] = str(each)
+                break
+    return found
 
 
 @nox.session
