@@ -5,7 +5,9 @@ from functools import partial
 from pathlib import Path
 
 from docutils import nodes
+from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx.util import logging
 
 import anynorm
 from anynorm.checkpoints import DIALECTS
@@ -91,7 +93,11 @@ html_show_sphinx = False
 
 def mathml(translator, node, *, display: bool) -> None:
     """A formula as MathML, which browsers draw without a script, and without a network."""
-    formula = tex2mathml(node.astext(), as_block=display)
+    try:
+        formula = tex2mathml(node.astext(), as_block=display)
+    except MathError as error:
+        logging.getLogger(__name__).warning("%s", error, location=node)
+        raise nodes.SkipNode from error
     translator.body.append(f'<div class="math">{formula}</div>' if display else formula)
     raise nodes.SkipNode
 
