@@ -10,7 +10,7 @@ from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.util import logging
 
 import anynorm
-from anynorm.checkpoints import DIALECTS
+from anynorm.dialects import DIALECTS
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from cells import CELLS

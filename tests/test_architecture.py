@@ -33,7 +33,8 @@ FLOORS = (
     {"batches", "folding"},
     {"norms"},
     {"gradients", "state", "weight"},
-    {"saving", "checkpoints"},
+    {"saving", "dialects"},
+    {"checkpoints"},
 )
 """Modules and packages; each imports from those before it, and within its own package."""
 LIBRARIES = {"numpy", "array_api_compat", "torch", "jax", "cupy", "dask", "array_api_strict", "array_api_extra"}
