@@ -57,16 +57,17 @@ class TorchLibrary(Library, name="torch"):
     def traced(self) -> bool:
         return self.torch.compiler.is_compiling() or self.torch.jit.is_tracing()  # type: ignore[no-any-return]
 
-    def sizes(self, x: Array) -> Shape:
+    def sizes(self, x: Array) -> tuple[Any, ...]:
         if self.torch.compiler.is_compiling():  # to Dynamo a symbol is an int
-            static = self.torch.fx.experimental.symbolic_shapes.has_static_value
+            shapes = self.torch.fx.experimental.symbolic_shapes
+            static = shapes.has_static_value if hasattr(shapes, "has_static_value") else shapes.is_concrete_int
             return tuple([n if static(n) else math.nan for n in x.shape])
         if not self.torch.jit.is_tracing():
             return super().sizes(x)
         with warnings.catch_warnings(action="ignore"):  # of tensors that are made Python's numbers
             return tuple([int(n) for n in x.shape])
 
-    def sizes_vary(self, sizes: Shape) -> bool:
+    def sizes_vary(self, sizes: tuple[Any, ...]) -> bool:
         return self.torch.jit.is_tracing() or super().sizes_vary(sizes)
 
     def on_host(self, x: Array) -> bool:

@@ -22,7 +22,7 @@ def parameter_gradients(
     xhat: Array,
     shapes: Sequence[tuple[int, ...] | None],
     *,
-    block: int | None,
+    block: float | None,
     ones: Array | None,
     places: Outputs = kernels.NEW,
 ) -> list[Array | None]:

@@ -199,7 +199,7 @@ def parameter_gradient(
     factor: Array | None,
     shape: tuple[int, ...],
     *,
-    block: int | None,
+    block: float | None,
     ones: Array | None = None,
     ops: Ops = PURE,
 ) -> Array:

@@ -192,6 +192,9 @@ MAKE = {
     "others": [("whole", {})],
 }
 """The executors of a cell."""
+SLOW = ("cubed", "ndonnx")
+"""Libraries of which each operation takes milliseconds: what they run."""
+PART = ("test_values_gradients_and_moments_are_those_of_the_formula", "test_given_moments_are_constants")
 COMPILED = ("cuda", "cuda, groups in parts", "programs", "jit", "chunks")
 
 
@@ -218,7 +221,8 @@ def pytest_collection_modifyitems(config, items):
     chosen, others = [], []
     for item in items:
         given = item.callspec.params if hasattr(item, "callspec") else {}
-        wanted = True
+        of = getattr(given.get("executor"), "backend", None)
+        wanted = of is None or of.library not in SLOW or item.originalname in PART
         for marker in item.iter_markers("runs_if"):
             names = marker.args[0].__code__.co_varnames[: marker.args[0].__code__.co_argcount]
             wanted = wanted and marker.args[0](*(given[name] for name in names))
