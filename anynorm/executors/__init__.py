@@ -14,7 +14,7 @@ from anynorm.kernels import Array, Standardized, Stats
 
 def forward(call: Call, *, keep: bool = True) -> Normalized:
     """The result of a call, as the caller's x was, and its statistics beside the view if they are to be kept."""
-    if chunks.supports(call):
+    if call.plan.library.chunked and chunks.supports(call):
         return chunks.forward(call)
     if call.plan.library.autograd:
         return torch_autograd.forward(call, keep=keep)
@@ -28,7 +28,7 @@ def statistics(call: Call) -> Stats:
 
 def count(call: Call) -> Any:
     """How many numbers each group has, or the sum of their weights and what rounding took from it, beside the view."""
-    if chunks.supports(call):
+    if call.plan.library.chunked and chunks.supports(call):
         return chunks.count(call), None
     return calls.counted(call)
 
@@ -53,7 +53,7 @@ def linearize(call: Call) -> tuple[Normalized, Call, Standardized | Stats]:
     gamma, beta = (None if array is None else array * 1.0 for array in (call.gamma, beta))
     call = call._replace(stats=stats, weights=weights)
     of: Standardized | Stats
-    if chunks.supports(call):
+    if call.plan.library.chunked and chunks.supports(call):
         done = chunks.forward(call)
         x, of = call.x, done.stats
     else:
@@ -64,7 +64,7 @@ def linearize(call: Call) -> tuple[Normalized, Call, Standardized | Stats]:
 def backward(call: Call, dy: Array, wanted: Wanted, of: Standardized | Stats) -> Gradients:
     """The gradients of sum(y * dy), dy as y is: of x as it was, those of the parameters beside the view."""
     plan = call.plan
-    if chunks.supports(call):
+    if call.plan.library.chunked and chunks.supports(call):
         dx, *parameters = chunks.backward(call, plan.to_view(dy, plan.dtype), wanted)
         return chunks.from_view(plan, dx, wanted.dtype, call.chunks), *parameters
     dx, *parameters = eager.backward(call, plan.to_view(dy), wanted, of)

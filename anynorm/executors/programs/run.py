@@ -38,7 +38,7 @@ def supports(call: Call, *beside: Array) -> bool:
     if engine == "arrays" or (engine == "auto" and not plan.nbytes >= SMALL) or not plan.nbytes > 0:
         return False
     first = beside[0] if call.x is None else call.x  # of given moments a gradient of gamma alone keeps no x
-    if library.programs != "cpu" or getattr(library.device(first), "type", "cpu") == "cuda":
+    if library.programs != "cpu" or not (library.one_device or getattr(library.device(first), "type", "cpu") == "cpu"):
         if engine == "numba":
             raise ValueError(
                 f"engine='numba' takes arrays of NumPy, PyTorch on a processor and Dask, got {library.name}"
