@@ -6,7 +6,7 @@ import sys
 import inner
 import numpy as np
 import pytest
-from oracles import only_if
+from oracles import exact, only_if
 
 import anynorm
 
@@ -157,6 +157,24 @@ def test_the_default_compiler_gives_the_same_numbers(backend):
     gamma = torch.linspace(1, 2, 6, device=backend.device)
     compiled = torch.compile(lambda x: anynorm.batch_norm(x, gamma), fullgraph=True)
     assert torch.allclose(compiled(x), anynorm.batch_norm(x, gamma), atol=6e-6)
+
+
+def test_a_compiled_call_is_exact_at_every_magnitude(backend):
+    torch = backend.xp
+
+    if backend.tracked:
+        pytest.skip(reason="what is recorded is compiled in another way")
+    x = np.random.default_rng(16).standard_normal((6, 500)) * np.array([1, 1e30, 1e-30, 0, 1e37, 1e-36])[:, None]
+    x[0] += 1e6
+    x[3] = 3.3
+    x = x.astype(np.float32)
+    function = torch.compile(
+        lambda x: anynorm.layer_norm(x, eps=0, return_moments=True), fullgraph=True, backend="eager", dynamic=False
+    )
+    y, moments = function(backend.array(x, "float32"))
+    assert (y.dtype, moments.mean.dtype, moments.var.dtype) == (torch.float32,) * 3
+    np.testing.assert_allclose(backend.numpy(y), exact(anynorm.layer_norm, x, x, eps=0).y, atol=3e-6)
+    assert (float(moments.mean[3]), float(moments.var[3])) == (np.float32(3.3), 0)
 
 
 def test_the_first_call_of_a_process_may_be_compiled(backend):

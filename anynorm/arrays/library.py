@@ -245,6 +245,10 @@ class Library:
         """Whether the array may be written to."""
         return hasattr(x, "__setitem__") and bool(array_api_compat.is_writeable_array(x))
 
+    def wide(self, x: Array) -> Any:
+        """A dtype in which the square of each number of an array exists, where the library adds in that at no cost."""
+        return None
+
     def adds(self, x: Array, dtype: Any) -> bool:
         """Whether the array can be added up along its rows as it is, in this dtype."""
         return bool(x.dtype == dtype)

@@ -160,6 +160,12 @@ class TorchLibrary(Library, name="torch"):
     def block_by_block(self) -> AbstractContextManager[Any]:
         return _unrecorded(self.torch)
 
+    def wide(self, x: Array) -> Any:
+        """Of what it compiles for a processor, and differentiates by itself: not where that is recorded."""
+        torch = self.torch
+        plain = x.is_cpu and x.dtype == torch.float32 and not (x.requires_grad and torch.is_grad_enabled())
+        return torch.float64 if plain and torch.compiler.is_compiling() else None
+
     def summing(self, all_reduce: AllReduce) -> AllReduce:
         node = _nodes()["sum"]
         return lambda x: node.apply(x, all_reduce)

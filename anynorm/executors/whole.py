@@ -99,6 +99,8 @@ def standardize(call: Call) -> Standardized:
         both = partial(_branching, plan), partial(_derivative, plan)
         found: Standardized = library.differentiated(id(plan), *both, x)
         return found
+    if weighted is None and not vacant and (wide := library.wide(x)) is not None:
+        return kernels.standardize_wide(xp, x, groups=plan.groups, eps=plan.eps, centred=plan.centred, dtype=wide)
     if vacant or library.on_host(x):
         done = kernels.standardize(xp, x, groups=groups, eps=plan.addend, rstd_at_zero=rstd_at_zero, **how)
         if vacant or in_range(plan, done.stats.var):
