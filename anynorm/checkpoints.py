@@ -68,9 +68,9 @@ class NormParams(Generic[ArrayT]):
 
     gamma: ArrayT | None = None
     beta: ArrayT | None = None
-    running: RunningStats[ArrayT] | None = None
-    weight: WeightNorm[ArrayT] | None = None
-    eps: float | None = 1e-5
+    running: Any = None  # not `RunningStats | None`, so that what is known to be there is passed on as it is
+    weight: Any = None
+    eps: Any = 1e-5
     _: KW_ONLY
     zero_centred: bool = False
     source: Any = None

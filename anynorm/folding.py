@@ -108,7 +108,7 @@ def fold_next(
     axis: int = 1,
     out_axis: int = 0,
     groups: int = 1,
-) -> tuple[ArrayT, Array | None]:
+) -> tuple[ArrayT, Array]:
     r"""The scale and shift of a norm that comes before a linear layer or a convolution, into that layer.
 
     A shift, which is `beta` or the mean in `moments`, does not fold into a convolution that pads with zeros, nor into a

@@ -22,16 +22,20 @@ Floats = NDArray[np.float64]
 
 """
 GIVEN = {
-    "Any": "dist mesh state xp",
-    "Floats": "x gamma beta dy",
+    "Any": "dist mesh model state xp",
+    "Floats": "x gamma beta dy w b w1 b1 h v ones past signal result",
     "list[Floats]": "batches pieces shards",
     "NDArray[np.int64]": "lengths",
     "NDArray[np.bool_]": "mask",
     "int": "n number",
+    "anynorm.Moments[Floats]": "measured simulated",
+    "anynorm.NormParams[Floats]": "params",
     "anynorm.RunningStats[Floats]": "running",
     "anynorm.WeightNorm[Floats]": "weight",
 }
 """What a block takes for given, by its type; a name that is not here is an error."""
+ABSENT = re.compile(r"\b(torch|dist|jax|cupy|flax|ndonnx|onnxruntime)\b")
+"""Libraries that a type checker finds nothing of: what a block of theirs takes for given is Any."""
 TYPES = {name: kind for kind, names in GIVEN.items() for name in names.split()}
 
 
@@ -53,13 +57,14 @@ def free(code: str) -> list[str]:
     for statement in ast.parse(code).body:
         names = [node for node in ast.walk(statement) if isinstance(node, ast.Name)]
         inner = {node.arg for node in ast.walk(statement) if isinstance(node, ast.arg)}
-        made = {name.id for name in names if isinstance(name.ctx, ast.Store)}
+        changed = statement.target if isinstance(statement, ast.AugAssign) else None
+        made = {name.id for name in names if isinstance(name.ctx, ast.Store) and name is not changed}
         if isinstance(statement, ast.Assign):
             targets = {name.id for each in statement.targets for name in ast.walk(each) if isinstance(name, ast.Name)}
             inner |= made - targets
         else:
             inner |= made
-        read = [name.id for name in names if isinstance(name.ctx, ast.Load)]
+        read = [name.id for name in names if isinstance(name.ctx, ast.Load) or name is changed]
         found |= dict.fromkeys(name for name in read if name not in bound | inner)
         bound |= made
         if isinstance(statement, ast.Import | ast.ImportFrom):
@@ -73,7 +78,7 @@ def module(page: str) -> str:
     """A function for each block; what it takes for given are its arguments."""
     functions = []
     for number, code in enumerate(blocks(page), start=1):
-        foreign = re.search(r"\b(torch|dist|jax|cupy)\b", code)  # libraries that are not there to be read
+        foreign = ABSENT.search(code)
         arguments = ", ".join(f"{name}: {'Any' if foreign else TYPES[name]}" for name in free(code))
         functions.append(f"\ndef block_{number}({arguments}) -> None:\n{indent(code, '    ')}\n")
     return BEFORE + "\n".join(functions) if functions else ""

@@ -202,6 +202,11 @@ def test_no_block_of_the_first_steps_is_left_out():
 
 
 @pytest.mark.cells("numpy")
+def test_the_readme_is_read_in_some_minutes():
+    assert len(README.split()) <= 900
+
+
+@pytest.mark.cells("numpy")
 @pytest.mark.parametrize("name", ["test", "demo"])
 def test_the_set_up_lines_can_be_found(name):
     line = re.search(rf"^<!-- {name} line -->\n```bash\n(.*)\n```$", README, re.MULTILINE)[1]
