@@ -194,14 +194,9 @@ class Pullback(Generic[ArrayT, *Params]):
         call = Call(plan, self.x, self.gamma, self.beta, self.given, None, self.weights, self.all_reduce, self.chunks)
         with library.quiet():
             dx, *gradients = executors.backward(call, dy, wanted, self.of)
-            symbolic = plan.symbolic
             for i, (primal, d) in enumerate(zip(self.parameters, gradients, strict=True)):
                 if primal is not None and d is not None:
-                    # axes are not merged where sizes are symbols
-                    if symbolic:
-                        d = d if len(d.shape) == len(primal.shape) else library.reshape(d, primal.shape)
-                    elif d.shape != primal.shape:
-                        d = library.xp.reshape(d, primal.shape)
+                    d = d if tuple(d.shape) == primal.shape else library.reshape(d, primal.shape)
                     gradients[i] = d if d.dtype == primal.dtype else library.astype(d, primal.dtype)
         return dx, *(gradients if plan.divides else gradients[1:])
 
