@@ -51,6 +51,7 @@ class NumpyLibrary(Library, name="numpy"):
     address: Any = staticmethod(id if NEAR else attrgetter("ctypes.data"))
     host_empty: Any = staticmethod(np.empty)
     host_zeros: Any = staticmethod(np.zeros)
+    reshape: Any = staticmethod(np.reshape)
 
     def device(self, x: Array) -> Any:
         return None
