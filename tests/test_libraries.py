@@ -20,7 +20,7 @@ FUNCTIONS = [
 
 def test_statistics_are_merged_updated_and_used(backend):
     x, weights = np.random.default_rng(0).standard_normal((12, 4)) + 5, np.random.default_rng(1).random((12, 4))
-    for given in (None, weights) if backend.library != "ndonnx" else (None,):  # which takes a minute for them
+    for given in (None, weights) if backend.library not in ("ndonnx", "cubed") else (None,):  # too slow
         parts = [
             anynorm.moments(
                 backend.array(x[rows]), axis=0, weights=None if given is None else backend.array(given[rows])
@@ -122,8 +122,7 @@ def test_autograd_differentiates_the_norms(norm, options):
 
 
 @pytest.mark.cells("mlx")
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize(("norm", "options"), FUNCTIONS)
+@pytest.mark.parametrize(("norm", "options", "weighted"), [(*FUNCTIONS[0], False), (*FUNCTIONS[2], True)])
 def test_mlx_differentiates_compiles_and_maps(norm, options, weighted):
     import mlx.core as mx
 
@@ -139,7 +138,7 @@ def test_mlx_differentiates_compiles_and_maps(norm, options, weighted):
         y, pullback = anynorm.vjp(norm, x, gamma, beta, **run.keywords)
         return y, *pullback(dy)
 
-    for found in (both(*arrays), mx.compile(both)(*arrays), (None, *mx.compile(gradients)(*arrays))):
+    for found in (both(*arrays), mx.compile(both)(*arrays), (None, *gradients(*arrays))):
         for one, other in zip(found, expected, strict=False):
             if one is not None:
                 np.testing.assert_allclose(np.array(one), other.astype(float), atol=5e-6)
