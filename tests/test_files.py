@@ -822,7 +822,7 @@ def test_kill_9_at_random_moments_of_200_saves_never_loses_the_last_whole_state(
     while count < 200:
         saver = subprocess.Popen([sys.executable, "-c", SAVER, path, str(count)], stdout=subprocess.PIPE, text=True)
         with saver:
-            for _ in range(rng.randrange(1, 32)):
+            for _ in range(rng.randrange(1, 80)):
                 told = int(saver.stdout.readline())
             threading.Event().wait(rng.uniform(0, 0.01))
             saver.send_signal(signal.SIGKILL)

@@ -60,7 +60,7 @@ def test_many_threads_may_call_at_once(monkeypatch, much_to_share):
 
     def user(seed):
         rng = np.random.default_rng(seed)
-        for _ in range(25):
+        for _ in range(12):
             i, block = int(rng.integers(len(work))), int(rng.integers(len(blocks)))
             try:
                 for found, each in zip(run(work[i], *blocks[block]), want[i, block], strict=True):
