@@ -279,11 +279,9 @@ def outputs(processes, timeout):
             process.kill()
 
 
-@pytest.mark.cells("torch")
+@pytest.mark.cells("torch-cpu")
 @pytest.mark.parametrize("sizes", [(3, 2), (4, 0, 2)], ids=str)
 def test_processes_of_torch_distributed_find_what_one_process_finds(backend, sizes, tmp_path):
-    if backend.tracked or backend.device.type != "cpu":
-        pytest.skip(reason="once is enough")
     workers = [
         run("torch_replica.py", rank, json.dumps(sizes), tmp_path / "store", "compare") for rank in range(len(sizes))
     ]
@@ -291,9 +289,9 @@ def test_processes_of_torch_distributed_find_what_one_process_finds(backend, siz
         assert code == 0, output
 
 
-@pytest.mark.cells("torch")
+@pytest.mark.cells("torch-cpu")
 def test_a_process_that_dies_is_an_error_of_the_engine(backend, tmp_path):
-    if backend.tracked or backend.device.type != "cpu":
+    if backend.tracked:
         pytest.skip(reason="once is enough")
     workers = [run("torch_replica.py", rank, "[2, 2]", tmp_path / "store", "die") for rank in range(2)]
     (output, code), (_, died) = outputs(workers, timeout=120)

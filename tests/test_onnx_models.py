@@ -35,7 +35,7 @@ def nodes(function, shape):
         (anynorm.instance_norm, ("N", 8, "L"), (2,)),
         (anynorm.rms_norm, ("N", 8), (1,)),
     ],
-    ids=str,
+    ids=lambda each: getattr(each, "__name__", str(each)),
 )
 def test_a_model_has_at_most_one_and_a_half_times_the_nodes_of_the_formula(norm, shape, axes):
     import ndonnx
