@@ -66,7 +66,7 @@ def minimums(session):
     names = ("norms", "vjp", "numerics", "edges", "merging", "state", "files", "out", "bad_input", "laws", "weights")
     paths = ["tests/executors/test_conformance.py", "tests/kernels", *(f"tests/test_{name}.py" for name in names)]
     without = "not cuda and not kill_9 and not many_states"
-    pytest(session, "--cell=numpy-cpu", *paths, "-k", without)
+    pytest(session, "--cell=numpy-cpu", "--every=2", *paths, "-k", without)
     pip(session, *(each.replace(">=", "==") for each in PROJECT["project"]["optional-dependencies"]["fast"]))
     session.env["ANYNORM_ENGINE"] = "numba"
     pytest(session, "--cell=numpy-cpu", "tests/test_norms.py")

@@ -17,6 +17,7 @@ collect_ignore = ["jax_replicas.py", "mpi_replica.py", "torch_replica.py"]  # wh
 def pytest_addoption(parser):
     names = [cell.id for cell in CELLS]
     parser.addoption("--cell", choices=names, default="numpy-cpu", help="the library and device to test")
+    parser.addoption("--every", type=int, default=0, help="one in so many cases of each test alone, for a quick run")
 
 
 def pytest_configure(config):
@@ -42,7 +43,8 @@ def pytest_collection_modifyitems(config, items):
         own = {of.library} if of else libraries
         wanted = all((own | {cell}) & {*marker.args} for marker in item.iter_markers("cells"))
         (chosen if wanted else others).append(item)
-    items[:], left = backends.drawn(chosen, "backend", 3 if config.stash[backends.CELL].library in COMPILED else 1)
+    step = 3 if config.stash[backends.CELL].library in COMPILED else 1
+    items[:], left = backends.drawn(chosen, "backend", config.getoption("--every") or step)
     config.hook.pytest_deselected(items=others + left)
 
 

@@ -227,9 +227,9 @@ def pytest_collection_modifyitems(config, items):
             names = marker.args[0].__code__.co_varnames[: marker.args[0].__code__.co_argcount]
             wanted = wanted and marker.args[0](*(given[name] for name in names))
         (chosen if wanted else others).append(item)
-    left = []
-    if config.stash[CELL].library in ("fast", "jax"):  # the two executors of each compile for most of the time
-        chosen, left = drawn(chosen, "executor")
+    left, every = [], config.getoption("--every")
+    if every or config.stash[CELL].library in ("fast", "jax"):  # the two executors of each compile for most of the time
+        chosen, left = drawn(chosen, "executor", every or 1)
     items[:] = chosen
     config.hook.pytest_deselected(items=others + left)
 
