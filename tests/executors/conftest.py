@@ -228,8 +228,9 @@ def pytest_collection_modifyitems(config, items):
             wanted = wanted and marker.args[0](*(given[name] for name in names))
         (chosen if wanted else others).append(item)
     left, every = [], config.getoption("--every")
-    if every or config.stash[CELL].library in ("fast", "jax"):  # the two executors of each compile for most of the time
-        chosen, left = drawn(chosen, "executor", every or 1)
+    step = {"fast": 1, "jax": 2}.get(config.stash[CELL].library, 0)  # which compile for most of the time
+    if every or step:
+        chosen, left = drawn(chosen, "executor", every or step)
     items[:] = chosen
     config.hook.pytest_deselected(items=others + left)
 
