@@ -33,7 +33,7 @@ METHODS = {
     "IN": Method("instance norm", anynorm.instance_norm, {"channel_axis": -1}, needs_space=True),
     "GN": Method("group norm", anynorm.group_norm, {"groups": 4, "channel_axis": -1}),
     "WN": Method("weight norm", weights=True),
-    "WN+MBN": Method("WN, mean-only batch norm", anynorm.center, {"axis": (0, 1, 2)}, weights=True),
+    "WN+MBN": Method("WN, mean-only BN", anynorm.center, {"axis": (0, 1, 2)}, weights=True),
 }
 RUNNING = (anynorm.batch_norm, anynorm.center)
 """The norms that take statistics of the batch, and keep running ones."""
