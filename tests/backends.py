@@ -137,7 +137,7 @@ def backends(cell: Cell) -> list[Backend]:
 def drawn(items, of, step=1):
     """One in `step` of the cases of each test, each on the next backend, or executor; and what is left out.
 
-    Of tests that are about one library all cases run.
+    Of tests of one case, every second one, if not all cases are to run. Of tests that are about one library all run.
     """
     tests = defaultdict(dict)
     for item in items:
@@ -145,13 +145,17 @@ def drawn(items, of, step=1):
         if of in given:
             case = item.name.replace(repr(given[of]), "")
             tests[item.nodeid.partition("[")[0]].setdefault(case, []).append(item)
-    left = set()
+    left, single = set(), 0
     for cases in tests.values():
         every = [*cases.values()]
         by = 1 if any(len(marker.args) == 1 for marker in every[0][0].iter_markers("cells")) else step
+        if len(every) == 1:
+            single += by > 1
+            left.update(every[0] if by > 1 and single % 2 else [])
+            continue
         for i, case in enumerate(every):
-            keep = case if len(every) == 1 else [case[i // by % len(case)]] if i % by == 0 else []
-            left.update(item for item in case if item not in keep)
+            keep = case[i // by % len(case)] if i % by == 0 else None
+            left.update(item for item in case if item is not keep)
     return [item for item in items if item not in left], [item for item in items if item in left]
 
 
