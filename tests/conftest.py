@@ -22,6 +22,7 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "cells(*names): runs in these cells alone, or those of these libraries")
+    config.addinivalue_line("markers", "untracked: on arrays that require no gradient")
     config.addinivalue_line("markers", "runs_if(function): where it is true of the executor and the parameters")
     cell = next(cell for cell in CELLS if cell.id == config.getoption("--cell"))
     settings.load_profile("lazy" if cell.library in ("jax", "dask", "fast") else "eager")
@@ -41,7 +42,8 @@ def pytest_collection_modifyitems(config, items):
         parameters = item.callspec.params if hasattr(item, "callspec") else {}
         of = parameters.get("backend") or getattr(parameters.get("executor"), "backend", None)
         own = {of.library} if of else libraries
-        wanted = all((own | {cell}) & {*marker.args} for marker in item.iter_markers("cells"))
+        wanted = not (getattr(of, "tracked", False) and any(item.iter_markers("untracked")))
+        wanted = wanted and all((own | {cell}) & {*marker.args} for marker in item.iter_markers("cells"))
         (chosen if wanted else others).append(item)
     step = 3 if config.stash[backends.CELL].library in COMPILED else 1
     items[:], left = backends.drawn(chosen, "backend", config.getoption("--every") or step)

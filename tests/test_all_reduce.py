@@ -11,7 +11,6 @@ from threading import BrokenBarrierError
 
 import numpy as np
 import pytest
-from oracles import only_if
 from replicas import Replicas
 
 import anynorm
@@ -168,10 +167,10 @@ def test_moments_that_are_given_are_not_summed_and_gradients_are(backend):
     assert replicas.calls == [[(6,)]] * 2
 
 
+@pytest.mark.untracked
 @THREADS
 @pytest.mark.parametrize(("weight", "dtype"), [(None, None), (True, "bool"), (1_000_003, "int32"), (0.1, "float32")])
 def test_replicas_count_exactly_beyond_the_digits_of_float32(backend, weight, dtype):
-    only_if(not backend.tracked, backend, "torch")
     few = dtype == "int32" or (backend.library == "strict" and weight != 0.1)
     own, n = untracked(backend), 2**10 + 5 if few else 2**23 + 5
 
@@ -289,10 +288,9 @@ def test_processes_of_torch_distributed_find_what_one_process_finds(backend, siz
         assert code == 0, output
 
 
+@pytest.mark.untracked
 @pytest.mark.cells("torch-cpu")
 def test_a_process_that_dies_is_an_error_of_the_engine(backend, tmp_path):
-    if backend.tracked:
-        pytest.skip(reason="once is enough")
     workers = [run("torch_replica.py", rank, "[2, 2]", tmp_path / "store", "die") for rank in range(2)]
     (output, code), (_, died) = outputs(workers, timeout=120)
     assert died == 9

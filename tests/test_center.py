@@ -93,3 +93,15 @@ def test_replicas_find_what_one_process_finds(backend, sizes, kind):
         bound = 100 * backend.tolerance
         for one, other in zip(joined, run(slice(0, n), each if own else beta), strict=True):
             np.testing.assert_allclose(one, other, atol=bound, rtol=bound)
+
+
+@pytest.mark.cells("torch-cpu")
+def test_it_is_the_same_where_it_is_compiled(backend):
+    x = backend.array(np.random.default_rng(4).standard_normal((6, 8, 40)) * 3 + 1e4, "float32")
+
+    def centred(x):
+        return anynorm.center(x, axis=(0, 2))
+
+    expected = centred(x)
+    compiled = backend.xp.compile(centred, backend="eager", fullgraph=True)
+    backend.check(compiled(x), backend.numpy(expected), dtype="float32", tolerance=1e-6)

@@ -684,11 +684,9 @@ def test_a_pretrained_network_is_the_same_with_its_batch_norms_folded(monkeypatc
 
 
 @pytest.mark.cells("torch")
+@pytest.mark.untracked
 @pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
 def test_modules_of_torch_are_ours(backend):
-    from oracles import only_if
-
-    only_if(not backend.tracked, backend, "torch")
     torch = backend.xp
     nn, device = torch.nn, backend.device
     net = nn.ModuleDict(

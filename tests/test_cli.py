@@ -317,11 +317,10 @@ def test_info_lists_what_is_there_what_is_not_and_what_is_broken(tmp_path):
     assert broken == ("broken", "no driver")
 
 
+@pytest.mark.untracked
 @on_every_backend
 @pytest.mark.parametrize("method", METHODS)
 def test_every_backend_trains_as_numpy_does(backend, method):
-    if backend.tracked:
-        pytest.skip(reason="the trainer makes arrays of its own, which no one tracks")
     only_if([*METHODS].index(method) % 3 == 0, backend, "jax")
     device = {"jax": "cpu:1", "cupy": "cuda:0"}.get(backend.library, str(backend.device))
     run = Run(method, seed=1, learning_rate=0.05, batch_size=479, epochs=1)

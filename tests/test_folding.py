@@ -210,12 +210,9 @@ def test_what_does_not_fit_is_refused_by_name(backend):
 
 # PyTorch's own layers
 
-torch_only = pytest.mark.cells("torch")
 
-
-def untracked(backend):
-    only_if(not backend.tracked, backend, "torch")
-    return backend.xp
+def torch_only(test):
+    return pytest.mark.cells("torch")(pytest.mark.untracked(test))
 
 
 def layer(torch, kind, dims, groups, seed):
@@ -252,7 +249,7 @@ def close(actual, expected):
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize(("kind", "dims", "groups"), LAYERS)
 def test_a_layer_and_its_batch_norm_are_one_layer(backend, kind, dims, groups, channels_last):
-    torch = untracked(backend)
+    torch = backend.xp
     run, w, b, x = layer(torch, kind, dims, groups, 10)
     gamma, beta, moments, norm = statistics_of(torch, backend, 8, 11)
     w, b, x = map(backend.array, (w, b, x))
@@ -275,7 +272,7 @@ def test_a_layer_and_its_batch_norm_are_one_layer(backend, kind, dims, groups, c
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize(("kind", "dims", "groups"), LAYERS)
 def test_a_norm_and_the_layer_after_it_are_one_layer(backend, kind, dims, groups, channels_last):
-    torch = untracked(backend)
+    torch = backend.xp
     run, w, b, x = layer(torch, kind, dims, groups, 12)
     gamma, beta, moments, norm = statistics_of(torch, backend, 12, 13)
     w, b, x = map(backend.array, (w, b, x))
@@ -296,7 +293,7 @@ def test_a_norm_and_the_layer_after_it_are_one_layer(backend, kind, dims, groups
 
 @torch_only
 def test_a_norm_before_zeros_folds_if_the_padding_is_what_it_takes_to_zero(backend):
-    torch = untracked(backend)
+    torch = backend.xp
     run, w, b, x = layer(torch, "conv", 2, 2, 14)
     gamma, beta, moments, norm = statistics_of(torch, backend, 12, 15)
     w, b, x = map(backend.array, (w, b, x))
@@ -313,7 +310,7 @@ def test_a_norm_before_zeros_folds_if_the_padding_is_what_it_takes_to_zero(backe
 
 @torch_only
 def test_it_is_torchs_own_fusion_where_there_are_no_groups(backend):
-    torch = untracked(backend)
+    torch = backend.xp
     _, w, b, _ = layer(torch, "conv", 2, 1, 16)
     gamma, beta, moments, _ = statistics_of(torch, backend, 8, 17)
     w, b = map(backend.array, (w, b))
@@ -325,7 +322,7 @@ def test_it_is_torchs_own_fusion_where_there_are_no_groups(backend):
 
 @torch_only
 def test_gradients_flow_through(backend):
-    torch = untracked(backend)
+    torch = backend.xp
     w, b, gamma, beta = (torch.tensor(each, requires_grad=True) for each in numbers(18, (4, 3, 2), 6, 6, 6))
     (last,) = (torch.tensor(each, requires_grad=True) for each in numbers(19, (4,)))
     moments = anynorm.Moments(torch.ones(6), torch.tensor([0.0, 1, 2, 3, 4, 5]), 5)

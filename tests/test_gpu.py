@@ -6,13 +6,7 @@ from oracles import CASES, derived, standardized, standardized_gradient
 
 import anynorm
 
-pytestmark = pytest.mark.cells("torch-cuda", "cupy-cuda")
-
-
-@pytest.fixture(autouse=True)
-def _plain(backend):
-    if backend.tracked:
-        pytest.skip(reason="test_torch_autograd.py")
+pytestmark = [pytest.mark.cells("torch-cuda", "cupy-cuda"), pytest.mark.untracked]
 
 
 @pytest.mark.parametrize("index", range(len(CASES)), ids=map(str, CASES))

@@ -13,7 +13,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from oracles import only_if
 
 import anynorm
 
@@ -152,9 +151,9 @@ def test_counts_and_the_rest_of_a_mean_cross_jit_vmap_and_scan(backend):
         backend.check(found.var, [0.0, 2.0])
 
 
+@pytest.mark.untracked
 @pytest.mark.cells("numpy", "torch")
 def test_a_float32_state_is_exact_over_very_many_batches(backend):
-    only_if(not backend.tracked, backend, "torch")
     rng, n = np.random.default_rng(5), 4000
     x = rng.standard_normal((n, 8, 2)) + 1e4
     x[n // 2 :] += 1  # half of it would not count, if rounding took it

@@ -7,7 +7,6 @@ import pickle
 
 import numpy as np
 import pytest
-from oracles import only_if
 
 import anynorm
 
@@ -172,9 +171,9 @@ def test_a_state_keeps_its_dtype_whatever_the_batches_have(backend):
         assert running.var.dtype == start.var.dtype
 
 
+@pytest.mark.untracked
 @pytest.mark.cells("numpy", "torch", "cupy")
 def test_a_float64_state_is_exact_over_very_many_float32_batches(backend):
-    only_if(not backend.tracked, backend, "torch")
     running, rng, sums = (
         anynorm.RunningStats.init(1, like=backend.array(1.0), momentum=None),
         np.random.default_rng(5),
@@ -229,10 +228,10 @@ def test_states_and_pullbacks_are_copied_and_states_pickled(backend):
     assert repr(pullback).startswith("Pullback(")
 
 
+@pytest.mark.untracked
 @pytest.mark.parametrize("correction", [0, 1])
 def test_a_state_with_momentum_follows_the_rule_over_many_updates(backend, correction):
     """Weights that do not add up to 1 leave float32 0.11 off in the mean after 4,000 of these; PyTorch too."""
-    only_if(not backend.tracked, backend, "torch")
     slow, momentum = backend.library != "numpy", 0.999
     rng, steps = np.random.default_rng(8), 200 if slow else 4000
     x = (rng.standard_normal((steps, 8, 2)) + 1e4).astype(np.float32)

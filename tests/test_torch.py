@@ -6,7 +6,7 @@ import sys
 import inner
 import numpy as np
 import pytest
-from oracles import exact, only_if
+from oracles import exact
 
 import anynorm
 
@@ -126,10 +126,10 @@ def functions(torch, gamma):
     }
 
 
+@pytest.mark.untracked
 @pytest.mark.parametrize("name", ["layer", "batch, a training step", "group", "rms", "weight", "vjp"])
 def test_compiles_to_one_graph(backend, name):
     torch, dynamic = backend.xp, name in ("batch, a training step", "rms", "vjp")
-    only_if(not backend.tracked, backend, "torch")
     gamma = torch.linspace(1, 2, 6, device=backend.device)
     function = functions(torch, gamma)[name]
     graphs = []
@@ -149,21 +149,19 @@ def test_compiles_to_one_graph(backend, name):
     torch._dynamo.reset()
 
 
+@pytest.mark.untracked
 def test_the_default_compiler_gives_the_same_numbers(backend):
     torch = backend.xp
-    if backend.tracked:
-        pytest.skip(reason="compiled once, as compiling takes a while")
     x = backend.array(np.random.default_rng(7).standard_normal((3, 6, 300)) + 1e4, "float32")
     gamma = torch.linspace(1, 2, 6, device=backend.device)
     compiled = torch.compile(lambda x: anynorm.batch_norm(x, gamma), fullgraph=True)
     assert torch.allclose(compiled(x), anynorm.batch_norm(x, gamma), atol=6e-6)
 
 
+@pytest.mark.untracked
 def test_a_compiled_call_is_exact_at_every_magnitude(backend):
     torch = backend.xp
 
-    if backend.tracked:
-        pytest.skip(reason="what is recorded is compiled in another way")
     x = np.random.default_rng(16).standard_normal((6, 500)) * np.array([1, 1e30, 1e-30, 0, 1e37, 1e-36])[:, None]
     x[0] += 1e6
     x[3] = 3.3
@@ -177,9 +175,8 @@ def test_a_compiled_call_is_exact_at_every_magnitude(backend):
     assert (float(moments.mean[3]), float(moments.var[3])) == (np.float32(3.3), 0)
 
 
+@pytest.mark.untracked
 def test_the_first_call_of_a_process_may_be_compiled(backend):
-    if backend.tracked:
-        pytest.skip(reason="one process is enough")
     code = (
         "import warnings, torch, anynorm\n"
         "warnings.simplefilter('error')\n"
@@ -301,6 +298,7 @@ def derivatives(torch, function, arrays, dy, weights):
     return y.detach(), *torch.autograd.grad(y, arrays, dy)
 
 
+@pytest.mark.untracked
 @pytest.mark.parametrize(
     ("norm", "options", "kind", "dynamic"),
     [
@@ -311,7 +309,6 @@ def derivatives(torch, function, arrays, dy, weights):
 )
 def test_weights_are_an_argument_of_one_graph(backend, norm, options, dynamic, kind):
     torch = backend.xp
-    only_if(not backend.tracked, backend, "torch")
 
     def function(x, gamma, beta, weights):
         return norm(x, gamma, beta, weights=weights, **options)
@@ -370,6 +367,7 @@ def test_function_transforms_take_weights(backend, norm, options, kind):
     torch.testing.assert_close(tangent, (moved[0] - moved[1]) / (2 * step), atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.untracked
 @pytest.mark.parametrize("shape", [(2, 4, 0), (2, 0, 4), (0, 4, 2)], ids=str)
 @pytest.mark.parametrize(
     ("norm", "options"),
@@ -385,8 +383,6 @@ def test_function_transforms_take_weights(backend, norm, options, kind):
 def test_function_transforms_take_an_empty_axis(backend, norm, options, shape):
     import torch
 
-    if backend.tracked:
-        pytest.skip(reason="the transforms record by themselves")
     for masked in (None, shape, (*shape[:-1], 1)):
         weights = None if masked is None else torch.ones(masked, dtype=torch.bool)
         values = [torch.zeros(shape, dtype=torch.float64), *torch.ones((2, *(1,) * len(shape)), dtype=torch.float64)]
@@ -405,11 +401,10 @@ def test_function_transforms_take_an_empty_axis(backend, norm, options, shape):
         assert not any(torch.any(each != 0) for each in first)
 
 
+@pytest.mark.untracked
 def test_an_empty_array_of_numpy_may_be_written_to(backend):
     import torch
 
-    if backend.tracked:
-        pytest.skip(reason="autograd records")
     x, out = (torch.from_numpy(np.zeros((2, 0, 3))) for _ in range(2))
     assert anynorm.batch_norm(x, out=out) is out
     with pytest.raises(ValueError, match="out must be writeable"):

@@ -49,12 +49,11 @@ def test_gradients_have_the_dtypes_of_what_they_are_gradients_of(backend):
     assert (tuple(dgamma.shape), tuple(dbeta.shape)) == ((3,), (1, 3))
 
 
+@pytest.mark.untracked
 @pytest.mark.cells("numpy", "torch", "cupy", "strict")
 @pytest.mark.parametrize("number", [3, 6000], ids=["whole", "in blocks"])
 @pytest.mark.parametrize("norm", [anynorm.layer_norm, anynorm.batch_norm])
 def test_pullback_does_not_mind_what_becomes_of_arrays_other_than_x(backend, norm, number):
-    if backend.tracked:
-        pytest.skip(reason="autograd lets nobody write to them")
     rng = np.random.default_rng(4)
     for parameters in (0, 2):
         numbers = [rng.standard_normal((number, 4)), *rng.standard_normal((parameters, 4))]
@@ -68,11 +67,10 @@ def test_pullback_does_not_mind_what_becomes_of_arrays_other_than_x(backend, nor
                 backend.check(found, backend.numpy(each), tolerance=0, dtype=backend.widest)
 
 
+@pytest.mark.untracked
 @pytest.mark.cells("torch-cpu")  # on a GPU xhat is kept
 @pytest.mark.parametrize("norm", [anynorm.layer_norm, anynorm.rms_norm, anynorm.batch_norm])
 def test_an_x_that_was_written_to_is_refused_unless_it_makes_no_difference(backend, norm):
-    if backend.tracked:
-        pytest.skip(reason="autograd lets nobody write to it")
     rng = np.random.default_rng(14)
     for number in (3, 6000):
         x, dy = map(backend.array, rng.standard_normal((2, number, 6)))
@@ -85,10 +83,9 @@ def test_an_x_that_was_written_to_is_refused_unless_it_makes_no_difference(backe
                 pullback(dy)
 
 
+@pytest.mark.untracked
 @pytest.mark.cells("numpy", "torch-cpu")  # on a GPU xhat is kept
 def test_an_x_that_is_not_read_may_be_written_to(backend):
-    if backend.tracked:
-        pytest.skip(reason="autograd lets nobody write to it")
     x, dy = map(backend.array, np.random.default_rng(17).standard_normal((2, 6000, 6)))
     moments = anynorm.batch_norm(x, return_moments=True)[1]
     pullback = anynorm.vjp(anynorm.batch_norm, x, None, moments.mean, moments=moments)[1]
@@ -97,10 +94,9 @@ def test_an_x_that_is_not_read_may_be_written_to(backend):
     backend.check(pullback(dy)[0], backend.numpy(expected), tolerance=0, dtype=backend.widest)
 
 
+@pytest.mark.untracked
 @pytest.mark.cells("numpy", "torch-cpu")  # on a GPU xhat is kept
 def test_a_pullback_of_another_x_is_not_held_to_the_first(backend):
-    if backend.tracked:
-        pytest.skip(reason="autograd lets nobody write to it")
     x, dy = map(backend.array, np.random.default_rng(18).standard_normal((2, 6000, 6)))
     x += 1
     pullback = anynorm.vjp(anynorm.layer_norm, x)[1]
@@ -110,10 +106,9 @@ def test_a_pullback_of_another_x_is_not_held_to_the_first(backend):
     backend.check(other(dy)[0], backend.numpy(expected), tolerance=0, dtype=backend.widest)
 
 
+@pytest.mark.untracked
 @pytest.mark.cells("torch-cpu")
 def test_pytorch_tells_of_each_number_that_was_written_to(backend):
-    if backend.tracked:
-        pytest.skip(reason="autograd lets nobody write to it")
     x = backend.array(np.random.default_rng(15).standard_normal((4, 5, 1000)))
     pullback = anynorm.vjp(anynorm.batch_norm, x)[1]
     pullback(x)
@@ -144,10 +139,9 @@ def test_a_copy_of_a_pullback_and_one_from_a_pickle_are_the_derivative_too(backe
         backend.check(found, each, tolerance=max(backend.tolerance, 1e-8))
 
 
+@pytest.mark.untracked
 @pytest.mark.cells("numpy", "torch-cpu")
 def test_a_deep_copy_of_a_pullback_has_an_x_of_its_own(backend):
-    if backend.tracked:
-        pytest.skip(reason="autograd lets nobody write to it")
     x, dy = map(backend.array, np.random.default_rng(20).standard_normal((2, 6000, 6)))
     pullback = anynorm.vjp(anynorm.layer_norm, x)[1]
     copied, (expected,) = copy.deepcopy(pullback), pullback(dy)

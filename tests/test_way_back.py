@@ -153,10 +153,9 @@ def test_what_has_no_way_back_is_refused(backend):
     assert tuple(found.shape) == (0, 3)
 
 
+@pytest.mark.untracked
 @pytest.mark.cells("numpy", "torch", "strict")
 def test_nothing_that_was_given_is_changed_and_the_pullback_needs_its_own_alone(backend):
-    if backend.tracked:
-        pytest.skip(reason="autograd lets nobody write to them")
     rng = np.random.default_rng(6)
     y, gamma, beta, dx = (rng.uniform(1, 2, shape) for shape in ((3, 4), (4,), (1, 4), (3, 4)))
     moments = anynorm.Moments(*(backend.array(each) for each in rng.uniform(1, 2, (2, 3))), 4)
@@ -169,3 +168,18 @@ def test_nothing_that_was_given_is_changed_and_the_pullback_needs_its_own_alone(
         each[...] = 7
     for one, other in zip(pullback(backend.array(dx)), expected, strict=True):
         np.testing.assert_array_equal(backend.numpy(one), other)
+
+
+@pytest.mark.cells("numpy", "torch", "strict")
+@pytest.mark.untracked
+@pytest.mark.parametrize("block_bytes", [64, 2**22])
+def test_it_is_rounded_once_to_the_dtype_of_out(backend, block_bytes):
+    if not backend.float64:
+        pytest.skip(reason="there is no wider dtype")
+    rng = np.random.default_rng(6)
+    y, mean, var = rng.standard_normal((6, 50)).astype(np.float32), rng.standard_normal(6) + 1e4, rng.random(6) + 1
+    moments = anynorm.Moments(backend.array(mean), backend.array(var), 50)
+    out = backend.array(np.zeros(y.shape))
+    with anynorm.options(block_bytes=block_bytes):
+        anynorm.denormalize(backend.array(y, "float32"), axis=1, moments=moments, eps=0, out=out)
+    np.testing.assert_allclose(backend.numpy(out), y * np.sqrt(var)[:, None] + mean[:, None], rtol=1e-15)

@@ -33,6 +33,13 @@ def in_range(plan: Plan, var: Array) -> bool:
         return False
 
 
+def squares_in_range(plan: Plan, var: Array) -> Array:
+    """The same, of numbers that cannot be read: as an array."""
+    xp = plan.library.xp
+    fine = xp.all(var < math.inf)
+    return fine & xp.all(var >= plan.limits.eps) if plan.tiny else fine
+
+
 def sums_had_room(plan: Plan, dx: Array) -> bool:
     """Whether no sum over a group overflowed in a gradient of x, which the first number of each group tells."""
     return bool(plan.library.xp.all(plan.library.xp.isfinite(plan.groups.first(dx))))

@@ -12,9 +12,14 @@ from anynorm.executors.dask import chunks
 from anynorm.kernels import Array, Standardized, Stats
 
 
+def _in_chunks(call: Call) -> bool:
+    """Whether Dask's chunks are run one by one; those of one of several replicas are not."""
+    return call.plan.library.chunked and call.all_reduce is None
+
+
 def forward(call: Call, *, keep: bool = True) -> Normalized:
     """The result of a call, as the caller's x was, and its statistics beside the view if they are to be kept."""
-    if call.plan.library.chunked and chunks.supports(call):
+    if _in_chunks(call):
         return chunks.forward(call)
     if call.plan.library.autograd:
         return torch_autograd.forward(call, keep=keep)
@@ -23,19 +28,19 @@ def forward(call: Call, *, keep: bool = True) -> Normalized:
 
 def statistics(call: Call) -> Stats:
     """The statistics of a call, beside the view."""
-    return chunks.statistics(call) if chunks.supports(call) else eager.statistics(call)
+    return chunks.statistics(call) if _in_chunks(call) else eager.statistics(call)
 
 
 def count(call: Call) -> Any:
     """How many numbers each group has, or the sum of their weights and what rounding took from it, beside the view."""
-    if call.plan.library.chunked and chunks.supports(call):
+    if _in_chunks(call):
         return chunks.count(call), None
     return calls.counted(call)
 
 
 def length(call: Call) -> Array:
     """The norm of each group of a call of `calls.layouts.DIRECTION`, beside the view."""
-    return chunks.length(call) if chunks.supports(call) else whole.length(call)
+    return chunks.length(call) if _in_chunks(call) else whole.length(call)
 
 
 def linearize(call: Call) -> tuple[Normalized, Call, Standardized | Stats]:
@@ -53,7 +58,7 @@ def linearize(call: Call) -> tuple[Normalized, Call, Standardized | Stats]:
     gamma, beta = (None if array is None else array * 1.0 for array in (call.gamma, beta))
     call = call._replace(stats=stats, weights=weights)
     of: Standardized | Stats
-    if call.plan.library.chunked and chunks.supports(call):
+    if _in_chunks(call):
         done = chunks.forward(call)
         x, of = call.x, done.stats
     else:
@@ -64,7 +69,7 @@ def linearize(call: Call) -> tuple[Normalized, Call, Standardized | Stats]:
 def backward(call: Call, dy: Array, wanted: Wanted, of: Standardized | Stats) -> Gradients:
     """The gradients of sum(y * dy), dy as y is: of x as it was, those of the parameters beside the view."""
     plan = call.plan
-    if call.plan.library.chunked and chunks.supports(call):
+    if _in_chunks(call):
         dx, *parameters = chunks.backward(call, plan.to_view(dy, plan.dtype), wanted)
         return chunks.from_view(plan, dx, wanted.dtype, call.chunks), *parameters
     dx, *parameters = eager.backward(call, plan.to_view(dy), wanted, of)

@@ -1,13 +1,12 @@
 """The kernels on whole arrays."""
 
-import math
 from functools import partial
 from typing import Any
 
 from anynorm import kernels
 from anynorm.calls import Call, Plan, Wanted, compiled, weighed, weighted_sums
 from anynorm.calls.call import Gradients, Normalized
-from anynorm.calls.conditions import in_range, root
+from anynorm.calls.conditions import in_range, root, squares_in_range
 from anynorm.executors.parameters import near_power, parameter_gradients, run_of_ones
 from anynorm.kernels import NO_STATS, Array, Scale, Standardized, Stats, replicas, weighting
 
@@ -35,7 +34,7 @@ def backward(call: Call, dy: Array, wanted: Wanted, of: Standardized | None) -> 
 
 def _gradients(wanted: Wanted, call: Call, dy: Array, of: Standardized | None) -> Gradients:
     plan = call.plan
-    if of is None and not (call.reads_x or wanted.of_gamma):
+    if of is None and (call.x is None or not (call.reads_x or wanted.of_gamma)):  # nothing that is wanted depends on x
         stats = call.stats or NO_STATS
         of = Standardized(None, None if call.stats is None else root(plan, stats), stats)
     elif of is None:
@@ -100,7 +99,7 @@ def standardize(call: Call) -> Standardized:
         found: Standardized = library.differentiated(id(plan), *both, x)
         return found
     if weighted is None and not vacant and (wide := library.wide(x)) is not None:
-        return kernels.standardize_wide(xp, x, groups=plan.groups, eps=plan.eps, centred=plan.centred, dtype=wide)
+        return kernels.standardize_wide(xp, x, groups=plan.groups, eps=plan.eps, dtype=wide, **how)
     if vacant or library.on_host(x):
         done = kernels.standardize(xp, x, groups=groups, eps=plan.addend, rstd_at_zero=rstd_at_zero, **how)
         if vacant or in_range(plan, done.stats.var):
@@ -114,12 +113,12 @@ def _branching(plan: Plan, x: Array) -> Standardized:
     subnormal = library.subnormal(x, plan.limits.step * plan.limits.further) if plan.tiny else None
     how: dict[str, Any] = {"groups": plan.groups, "eps": plan.eps, "centred": plan.centred, "subnormal": subnormal}
     one = xp.ones_like(plan.groups.first(x))
-    plain = kernels.find(xp, x, Scale(one, one * plan.eps, 1.0 if plan.tiny else None, None), **how)
-    fine = xp.all(plain.stats.var < math.inf)
-    if plan.tiny:
-        fine = fine & xp.all(plain.stats.var >= plan.limits.eps)
-    found = library.branch(fine, lambda: plain, lambda: kernels.find(xp, x, None, **how))
-    return Standardized(kernels.by(xp, x, found.own, subnormal), found.rstd, found.stats)
+    own = Scale(one, one * plan.eps, 1.0 if plan.tiny else None, None)
+    plain = kernels.standardizer_in_scale(xp, x, own, **how)
+    fine = squares_in_range(plan, plain[1].stats.var)
+    by, of = library.branch(fine, lambda: plain, lambda: kernels.standardizer_in_scale(xp, x, None, **how))
+    standardized: Standardized = of._replace(xhat=kernels.by(xp, x, by, subnormal))
+    return standardized
 
 
 def _derivative(plan: Plan, of: Standardized, dx: Array) -> Standardized:
@@ -141,7 +140,7 @@ def affine(call: Call, of: Standardized) -> Array:
     """The normalized array in the dtype and the shape of the caller's x."""
     if call.plan.inverse:
         y = kernels.denormalize(call.plan.library.xp, of.xhat, call.gamma, None, of.stats, of.rstd)
-        return call.plan.from_view(y, call.x.dtype)
+        return call.plan.from_view(y, call.plan.result)
     y = _without_xhat(call, of)
     if y is None:
         y = kernels.affine(of.xhat, call.gamma, call.beta, ops=call.plan.library.ops)

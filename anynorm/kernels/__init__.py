@@ -31,18 +31,17 @@ from anynorm.kernels.scaling import (
     unscaled,
 )
 from anynorm.kernels.standardizing import (
-    Found,
     affine,
     by,
     denormalize,
     derivative,
-    find,
     inverse_root,
     standardize,
     standardize_scaled,
     standardize_wide,
     standardize_with,
     standardizer,
+    standardizer_in_scale,
     subtract_mean,
 )
 from anynorm.kernels.statistics import (
@@ -63,7 +62,6 @@ __all__ = [
     "PURE",
     "RUN",
     "Array",
-    "Found",
     "GradientSums",
     "Limits",
     "Namespace",
@@ -85,7 +83,6 @@ __all__ = [
     "deviations",
     "extremes",
     "factors",
-    "find",
     "gradient_sums",
     "input_gradient",
     "input_gradient_of_part",
@@ -108,6 +105,7 @@ __all__ = [
     "standardize_wide",
     "standardize_with",
     "standardizer",
+    "standardizer_in_scale",
     "subtract_mean",
     "total",
     "unscaled",

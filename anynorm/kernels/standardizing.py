@@ -142,18 +142,10 @@ def by(xp: Namespace, x: Array, of: Standardizer, subnormal: Array | None = None
     return subtract_mean(times(xp, x, of.unit, subnormal), Stats(of.mean, of.mean_lo, of.rstd)) * of.rstd
 
 
-class Found(NamedTuple):
-    """What an array is standardized by, and its `Standardized` without xhat: nothing of its size."""
-
-    own: Standardizer
-    rstd: Array
-    stats: Stats
-
-
-def find(
+def standardizer_in_scale(
     xp: Namespace, x: Array, scale: Scale | None, *, groups: Sums, eps: float, centred: bool, subnormal: Array | None
-) -> Found:
-    """What x is standardized by in this scale, or in the one that its `extremes` ask for.
+) -> tuple[Standardizer, Standardized]:
+    """What x is standardized by in this scale, or in the one that its `extremes` ask for; and what to, but for xhat.
 
     The pivot is one of the numbers, so that equal ones have no spread, however a compiler divides.
     """
@@ -162,7 +154,7 @@ def find(
     stats = wide_statistics(xp, scale.apply(xp, x, subnormal), groups=groups, centred=centred, twice=True)
     rstd = inverse_root(xp, stats.var + scale.eps, rstd_at_zero=scale.rstd_at_zero)
     own = Standardizer(scale.unit, stats.mean, stats.mean_lo, rstd)
-    return Found(own, scale.undo_rstd(xp, rstd), scale.undo_stats(stats))
+    return own, Standardized(None, scale.undo_rstd(xp, rstd), scale.undo_stats(stats))
 
 
 def derivative(xp: Namespace, dx: Array, of: Standardized, *, groups: Sums, centred: bool) -> Standardized:

@@ -9,12 +9,13 @@ from itertools import accumulate, product
 import inner
 import numpy as np
 import pytest
-from oracles import CASES, only_if
+from oracles import CASES
 
 import anynorm
 
 pytestmark = [
     pytest.mark.cells("torch"),
+    pytest.mark.untracked,  # these tests say for themselves what requires a gradient
     # torch's own code, as its forward mode loads it
     pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning"),
 ]
@@ -22,8 +23,6 @@ pytestmark = [
 
 @pytest.fixture
 def torch(backend):
-    if backend.tracked:
-        pytest.skip(reason="these tests say for themselves what requires a gradient")
     return backend.xp
 
 
@@ -82,7 +81,6 @@ def test_a_norm_is_one_node_among_reshapes(backend, torch, case):
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_gradients_are_right_for_each_choice_of_what_requires_one(backend, torch, composed, case):
-    only_if(backend.tracked, backend, "torch")
     arrays, dy = arguments(backend, case)
     expected = torch.autograd.grad(composed(calling(case), *arrays), arrays, dy)
     for chosen in product([False, True], repeat=len(arrays)):

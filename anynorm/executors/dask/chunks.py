@@ -21,11 +21,6 @@ from anynorm.executors.dask.tasks import Job
 from anynorm.kernels import NO_STATS, Array, Stats
 
 
-def supports(call: Call) -> bool:
-    """Whether a call is run so; that of one of several replicas is not."""
-    return call.plan.library.chunked and call.all_reduce is None
-
-
 def forward(call: Call) -> Normalized:
     """The result of a call."""
     if call.stats is not None or _within_chunks(call):

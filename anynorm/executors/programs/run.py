@@ -5,8 +5,7 @@ digits to spare in it; of numbers of eight the sums are taken twice, and out of 
 """
 
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from anynorm import kernels
 from anynorm.arrays.checks import name_of
@@ -14,17 +13,31 @@ from anynorm.calls import Call, Gradients, Normalized, Plan, Wanted
 from anynorm.calls.conditions import in_range, sums_had_room
 from anynorm.executors.programs import compiled, cpu_run, cuda_run
 from anynorm.executors.programs.cuda_run import apart
-from anynorm.executors.programs.trace import TracedSums, TracedWeightedSums, Written
+from anynorm.executors.programs.stats import (
+    ProgramStats,
+    dtype_of_weights,
+    find_statistics,
+    found_of,
+    groups_of,
+    is_wide,
+    kept_fields,
+    kept_stats,
+    of_replicas,
+    statistics_of,
+    sum_of_weights,
+    sums_in_range,
+    takes_two_passes,
+    weights_of,
+    widened,
+)
+from anynorm.executors.programs.trace import TracedSums, Written
 from anynorm.kernels import NO_STATS, Array, GradientSums, Standardized, Stats, replicas, weighting
-from anynorm.kernels.weighting import Weights
 from anynorm.settings import current
 
 SMALL = 2**20
 """A call of fewer bytes is no program, unless one is asked for."""
 BRIEF = 2**13
 """The gradients of parameters of more numbers are added up by programs of their own."""
-LEAST, MOST = 1e-100, 1e200
-"""Sums of weights between these leave room for their products with squares."""
 
 
 def supports(call: Call, *beside: Array) -> bool:
@@ -57,19 +70,8 @@ def supports(call: Call, *beside: Array) -> bool:
 
 
 def _arrays(call: Call) -> list[Array]:
-    arrays = (call.x, call.gamma, call.beta, call.out, _weights(call), *(call.stats or ()))
+    arrays = (call.x, call.gamma, call.beta, call.out, weights_of(call), *(call.stats or ()))
     return [array for array in arrays if array is not None]
-
-
-class Found(NamedTuple):
-    """The statistics of each group, as arrays or as numbers of a program."""
-
-    mean: Any = None
-    mean_lo: Any = None
-    """None where the mean has all digits."""
-    var: Any = None
-    weight: Any = None
-    """The sum of the weights, where there are any."""
 
 
 def forward(call: Call, *, keep: bool) -> Normalized | None:
@@ -78,49 +80,49 @@ def forward(call: Call, *, keep: bool) -> Normalized | None:
     if plan.library.programs == "cuda":
         with plan.library.on_device(call.x):
             return cuda_run.forward(call, keep=keep)
-    careful, place, in_place = _careful(call), None, False
+    careful, place, in_place = takes_two_passes(call), None, False
     if out is not None and apart(call, out):
         place = plan.to_view(out)
         in_place = plan.library.overlap(call.x, out)
-    known = None if call.stats is None else Found(*call.stats)
+    known = None if call.stats is None else ProgramStats(*call.stats)
     # nothing is written before they are known to be in range; and replicas have them before they can go on
     if known is None and (call.all_reduce is not None or (careful and out is not None)):
-        known = _statistics(call)
+        known = find_statistics(call)
         if known is None:
             return None
     y = plan.library.host_empty(plan.view.shape, plan.result) if place is None else place
 
     def body(xp: Any, numbers: list[Any], sums: TracedSums) -> Written:
         x, gamma, beta, each, *given = numbers
-        found = Found(*given) if given else _statistics_of(call, xp, x, each, sums)
+        found = ProgramStats(*given) if given else statistics_of(call, xp, x, each, sums)
         stats, eps = Stats(*found[:3]), sums.tracer.eps
         if plan.inverse:
             rstd = kernels.inverse_root(xp, stats.var + eps, rstd_at_zero=1.0)
-            return Written([kernels.denormalize(xp, x, gamma, beta, stats, rstd, exact=not _twice(plan))])
+            return Written([kernels.denormalize(xp, x, gamma, beta, stats, rstd, exact=not is_wide(plan))])
         xhat = kernels.standardize_with(xp, x, stats, eps=eps, divides=plan.divides).xhat
         if found.weight is not None:  # a group without weight is all beta
             xhat = xp.where(found.weight > 0, xhat, xp.zeros_like(xhat))
-        kept = [] if given else [getattr(found, name) for name in _fields(call)]
+        kept = [] if given else [getattr(found, name) for name in kept_fields(call)]
         return Written([kernels.affine(xhat, gamma, beta)], kept)
 
-    def written(known: Found | None) -> Any:
-        inputs = (call.x, call.gamma, call.beta, None if known else _weights(call), *(known or ()))
-        what, fields = ("forward", careful, known is None, _dtype_of_weights(call)), [] if known else _fields(call)
+    def written(known: ProgramStats | None) -> Any:
+        inputs = (call.x, call.gamma, call.beta, None if known else weights_of(call), *(known or ()))
+        what, fields = ("forward", careful, known is None, dtype_of_weights(call)), [] if known else kept_fields(call)
         how: dict[str, Any] = {"of_groups": len(fields), "keep": keep or careful, "in_place": in_place}
         return cpu_run.run(plan, what, inputs, (y,), (), body, **how)
 
     ran = written(known)
     if ran is None and in_place and known is None:  # parts share a group, and one may write before another has read
-        known = _statistics(call)
+        known = find_statistics(call)
         ran = None if known is None else written(known)
     if ran is None:
         return None
     stats = call.stats or NO_STATS
     if call.stats is None and (keep or careful):
-        found = known or _of(call, ran[0])
-        if known is None and not _in_range(call, found):
+        found = known or found_of(call, ran[0])
+        if known is None and not sums_in_range(call, found):
             return None
-        stats = _stats(plan, found)
+        stats = kept_stats(plan, found)
     if out is None:
         return Normalized(plan.from_view(y), stats)
     if place is None:
@@ -134,80 +136,24 @@ def statistics(call: Call) -> Stats | None:
     if plan.library.programs == "cuda":
         with plan.library.on_device(call.x):
             return cuda_run.statistics(call)
-    found = _statistics(call)
-    return None if found is None else _stats(plan, found)
-
-
-def _statistics(call: Call) -> Found | None:
-    """Those of all replicas, where there are any; None where they are out of range here."""
-
-    def body(xp: Any, numbers: list[Any], sums: TracedSums) -> Written:
-        x, each = numbers
-        found = _statistics_of(call, xp, x, each, sums)
-        return Written(of_groups=[getattr(found, name) for name in _fields(call)])
-
-    made = _of_groups(call, ("statistics", _careful(call)), len(_fields(call)), body)
-    found = None if made is None else _of(call, made)
-    if found is None or not _in_range(call, found):
-        return None
-    return found if call.all_reduce is None else _joined(call, found)
-
-
-def _statistics_of(call: Call, xp: Any, x: Any, each: Any, sums: TracedSums) -> Found:
-    """The kernel of the statistics, on numbers of a program."""
-    groups = _groups(sums, each, None)
-    stats = kernels.wide_statistics(xp, x, groups=groups, centred=call.plan.centred, twice=_careful(call))
-    return Found(*stats, None if each is None else groups.weight)
-
-
-def _joined(call: Call, own: Found) -> Found:
-    """The statistics of all replicas."""
-    xp, (weights, join) = call.plan.library.xp, _replicas(call)
-    assert weights.common is not None
-    scale, constant = weights.common.scale, call.plan.library.constant
-    unit, weight = _wide(call, scale.unit, weights.unit)
-    scaled = Stats(own.mean * unit, None if own.mean_lo is None else own.mean_lo * unit, own.var * unit * unit)
-    here = float(call.plan.layout.group_size) if own.weight is None else own.weight
-    share = here / weighting.positive(xp, weight)
-    stats = scale.undo_stats(replicas.joined_statistics(xp, scaled, share, weights, join, constant))
-    mean, mean_lo, var = _wide(call, *stats)
-    return (
-        Found(mean, mean_lo, var, weights.sums) if _twice(call.plan) else Found(mean + mean_lo, None, var, weights.sums)
-    )
-
-
-def _replicas(call: Call) -> tuple[Weights, Callable[..., list[Array]]]:
-    """What replicas know of each other, and how they add up: in the dtype of the computation, as all of them do."""
-    weights, join = call.weights, call.join
-    assert weights is not None
-    assert join is not None
-
-    def narrowed(*sums: Array) -> list[Array]:
-        xp, dtype = call.plan.library.xp, call.plan.dtype
-        return _wide(call, *join(*(xp.astype(each, dtype, copy=False) for each in sums)))
-
-    return weights, narrowed
-
-
-def _wide(call: Call, *arrays: Array) -> list[Array]:
-    xp = call.plan.library.xp
-    return [xp.astype(each, xp.float64, copy=False) for each in arrays]
+    found = find_statistics(call)
+    return None if found is None else kept_stats(plan, found)
 
 
 def backward(call: Call, dy: Array, wanted: Wanted, stats: Stats) -> Gradients | None:
     """The gradients of a call with respect to x and its parameters, beside the view; None where they are not wanted."""
-    plan, given, weights = call.plan, call.stats is not None, _weights(call)
+    plan, given, weights = call.plan, call.stats is not None, weights_of(call)
     if plan.library.programs == "cuda":
         with plan.library.on_device(dy):
             return cuda_run.backward(call, dy, wanted, stats)
-    twice, of_x, last, weight, here = _twice(plan), wanted.dtype is not None, call.gamma_last, None, None
+    twice, of_x, last, weight, here = is_wide(plan), wanted.dtype is not None, call.gamma_last, None, None
     if twice and not given and not in_range(plan, stats.var):
         return None
     if weights is not None:
-        here = _sum_of_weights(call)
+        here = sum_of_weights(call)
         if here is None:
             return None
-        weight = here if call.all_reduce is None or call.weights is None else _wide(call, call.weights.unit)[0]
+        weight = here if call.all_reduce is None or call.weights is None else widened(call, call.weights.unit)[0]
     wide = stats.mean is not None and not twice and stats.mean.dtype != plan.dtype
     stats = stats._replace(mean_lo=None if wide else stats.mean_lo)  # a wide mean has all digits
 
@@ -220,7 +166,7 @@ def backward(call: Call, dy: Array, wanted: Wanted, stats: Stats) -> Gradients |
             d = x if beta is None else x - beta
             return dx if of_x else None, [None if d is None else dx * d, dx]
         dy, of = _standardized(xp, dy, x, Stats(*known), each, weight, sums.tracer.eps, divides=plan.divides)
-        dx, groups = None, _groups(sums, each, weight, twice=twice)
+        dx, groups = None, groups_of(sums, each, weight, twice=twice)
         if of_x and given:
             dx = kernels.affine(dy, gamma, None) * (1.0 if of.rstd is None else of.rstd)
         elif of_x:
@@ -236,7 +182,7 @@ def backward(call: Call, dy: Array, wanted: Wanted, stats: Stats) -> Gradients |
         known = stats if scales or reads_x else NO_STATS
         beside = (call.gamma if scales else None, *known, weights, weight, call.beta if reads_x else None)
         inputs = (dy, call.x if reads_x else None, *beside)
-        key = (what, name_of(dy.dtype), _dtype_of_weights(call), wide, given, of_x, *these)
+        key = (what, name_of(dy.dtype), dtype_of_weights(call), wide, given, of_x, *these)
         return cpu_run.run(plan, key, inputs, *others, **how)
 
     dx = plan.library.empty(plan.view.shape, dy, wanted.dtype) if of_x else None
@@ -279,26 +225,19 @@ def _standardized(
     return dy, Standardized(xhat if divides else None, rstd, stats)
 
 
-def _groups(sums: TracedSums, each: Any, weight: Any, *, twice: bool = False) -> TracedSums:
-    """How the numbers of a group are added up, with weights where there are any."""
-    if each is None:
-        return TracedSums(sums.tracer, twice=twice)
-    return TracedWeightedSums(sums.tracer, each, weight, twice=twice)
-
-
 def _joined_input_gradient(call: Call, dx: Array, dy: Array, stats: Stats, here: Array | None) -> None:
     """Write the gradient of x for statistics of all replicas: the sums here, those of all, and what they make.
 
     `here` is the sum of the weights of each group in this one.
     """
-    plan, (weights, join), each = call.plan, _replicas(call), _weights(call)
+    plan, (weights, join), each = call.plan, of_replicas(call), weights_of(call)
     last = call.gamma_last
 
     def gradient(xp: Any, numbers: list[Any], sums: TracedSums) -> tuple[Any, Standardized, TracedSums]:
         """That of xhat, xhat, and the sums over a group."""
         dy, x, gamma, *known, weight, each = numbers[:8]
         dy, of = _standardized(xp, dy, x, Stats(*known), each, weight, sums.tracer.eps, divides=plan.divides)
-        return kernels.affine(dy, None if last else gamma, None), of, _groups(sums, each, None)
+        return kernels.affine(dy, None if last else gamma, None), of, groups_of(sums, each, None)
 
     def local(xp: Any, numbers: list[Any], sums: TracedSums) -> Written:
         g, of, groups = gradient(xp, numbers, sums)
@@ -312,9 +251,9 @@ def _joined_input_gradient(call: Call, dx: Array, dy: Array, stats: Stats, here:
         dx = kernels.input_gradient_of_part(xp, g, joined, of, groups.each, gamma if last else None, None)
         return Written([dx])
 
-    (weight,) = _wide(call, weights.unit)
+    (weight,) = widened(call, weights.unit)
     inputs: tuple[Any, ...] = (dy, call.x, call.gamma, *stats, weight, each)
-    key = (name_of(dy.dtype), name_of(stats.var.dtype), _dtype_of_weights(call))
+    key = (name_of(dy.dtype), name_of(stats.var.dtype), dtype_of_weights(call))
     fields = ["mean"] if each is None else []  # beside weights g has no anchor
     fields += ["rest", "product", "level"] if plan.divides else ["rest"]
     ran = cpu_run.run(plan, ("sums of a replica", *key), inputs, (), (), local, of_groups=len(fields))
@@ -341,73 +280,3 @@ def _parameter(plan: Plan, shape: tuple[int, ...], i: int, dy: Array, gradients:
         return None if ran is None else ran[0][0]
     made = plan.library.empty(plan.view.shape, dy, plan.dtype)
     return None if run("products", False, [i], (made,), (), each) is None else made
-
-
-def _weights(call: Call) -> Array | None:
-    """The weights of a call, which make no difference to statistics that are given."""
-    if call.weights is None or call.stats is not None or call.plan.weights is None:  # the last of replicas without
-        return None
-    each: Array = call.weights.each
-    return each
-
-
-def _dtype_of_weights(call: Call) -> str | None:
-    """Replicas have them in that of the computation, others as they were given: the plan does not tell."""
-    weights = _weights(call)
-    return None if weights is None else name_of(weights.dtype)
-
-
-def _twice(plan: Plan) -> bool:
-    """Whether numbers are as wide as the sums of programs."""
-    return name_of(plan.dtype) == "float64"
-
-
-def _careful(call: Call) -> bool:
-    """Whether sums may leave the range of float64, and are taken twice for their last digits."""
-    return _twice(call.plan) or _dtype_of_weights(call) not in (None, "bool")
-
-
-def _of_groups(call: Call, what: tuple[Any, ...], number: int, body: Any) -> list[Array] | None:
-    """What a body finds of x and the weights, so many numbers for each group."""
-    key, inputs = (*what, _dtype_of_weights(call)), (call.x, _weights(call))
-    ran = cpu_run.run(call.plan, key, inputs, (), (), body, of_groups=number)
-    return None if ran is None else ran[0]
-
-
-def _sum_of_weights(call: Call) -> Array | None:
-    """That of each group; None where it is out of range."""
-
-    def body(xp: Any, numbers: list[Any], sums: TracedSums) -> Written:
-        return Written(of_groups=[sums.total(xp, numbers[1])])
-
-    made = _of_groups(call, ("weight",), 1, body)
-    return made[0] if made is not None and _in_range(call, Found(weight=made[0])) else None
-
-
-def _fields(call: Call) -> list[str]:
-    """Which statistics are kept; the mean of narrower numbers has no `mean_lo`."""
-    plan = call.plan
-    mean = ["mean", "mean_lo"][: 1 + _twice(plan)] if plan.centred else []
-    return [*mean, "var"] if _weights(call) is None else [*mean, "var", "weight"]
-
-
-def _of(call: Call, made: list[Array]) -> Found:
-    """Statistics of the arrays that were kept."""
-    return Found(**dict(zip(_fields(call), made, strict=False)))
-
-
-def _stats(plan: Plan, found: Found) -> Stats:
-    """With a `mean_lo` of 0 where the mean has all digits."""
-    if found.mean is None or found.mean_lo is not None:
-        return Stats(*found[:3])
-    return Stats(found.mean, plan.library.host_zeros(tuple(found.mean.shape), found.mean.dtype), found.var)
-
-
-def _in_range(call: Call, found: Found) -> bool:
-    """Whether no sum overflowed, and none that matters underflowed."""
-    if _twice(call.plan) and found.var is not None and not in_range(call.plan, found.var):
-        return False
-    weight = found.weight if _careful(call) else None
-    if weight is None:
-        return True
-    return bool(call.plan.library.xp.all((weight == 0) | ((weight > LEAST) & (weight < MOST))))
