@@ -6,6 +6,7 @@ import pickle
 import tracemalloc
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -278,6 +279,9 @@ def only_if(wanted, backend, *libraries):
     long = backend.library in (libraries or ("jax", "dask")) or os.environ.get("ANYNORM_ENGINE") == "numba"
     if long and not wanted:
         pytest.skip(reason="takes too long, and shows nothing new")
+
+
+oracle = partial(pytest.importorskip, reason="it comes with the cells that have an oracle")
 
 
 measured = pytest.mark.skipif(

@@ -220,10 +220,10 @@ def test_everything_public_is_documented_with_an_example(name):
 
 
 @pytest.mark.cells("numpy", "fast")
-@pytest.mark.parametrize(("engine", "forward", "backward"), [("numba", 31, 29), ("arrays", 93, 173)])
+@pytest.mark.parametrize(("engine", "forward", "backward"), [("numba", 31, 29), ("arrays", 90, 170)])
 def test_a_warm_call_makes_few_moves_between_modules(engine, forward, backward):
     if engine == "numba":
-        pytest.importorskip("numba")
+        pytest.importorskip("numba", reason="the cell of NumPy alone has no programs")
     x, gamma = np.ones((512, 1024), np.float32), np.ones(1024, np.float32)
     with anynorm.options(engine=engine, threads=1):
         y, pullback = anynorm.vjp(anynorm.layer_norm, x, gamma, gamma)

@@ -5,6 +5,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from oracles import oracle
 
 import anynorm
 
@@ -58,7 +59,7 @@ def test_weights_that_do_not_go_with_the_batches_are_refused():
 
 @pytest.mark.cells("numpy", "torch")
 def test_missing_values_and_sample_weights_are_those_of_scikit_learn(backend):
-    scaler = pytest.importorskip("sklearn.preprocessing").StandardScaler()
+    scaler = oracle("sklearn.preprocessing").StandardScaler()
     rng, parts = np.random.default_rng(1), chunks(7, 6, 20, 5)  # it makes NaN of a batch without a value
     weights = [rng.random(len(each)) for each in parts]
     for each, own in zip(parts, weights, strict=True):
@@ -71,7 +72,7 @@ def test_missing_values_and_sample_weights_are_those_of_scikit_learn(backend):
     backend.check(found.mean, scaler.mean_)
     backend.check(found.var, scaler.var_)
     backend.check(found.count, scaler.n_samples_seen_)
-    alone = pytest.importorskip("sklearn.preprocessing").StandardScaler()
+    alone = oracle("sklearn.preprocessing").StandardScaler()
     for each in parts:
         with np.errstate(all="ignore"):
             alone.partial_fit(each)
@@ -82,7 +83,7 @@ def test_missing_values_and_sample_weights_are_those_of_scikit_learn(backend):
 
 @pytest.mark.parametrize("correction", [0, 1])
 def test_standard_scores_are_those_of_scipy(backend, correction):
-    stats = pytest.importorskip("scipy.stats")
+    stats = oracle("scipy.stats")
     x = chunks(12)[0]
     holes = np.where(np.random.default_rng(2).random(x.shape) < 0.3, np.nan, x)
     (given, gaps) = arrays(backend, [x, holes])

@@ -268,9 +268,10 @@ def test_without_float64_jax_says_so_and_long_integers_need_a_dtype(backend):
             np.testing.assert_allclose(found.mean, x.mean(0), rtol=1e-6, atol=1)
 
 
-@pytest.mark.cells("numpy")
+@pytest.mark.cells("dask")
 def test_the_dtype_of_a_dask_chunk_is_that_of_the_call():
-    da = pytest.importorskip("dask.array")
+    import dask.array as da
+
     x = integers("uint8", (64, 30))
     found = anynorm.moments(da.from_array(x, chunks=(7, 30)), axis=0)
     assert found.mean.dtype == found.mean.compute().dtype == np.float32

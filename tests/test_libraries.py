@@ -100,7 +100,7 @@ def test_the_library_of_a_plan_is_pickled_by_name(backend):
 
 
 def test_the_command_line_lists_the_library(backend):
-    pytest.importorskip("rich")
+    pytest.importorskip("rich", reason="it draws the table")
     from anynorm import info
 
     if backend.library in info.LIBRARIES:

@@ -52,6 +52,7 @@ class NumpyLibrary(Library, name="numpy"):
     host_empty: Any = staticmethod(np.empty)
     host_zeros: Any = staticmethod(np.zeros)
     reshape: Any = staticmethod(np.reshape)
+    traced: Any = staticmethod(bool)
 
     def device(self, x: Array) -> Any:
         return None

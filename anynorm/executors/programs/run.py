@@ -70,7 +70,8 @@ def supports(call: Call, *beside: Array) -> bool:
 
 
 def _arrays(call: Call) -> list[Array]:
-    arrays = (call.x, call.gamma, call.beta, call.out, weights_of(call), *(call.stats or ()))
+    weights = None if call.weights is None else call.weights.each
+    arrays = (call.x, call.gamma, call.beta, call.out, weights, *(call.stats or ()))
     return [array for array in arrays if array is not None]
 
 
@@ -80,7 +81,8 @@ def forward(call: Call, *, keep: bool) -> Normalized | None:
     if plan.library.programs == "cuda":
         with plan.library.on_device(call.x):
             return cuda_run.forward(call, keep=keep)
-    careful, place, in_place = takes_two_passes(call), None, False
+    careful, weights, fields = takes_two_passes(call), weights_of(call), kept_fields(call)
+    what, place, in_place = ("forward", careful, dtype_of_weights(call)), None, False
     if out is not None and apart(call, out):
         place = plan.to_view(out)
         in_place = plan.library.overlap(call.x, out)
@@ -102,14 +104,13 @@ def forward(call: Call, *, keep: bool) -> Normalized | None:
         xhat = kernels.standardize_with(xp, x, stats, eps=eps, divides=plan.divides).xhat
         if found.weight is not None:  # a group without weight is all beta
             xhat = xp.where(found.weight > 0, xhat, xp.zeros_like(xhat))
-        kept = [] if given else [getattr(found, name) for name in kept_fields(call)]
+        kept = [] if given else [getattr(found, name) for name in fields]
         return Written([kernels.affine(xhat, gamma, beta)], kept)
 
     def written(known: ProgramStats | None) -> Any:
-        inputs = (call.x, call.gamma, call.beta, None if known else weights_of(call), *(known or ()))
-        what, fields = ("forward", careful, known is None, dtype_of_weights(call)), [] if known else kept_fields(call)
-        how: dict[str, Any] = {"of_groups": len(fields), "keep": keep or careful, "in_place": in_place}
-        return cpu_run.run(plan, what, inputs, (y,), (), body, **how)
+        inputs = (call.x, call.gamma, call.beta, None if known else weights, *(known or ()))
+        how: dict[str, Any] = {"of_groups": 0 if known else len(fields), "keep": keep or careful, "in_place": in_place}
+        return cpu_run.run(plan, (*what, known is None), inputs, (y,), (), body, **how)
 
     ran = written(known)
     if ran is None and in_place and known is None:  # parts share a group, and one may write before another has read
