@@ -173,7 +173,7 @@ def compiled_of_jax(monkeypatch):
 def derived_in_jax(monkeypatch):
     """The shapes for which a norm of JAX, or its derivative, is traced from now on."""
     shapes = []
-    for name in ("find", "derivative"):
+    for name in ("standardizer_in_scale", "derivative"):
         kernel = getattr(kernels, name)
 
         def seen(xp, x, *others, kernel=kernel, **options):
