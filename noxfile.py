@@ -58,18 +58,36 @@ def tests(session, cell):
 
 @nox.session
 def minimums(session):
-    """The lowest versions of the two dependencies that pyproject.toml allows, under the newest of the test tools."""
-    pip(session, *PROJECT["dependency-groups"]["test"])
+    """The lowest versions that pyproject.toml allows, but for PyTorch's, under the newest of the test tools."""
+    extras = [*lowest("safetensors"), *lowest("fast"), *lowest("jax"), *lowest("dask")]
+    pip(session, *PROJECT["dependency-groups"]["test"], *extras, *lowest()[1:])
     # the test tools ask for a newer array-api-compat than the library does
-    pip(session, "--no-deps", ".", *(each.replace(">=", "==") for each in PROJECT["project"]["dependencies"]))
+    pip(session, "--no-deps", ".", *lowest())
     # what measures memory, starts threads, runs the command line or kills does not depend on them
     names = ("norms", "vjp", "numerics", "edges", "merging", "state", "files", "out", "bad_input", "laws", "weights")
     paths = ["tests/executors/test_conformance.py", "tests/kernels", *(f"tests/test_{name}.py" for name in names)]
     without = "not cuda and not kill_9 and not many_states"
-    pytest(session, "--cell=numpy-cpu", "--every=2", *paths, "-k", without)
-    pip(session, *(each.replace(">=", "==") for each in PROJECT["project"]["optional-dependencies"]["fast"]))
+    pytest(session, "--cell=numpy-cpu", "--every=4", *paths, "-k", without)
+    for cell in ("jax-cpu", "dask-cpu"):
+        pytest(session, f"--cell={cell}", "--every=8", paths[0], "tests/test_vjp.py", "tests/test_state.py")
     session.env["ANYNORM_ENGINE"] = "numba"
     pytest(session, "--cell=numpy-cpu", "tests/test_norms.py")
+
+
+@nox.session
+def minimum_torch(session):
+    """The lowest version of PyTorch, which brings some GB of CUDA with it: `nox -s minimum_torch`."""
+    pip(session, *PROJECT["dependency-groups"]["test"], *lowest("torch"), *PROJECT["project"]["dependencies"])
+    session.env["PYTHONPATH"] = str(Path(__file__).parent.resolve())
+    names = ("executors/test_conformance", "executors/test_torch_autograd", "test_vjp", "test_state")
+    pytest(session, "--cell=torch-cpu", *(f"tests/{name}.py" for name in names))
+
+
+def lowest(extra=None):
+    """The lowest versions of the dependencies, or of an extra, array-api-compat first."""
+    project = PROJECT["project"]
+    packages = project["optional-dependencies"][extra] if extra else project["dependencies"]
+    return [each.replace(">=", "==") for each in packages]
 
 
 @nox.session
@@ -209,8 +227,12 @@ def python(session):
 
 
 def install(session, *groups):
-    """The project and the groups; nothing where the interpreter must bring its own packages (--no-venv)."""
+    """What the groups and the project need; nothing where the interpreter must bring its own packages (--no-venv).
+
+    The project itself is imported from here, which takes no time to build.
+    """
+    session.env["PYTHONPATH"] = str(Path(__file__).parent.resolve())
     if session.venv_backend == "none":
         return
     packages = [package for group in groups for package in PROJECT["dependency-groups"].get(group, [])]
-    pip(session, *packages, "-e", ".")
+    pip(session, *packages, *PROJECT["project"]["dependencies"])

@@ -134,24 +134,28 @@ def backends(cell: Cell) -> list[Backend]:
     return found
 
 
-def drawn(items, of, step=1):
+def drawn(items, of, step=1, own=1):
     """One in `step` of the cases of each test, each on the next backend, or executor; and what is left out.
 
-    Of tests of one case, every second one, if not all cases are to run. Of tests that are about one library all run.
+    Of tests of one case, if not all cases are to run, one in two, or in half of `step` if that is more. Of tests that
+    are about one library one in `own`.
     """
     tests = defaultdict(dict)
     for item in items:
         given = item.callspec.params if hasattr(item, "callspec") else {}
-        if of in given:
-            case = item.name.replace(repr(given[of]), "")
+        if of in given or own > 1:
+            case = item.name.replace(repr(given.get(of)), "")
             tests[item.nodeid.partition("[")[0]].setdefault(case, []).append(item)
     left, single = set(), 0
     for cases in tests.values():
         every = [*cases.values()]
-        by = 1 if any(len(marker.args) == 1 for marker in every[0][0].iter_markers("cells")) else step
+        item = every[0][0]
+        about_one = of not in getattr(getattr(item, "callspec", None), "params", ())
+        about_one = about_one or any(len(marker.args) == 1 for marker in item.iter_markers("cells"))
+        by = own if about_one else step
         if len(every) == 1:
             single += by > 1
-            left.update(every[0] if by > 1 and single % 2 else [])
+            left.update(every[0] if by > 1 and single % max(2, by // 2) else [])
             continue
         for i, case in enumerate(every):
             keep = case[i // by % len(case)] if i % by == 0 else None

@@ -1,4 +1,7 @@
-"""One cell a run: `pytest --cell=torch-cpu`. A cell that is asked for and cannot run is an error, never a skip."""
+"""One cell a run: `pytest --cell=torch-cpu`. A cell that is asked for and cannot run is an error, never a skip.
+
+Where none is named, it is a first look: of NumPy's tests one in `LOOK` of the cases.
+"""
 
 import os
 
@@ -11,20 +14,24 @@ settings.register_profile("eager", deadline=None, derandomize=True, max_examples
 # each new shape is compiled, or a graph of its own
 settings.register_profile("lazy", settings.get_profile("eager"), max_examples=3)
 
+LOOK = 8
 collect_ignore = ["jax_replicas.py", "mpi_replica.py", "torch_replica.py"]  # which tests run in processes of their own
 
 
 def pytest_addoption(parser):
     names = [cell.id for cell in CELLS]
-    parser.addoption("--cell", choices=names, default="numpy-cpu", help="the library and device to test")
-    parser.addoption("--every", type=int, default=0, help="one in so many cases of each test alone, for a quick run")
+    parser.addoption("--cell", choices=names, help="the library and device to test (a part of numpy-cpu)")
+    parser.addoption("--every", type=int, help="one in so many cases of each test alone")
 
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "cells(*names): runs in these cells alone, or those of these libraries")
     config.addinivalue_line("markers", "untracked: on arrays that require no gradient")
     config.addinivalue_line("markers", "runs_if(function): where it is true of the executor and the parameters")
-    cell = next(cell for cell in CELLS if cell.id == config.getoption("--cell"))
+    look, config.option.cell = config.option.cell is None, config.option.cell or "numpy-cpu"
+    cell = next(cell for cell in CELLS if cell.id == config.option.cell)
+    if look and config.option.every is None:
+        config.option.every = LOOK
     settings.load_profile("lazy" if cell.library in ("jax", "dask", "fast") else "eager")
     if cell.library == "fast":
         os.environ["ANYNORM_ENGINE"] = "numba"
@@ -37,21 +44,20 @@ def pytest_configure(config):
 
 def pytest_collection_modifyitems(config, items):
     cell, libraries = config.getoption("--cell"), {backend.library for backend in config.stash[backends.BACKENDS]}
-    chosen, others = [], []
+    chosen, others, asked = [], [], config.option.every
     for item in items:
         parameters = item.callspec.params if hasattr(item, "callspec") else {}
         of = parameters.get("backend") or getattr(parameters.get("executor"), "backend", None)
         own = {of.library} if of else libraries
         wanted = not (getattr(of, "tracked", False) and any(item.iter_markers("untracked")))
-        wanted = wanted and all((own | {cell}) & {*marker.args} for marker in item.iter_markers("cells"))
-        (chosen if wanted else others).append(item)
-    step = 3 if config.stash[backends.CELL].library in COMPILED else 1
-    items[:], left = backends.drawn(chosen, "backend", config.getoption("--every") or step)
-    config.hook.pytest_deselected(items=others + left)
-
-
-COMPILED = ("jax",)
-"""Cells in which each case of a test is compiled: NumPy's runs them all."""
+        if not wanted or not all((own | {cell}) & {*marker.args} for marker in item.iter_markers("cells")):
+            others.append(item)
+        elif "executor" not in parameters:  # executors/conftest.py draws those
+            chosen.append(item)
+    others += backends.drawn(chosen, "backend", asked or config.stash[backends.CELL].every, asked or 1)[1]
+    left = {*others}
+    items[:] = [item for item in items if item not in left]
+    config.hook.pytest_deselected(items=others)
 
 
 def pytest_generate_tests(metafunc):
@@ -63,4 +69,6 @@ def pytest_generate_tests(metafunc):
 
 
 def pytest_report_header(config):
-    return f"cell: {config.getoption('--cell')} on {config.stash[backends.BACKENDS]}"
+    cell = config.stash[backends.CELL]
+    every = config.option.every or cell.every
+    return f"cell: {cell.id}, {f'one in {every}' if every > 1 else 'all'} of the cases"

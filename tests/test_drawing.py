@@ -43,3 +43,9 @@ def test_one_in_so_many_runs_and_every_second_of_the_tests_of_one_case():
     kept, left = drawn(tests, "backend", 3)
     assert of(kept) == [("many", i, "a") for i in (0, 3, 6)] + [("two", 0, "a")] + [("own", i, "a") for i in range(7)]
     assert len(kept) + len(left) == len(tests)
+
+
+def test_a_first_look_takes_few_of_the_tests_about_one_library_and_of_those_of_one_case():
+    tests = items("own", 9, "a", "numpy") + [item for i in range(8) for item in items(f"one{i}", 1, "a")]
+    kept, _ = drawn(tests, "backend", 8, 8)
+    assert of(kept) == [("own", 0, "a"), ("own", 8, "a"), ("one3", 0, "a"), ("one7", 0, "a")]

@@ -176,7 +176,7 @@ def test_what_stands_beside_x_may_lie_in_any_order_in_memory(backend, order):
 @pytest.mark.cells("numpy", "torch")
 @pytest.mark.parametrize("weighted", [False, True])
 def test_thousands_of_parts_are_added_exactly(backend, weighted):
-    x, dy = float32((60000, 3), 1e4), float32((60000, 3), 1e3)
+    x, dy = float32((30000, 3), 1e4), float32((30000, 3), 1e3)
     weights = backend.array(np.full((1, 1), 0.3), "float32") if weighted else None
     beta = backend.array(np.zeros(3), "float32")
     with anynorm.options(block_bytes=2**10):

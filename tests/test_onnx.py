@@ -8,7 +8,7 @@ import pytest
 
 import anynorm
 
-pytestmark = pytest.mark.cells("numpy", "strict", "torch", "jax")
+pytestmark = pytest.mark.cells("numpy", "torch")
 
 WANTED = {
     "batchnorm": 4,

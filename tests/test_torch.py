@@ -324,6 +324,7 @@ def test_weights_are_an_argument_of_one_graph(backend, norm, options, dynamic, k
     torch._dynamo.reset()
 
 
+@pytest.mark.untracked
 def test_a_training_step_with_weights_compiles_without_a_warning(backend):
     torch = backend.xp
     x, gamma, _, mask = weighted(torch, backend.device, 3, "mask")

@@ -102,7 +102,7 @@ class Executor:
         if self.options.get("block_bytes") != 16:
             return self.options
         more = 8 if self.backend.library == "strict" else 1  # which checks each of its operations
-        return {**self.options, "block_bytes": more * (16 if x.size <= 300 else 256 if x.size <= 1000 else 4096)}
+        return {**self.options, "block_bytes": more * (16 if x.size <= 300 else 512 if x.size <= 1000 else 16384)}
 
     def _call(self, norm, arrays, dy, options):
         """Forward alone, and with its pullback, which must agree; what they give is what the arrays are."""
@@ -218,21 +218,25 @@ def pytest_generate_tests(metafunc):
 
 
 def pytest_collection_modifyitems(config, items):
-    chosen, others = [], []
+    every = config.getoption("--every") or config.stash[CELL].every
+    in_turn, others = [], []
     for item in items:
         given = item.callspec.params if hasattr(item, "callspec") else {}
-        of = getattr(given.get("executor"), "backend", None)
-        wanted = of is None or of.library not in SLOW or item.originalname in PART
+        executor = given.get("executor")
+        if executor is None:
+            continue
+        wanted = executor.backend.library not in SLOW or item.originalname in PART
         for marker in item.iter_markers("runs_if"):
             names = marker.args[0].__code__.co_varnames[: marker.args[0].__code__.co_argcount]
             wanted = wanted and marker.args[0](*(given[name] for name in names))
-        (chosen if wanted else others).append(item)
-    left, every = [], config.getoption("--every")
-    step = {"fast": 1, "jax": 2}.get(config.stash[CELL].library, 0)  # which compile for most of the time
-    if every or step:
-        chosen, left = drawn(chosen, "executor", every or step)
-    items[:] = chosen
-    config.hook.pytest_deselected(items=others + left)
+        if not wanted:
+            others.append(item)
+        elif every > 1 or executor.name != "whole":  # which runs all cases where all are to run
+            in_turn.append(item)
+    others += drawn(in_turn, "executor", every)[1]
+    left = set(others)
+    items[:] = [item for item in items if item not in left]
+    config.hook.pytest_deselected(items=others)
 
 
 @pytest.fixture

@@ -94,7 +94,7 @@ def test_gradients_are_right_for_each_choice_of_what_requires_one(backend, torch
             torch.autograd.grad(y, wanted, dy),
             [each for each, wanted in zip(expected, chosen, strict=True) if wanted],
         )
-        if len(wanted) in (1 + CASES.index(case) % 3, len(arrays)):
+        if len(wanted) == min(1 + CASES.index(case) % 3, len(arrays)):
             assert torch.autograd.gradgradcheck(calling(case), some, dy.requires_grad_())
             dy = dy.detach()
 
@@ -112,7 +112,7 @@ def test_the_third_derivative_is_that_of_the_primitives(backend, torch, composed
     assert_same(third(*arrays), composed(third, *arrays), rtol=1e-7)
 
 
-@pytest.mark.parametrize(("shape", "offset"), [((65536, 2), 1e6), ((65536, 2, 3), 1e4), ((6, 2, 32768), 0.0)], ids=str)
+@pytest.mark.parametrize(("shape", "offset"), [((16384, 2), 1e6), ((16384, 2, 3), 1e4), ((6, 2, 8192), 0.0)], ids=str)
 def test_a_gradient_that_is_recorded_is_exact_over_many_rows(backend, torch, shape, offset):
     rng = np.random.default_rng(2)
     x = backend.array(rng.standard_normal(shape) + offset, "float32").requires_grad_()
