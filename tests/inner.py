@@ -133,6 +133,11 @@ def interrupt_when_a_thread_has_started(monkeypatch):
     monkeypatch.setattr(threads, "_start", interrupted)
 
 
+def numba_of(monkeypatch, version):
+    """As if numba of this version, or none, were installed."""
+    monkeypatch.setattr(compiled, "state", lambda: compiled.State(version, ""))
+
+
 def forget_threads(monkeypatch):
     """As in a process that has started none."""
     monkeypatch.setattr(threads, "_pools", {})

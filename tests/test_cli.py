@@ -331,6 +331,16 @@ def test_every_backend_trains_as_numpy_does(backend, method):
     np.testing.assert_allclose(found.accuracies, expected.accuracies, atol=0.02)
 
 
+@once
+@pytest.mark.parametrize(
+    ("version", "asked", "engine"), [("0.61", "auto", "numba"), (None, "auto", "auto"), ("0.61", "arrays", "arrays")]
+)
+def test_the_demonstration_is_computed_by_programs_where_there_are_any(monkeypatch, version, asked, engine):
+    inner.numba_of(monkeypatch, version)
+    with anynorm.options(engine=asked):
+        assert open_backend("numpy", None).engine == engine
+
+
 def _made_up_digits():
     random = np.random.default_rng(0)
     labels = random.integers(10, size=digits.TRAINED + digits.TESTED)

@@ -20,7 +20,8 @@ def run(backend: Backend, *, seed: int, epochs: int, learning_rate: float, batch
         f"{backend.name} on {backend.device}, seed {seed}"
     )
     # threadpoolctl comes with scikit-learn; these products are too small for threads, which cost more than they bring
-    with importlib.import_module("threadpoolctl").threadpool_limits(limits=1):
+    limits = importlib.import_module("threadpoolctl").threadpool_limits(limits=1)
+    with limits, anynorm.options(engine=backend.engine):
         trainer = Trainer(backend, digits.load())
         runs = [Run(method, seed, learning_rate, batch_size, epochs) for method in METHODS]
         histories = dict(zip(METHODS, _train(screen, trainer, "Training", runs), strict=True))

@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 
 from anynorm.arrays.recognize import library_of
+from anynorm.executors.programs import compiled
 from anynorm.info import LIBRARIES, import_library, is_installed
 from anynorm.kernels import Array, Namespace
+from anynorm.settings import current
 
 BACKENDS = ("numpy", "torch", "cupy", "jax")
 
@@ -24,6 +26,8 @@ class Backend:
     """A NumPy array, on the device and of its own dtype."""
     compile: Callable[[Callable[..., Any]], Callable[..., Any]]
     """What makes a pure function fast; most libraries need nothing."""
+    engine: str
+    """For `anynorm.options`: calls as small as these are programs too, where there are any."""
 
 
 def open_backend(name: str, device: str | None) -> Backend:
@@ -45,6 +49,9 @@ def open_backend(name: str, device: str | None) -> Backend:
         raise ValueError(f"{name} finds no device here")
     found = next(iter(devices)) if device is None else _find(device, list(devices), name)
 
+    programs = current().engine == "auto" and compiled.state().version is not None
+    programs = programs and name in ("numpy", "torch") and found == "cpu"
+
     def to_array(x: Any) -> Array:
         return LIBRARIES[name].place(module, np.asarray(x), devices[found])
 
@@ -54,6 +61,7 @@ def open_backend(name: str, device: str | None) -> Backend:
         xp=library_of("x", to_array(np.zeros(1))).xp,
         to_array=to_array,
         compile=module.jit if name == "jax" else lambda function: function,
+        engine="numba" if programs else current().engine,
     )
 
 
