@@ -104,7 +104,7 @@ def typecheck(session):
     session.run("mypy")
     folder = Path(session.create_tmp()).resolve() / "printed"
     session.run("python", "tests/printed_code.py", str(folder))
-    pages = [str(path) for path in sorted(folder.glob("*.py"))]
+    pages = [str(path) for place in (folder, Path("docs/examples")) for path in sorted(place.glob("*.py"))]
     session.run("mypy", *pages)
     session.run("pyright", "tests/typed_use.py", *pages)
 

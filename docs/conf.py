@@ -67,7 +67,23 @@ extensions = [
     "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
+    "sphinx_gallery.gen_gallery",
 ]
+sphinx_gallery_conf = {
+    "examples_dirs": "examples",
+    "gallery_dirs": "gallery",
+    "filename_pattern": r"\.py$",  # all of them are run
+    "within_subsection_order": "FileNameSortKey",
+    "run_stale_examples": True,  # as the package may have changed
+    "abort_on_example_error": True,
+    "capture_repr": (),  # a page shows what the script prints
+    "image_srcset": ["2x"],
+    "reference_url": {"anynorm": None},  # names in code lead to the pages of the functions
+    "doc_module": ("anynorm",),
+    "backreferences_dir": "gallery/uses",
+    "write_computation_times": False,
+    "show_signature": False,
+}
 templates_path = ["_templates"]
 myst_enable_extensions = ["dollarmath", "substitution"]
 myst_substitutions = {"cells": cell_table(), "reports": reports()}
@@ -80,7 +96,7 @@ autosummary_filename_map = {"anynorm.moments": "anynorm.moments-function"}  # be
 python_maximum_signature_line_length = 100
 viewcode_line_numbers = True
 default_role = "py:obj"
-exclude_patterns = ["_build", "_templates"]
+exclude_patterns = ["_build", "_templates", "examples", "gallery/uses"]
 
 html_theme = "furo"
 html_static_path = ["_static"]
