@@ -82,6 +82,7 @@ sphinx_gallery_conf = {
     "doc_module": ("anynorm",),
     "backreferences_dir": "gallery/uses",
     "write_computation_times": False,
+    "min_reported_time": 3600,
     "show_signature": False,
 }
 templates_path = ["_templates"]
