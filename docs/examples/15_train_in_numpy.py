@@ -19,8 +19,8 @@ import anynorm
 # The data are scikit-learn's handwritten digits: 1,797 images of 8 by 8 pixels, the last 450 of them for the test. The
 # network is linear, batch norm, ReLU, linear. The first linear layer needs no bias, as beta is one.
 
-images, labels = load_digits(return_X_y=True)
-images = images.astype(np.float32) / 16
+pixels, labels = load_digits(return_X_y=True)
+images = np.asarray(pixels, np.float32) / 16
 x, x_test, digit, digit_test = images[:-450], images[-450:], labels[:-450], labels[-450:]
 
 rng = np.random.default_rng(0)

@@ -21,8 +21,8 @@ import anynorm
 # Ba, Kiros & Hinton (2016), equation 4: ``h = tanh(layer_norm(x @ wx + h @ wh, gamma, beta))``. All steps share one
 # gamma and one beta.
 
-images, labels = load_digits(return_X_y=True)
-images = (images / 16).astype(np.float32).reshape(-1, 16, 4)
+pixels, labels = load_digits(return_X_y=True)
+images = np.asarray(pixels, np.float32).reshape(-1, 16, 4) / 16
 rng = np.random.default_rng(0)
 wx = rng.standard_normal((4, 64), dtype=np.float32) / 2
 wh = rng.standard_normal((64, 64), dtype=np.float32) / 8
@@ -53,7 +53,7 @@ def gradients(x: Any, digits: Any, wh: Any, norm: Any = normalized) -> Any:
     for x_t, before, pullback in reversed(tape):
         da, dgamma, dbeta = pullback(states[-1] * (1 - h**2))
         step = 0, x_t.T @ da, before.T @ da, dgamma, dbeta
-        total = [sum(pair) for pair in zip(total, step, strict=True)]
+        total = [sum(pair) for pair in zip(total, step)]
         states.append(da @ wh.T)
         h = before
     return logits, total, states
@@ -71,7 +71,7 @@ for step in torch.tensor(x).unbind(dim=1):
     h = torch.tanh(functional.layer_norm(a, (64,), copy["gamma"], copy["beta"]))
 torch_loss = functional.cross_entropy(h @ copy["wo"], torch.tensor(digits))
 by_torch = torch.autograd.grad(torch_loss, list(copy.values()))
-for name, d, torch_d in zip(params, gradients(x, digits, wh)[1], by_torch, strict=True):
+for name, d, torch_d in zip(params, gradients(x, digits, wh)[1], by_torch):
     error = np.abs(d - torch_d.numpy()).max() / np.abs(d).max()
     print(f"{name:5}  largest difference {error:.0e} of the largest gradient")
     assert error < 1e-5
@@ -82,7 +82,7 @@ for name, d, torch_d in zip(params, gradients(x, digits, wh)[1], by_torch, stric
 for _ in range(300):
     batch = rng.integers(1347, size=64)
     _, found, _ = gradients(images[batch], labels[batch], wh)
-    for array, d in zip(params.values(), found, strict=True):
+    for array, d in zip(params.values(), found):
         array -= 0.2 * d
 guess = gradients(images[1347:], labels[1347:], wh)[0].argmax(axis=1)
 accuracy = np.mean(guess == labels[1347:])
@@ -94,7 +94,7 @@ print(f"accuracy on images that training has not seen: {accuracy:.1%}")
 # less.
 
 figure, place = plt.subplots(figsize=(6.5, 3.6), layout="constrained")
-for color, scale in zip(("C0", "C1", "C2"), (0.5, 1.0, 2.0), strict=True):
+for color, scale in zip(("C0", "C1", "C2"), (0.5, 1.0, 2.0)):
     for name, style in (("layer norm", "-"), ("no norm", ":")):
         norm = normalized if style == "-" else lambda a: (a, lambda dy: (dy, 0, 0))
         states = gradients(x, digits, np.float32(scale) * wh, norm)[2]

@@ -27,7 +27,7 @@ print(photos.shape)
 # ``eps=0`` the way back is exact; a photograph of one plain colour would need an ``eps``.
 
 content, style = anynorm.instance_norm(photos, channel_axis=-1, eps=0, return_moments=True)
-for name, mean, std in zip(("temple", "flower"), style.mean, style.std(), strict=True):
+for name, mean, std in zip(("temple", "flower"), style.mean, style.std()):
     print(f"{name}: mean of red, green, blue {mean.round(3)}, standard deviation {std.round(3)}")
 
 # %%
@@ -52,8 +52,8 @@ assert error < 1e-6
 # Halfway there is a mix of the two states. Colours that leave the range from 0 to 1 are cut off when they are drawn.
 
 figure, places = plt.subplots(2, 3, figsize=(9, 4.4), layout="constrained")
-for row, (photo, result) in enumerate(zip(photos, swapped, strict=True)):
-    for place, share in zip(places[row], (0.0, 0.5, 1.0), strict=True):
+for row, (photo, result) in enumerate(zip(photos, swapped)):
+    for place, share in zip(places[row], (0.0, 0.5, 1.0)):
         place.imshow(np.clip((1 - share) * photo + share * result, 0, 1))
         place.set_title(f"{share:.0%} of the other's style", fontsize=9)
         place.axis("off")
