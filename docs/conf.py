@@ -7,6 +7,7 @@ from pathlib import Path
 from docutils import nodes
 from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx.addnodes import pending_xref
 from sphinx.util import logging
 
 import anynorm
@@ -74,7 +75,6 @@ sphinx_gallery_conf = {
     "gallery_dirs": "gallery",
     "filename_pattern": r"\.py$",  # all of them are run
     "within_subsection_order": "FileNameSortKey",
-    "run_stale_examples": True,  # as the package may have changed
     "abort_on_example_error": True,
     "capture_repr": (),  # a page shows what the script prints
     "image_srcset": ["2x"],
@@ -128,8 +128,16 @@ def wide_pages(_app, pagename: str, _template: str, context: dict, _doctree) -> 
         context["body"] = f'<div class="wide">{body}</div>'
 
 
+def how_tos(_app, doctree) -> None:
+    """Where the README leads to the folder of the scripts, here their pages are."""
+    for node in doctree.findall(pending_xref):
+        if node["reftarget"] == "examples":
+            node.update_all_atts({"refdomain": "std", "reftype": "doc", "reftarget": "/gallery/index"}, replace=True)
+
+
 def setup(app) -> None:
     """What Sphinx has no option for."""
     inline, block = (partial(mathml, display=display) for display in (False, True))
     app.add_html_math_renderer("mathml", (inline, None), (block, None))
+    app.connect("doctree-read", how_tos)
     app.connect("html-page-context", wide_pages, priority=900)  # after furo

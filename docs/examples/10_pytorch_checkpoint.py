@@ -29,30 +29,40 @@ images = np.asarray(pixels, np.float32).reshape(-1, 1, 8, 8) / 16
 x, x_test, digits = torch.tensor(images[:1344]), images[1344:], torch.tensor(labels)
 
 torch.manual_seed(0)
-model = nn.Sequential(
-    OrderedDict[str, nn.Module](
-        conv=nn.Conv2d(1, 16, 3), bn=nn.BatchNorm2d(16), relu=nn.ReLU(), flat=nn.Flatten(),
-        fc=nn.Linear(576, 64), ln=nn.LayerNorm(64), relu2=nn.ReLU(), out=nn.Linear(64, 10),
-    )
-)  # fmt: skip
-optimizer = torch.optim.Adam(model.parameters(), 0.003)
-for batch in torch.cat([torch.randperm(1344) for _ in range(4)]).reshape(-1, 64):
-    optimizer.zero_grad()
-    nn.functional.cross_entropy(model(x[batch]), digits[batch]).backward()
-    optimizer.step()
+layers: dict[str, nn.Module] = {
+    "conv": nn.Conv2d(1, 16, 3),
+    "bn": nn.BatchNorm2d(16),
+    "relu1": nn.ReLU(),
+    "flatten": nn.Flatten(),
+    "fc": nn.Linear(576, 64),
+    "ln": nn.LayerNorm(64),
+    "relu2": nn.ReLU(),
+    "out": nn.Linear(64, 10),
+}
+model = nn.Sequential(OrderedDict(layers))
+for batch in torch.cat([torch.randperm(1344) for _ in range(6)]).reshape(-1, 64):
+    loss = nn.functional.cross_entropy(model(x[batch]), digits[batch])
+    gradients = torch.autograd.grad(loss, list(model.parameters()))
+    with torch.no_grad():
+        for parameter, gradient in zip(model.parameters(), gradients):
+            parameter.sub_(0.2 * gradient)
 
 folder = tempfile.TemporaryDirectory()
 save_file(model.state_dict(), f"{folder.name}/model.safetensors")
 
 # %%
 # In NumPy: a checkpoint is a mapping of names to arrays. ``from_checkpoint`` reads one norm out of it, and translates
-# PyTorch's conventions: here momentum is the weight of the old value. For a GPU, make the arrays CuPy's first, by
-# ``{name: cupy.asarray(array) for name, array in state.items()}``; the norms below stay as they are.
+# PyTorch's conventions: here momentum is the weight of the old value, and ``correction=1`` stands for the unbiased
+# variance. Eps is not in a checkpoint: it is PyTorch's default, 1e-5, unless you say ``eps=``.
+#
+# For a GPU, make the arrays CuPy's first: ``{name: cupy.asarray(array) for name, array in state.items()}``. The calls
+# of anynorm below stay as they are.
 
 state = load_file(f"{folder.name}/model.safetensors")
 bn = anynorm.from_checkpoint(state, "bn", dialect="torch")
 ln = anynorm.from_checkpoint(state, "ln", dialect="torch")
-print(bn, ln, sep="\n")
+print(f"batch norm: momentum {bn.running.momentum}, correction {bn.running.correction}")
+print(f"layer norm: {ln}")
 
 # %%
 # The network in NumPy. ``moments=bn.running`` is what ``model.eval()`` says in PyTorch.

@@ -84,21 +84,21 @@ for _ in range(300):
     _, found, _ = gradients(images[batch], labels[batch], wh)
     for array, d in zip(params.values(), found):
         array -= 0.2 * d
-guess = gradients(images[1347:], labels[1347:], wh)[0].argmax(axis=1)
-accuracy = np.mean(guess == labels[1347:])
+logits, _, _ = gradients(images[1347:], labels[1347:], wh)
+accuracy = np.mean(logits.argmax(axis=1) == labels[1347:])
 print(f"accuracy on images that training has not seen: {accuracy:.1%}")
 
 # %%
 # The size of the state's gradient after so many steps back, with the recurrent weights as they are now, half as large
 # and twice as large. Without a norm, the gradient vanishes or grows with the weights. With layer norm it does so much
-# less.
+# less. (The state before the first step is left out: it is not part of the network.)
 
 figure, place = plt.subplots(figsize=(6.5, 3.6), layout="constrained")
 for color, scale in zip(("C0", "C1", "C2"), (0.5, 1.0, 2.0)):
     for name, style in (("layer norm", "-"), ("no norm", ":")):
         norm = normalized if style == "-" else lambda a: (a, lambda dy: (dy, 0, 0))
         states = gradients(x, digits, np.float32(scale) * wh, norm)[2]
-        sizes = [np.linalg.norm(d) for d in states]
+        sizes = [np.linalg.norm(d) for d in states[:-1]]
         place.semilogy(sizes, style, color=color, label=f"{name}, weights x {scale}")
 place.set(xlabel="steps back", ylabel="size of the gradient of h")
 place.legend(fontsize=8)

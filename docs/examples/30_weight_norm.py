@@ -56,17 +56,18 @@ def train(layers: list[anynorm.WeightNorm[np.ndarray]]) -> tuple[list[float], fl
         h = y = images[batch]
         for i, layer in enumerate(layers):
             w, to_weight = anynorm.vjp(anynorm.weight_norm, layer.v, layer.g)
-            (y, moments), to_output = anynorm.vjp(anynorm.center, h @ w.T, betas[i], axis=0, return_moments=True)
+            a = h @ w.T
+            (y, moments), to_a = anynorm.vjp(anynorm.center, a, betas[i], axis=0, return_moments=True)
             running[i] = running[i].update(moments)
-            tape.append((h, w, to_weight, to_output))
+            tape.append((h, w, to_weight, to_a))
             h = np.maximum(y, 0)
         p = np.exp(y)
         p /= p.sum(axis=1, keepdims=True)
         losses.append(-np.log(p[range(100), labels[batch]]).mean())
         p[range(100), labels[batch]] -= 1
         dy = p / 100
-        for i, (h, w, to_weight, to_output) in reversed([*enumerate(tape)]):
-            da, dbeta = to_output(dy)
+        for i, (h, w, to_weight, to_a) in reversed([*enumerate(tape)]):
+            da, dbeta = to_a(dy)
             dv, dg = to_weight(da.T @ h)
             layers[i] = anynorm.WeightNorm(layers[i].v - 0.1 * dv, layers[i].g - 0.1 * dg)
             betas[i] = betas[i] - 0.1 * dbeta
