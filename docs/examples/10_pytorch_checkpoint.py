@@ -40,7 +40,7 @@ layers: dict[str, nn.Module] = {
     "out": nn.Linear(64, 10),
 }
 model = nn.Sequential(OrderedDict(layers))
-for batch in torch.cat([torch.randperm(1344) for _ in range(6)]).reshape(-1, 64):
+for batch in torch.cat([torch.randperm(1344) for _ in range(4)]).reshape(-1, 64):
     loss = nn.functional.cross_entropy(model(x[batch]), digits[batch])
     gradients = torch.autograd.grad(loss, list(model.parameters()))
     with torch.no_grad():

@@ -60,7 +60,8 @@ with tempfile.TemporaryDirectory() as folder:
     states = {"w1": w1, "gamma": gamma, "beta": beta, "running": running, "w2": w2}
     anynorm.save(states, f"{folder}/digits.npz")
     net = anynorm.load(f"{folder}/digits.npz")
-print(net["running"])
+print("in the file:", *net)
+assert np.array_equal(net["running"].mean, running.mean)
 
 # %%
 # Inference. With ``moments=`` the norm uses the running statistics, and the answer for an image does not depend on the
@@ -84,8 +85,8 @@ print(f"accuracy: {accuracy:.1%}; logistic regression: {logistic:.1%}")
 assert accuracy > logistic
 
 # %%
-# On the left the loss. On the right the running standard deviation of each of the 64 channels, beside that over all
-# training images at once: batches of 64 are enough to know it.
+# On the left, the loss. On the right, the running standard deviation of each of the 64 channels, beside that over all
+# training images at once. Batches of 64 are enough to know it well.
 
 exact = anynorm.moments(x @ w1, axis=0)
 figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")

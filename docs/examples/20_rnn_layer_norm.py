@@ -79,11 +79,11 @@ for name, d, torch_d in zip(params, gradients(x, digits, wh)[1], by_torch):
 # %%
 # Training, by plain gradient descent.
 
-for _ in range(300):
+for _ in range(200):
     batch = rng.integers(1347, size=64)
     _, found, _ = gradients(images[batch], labels[batch], wh)
     for array, d in zip(params.values(), found):
-        array -= 0.2 * d
+        array -= 0.3 * d
 logits, _, _ = gradients(images[1347:], labels[1347:], wh)
 accuracy = np.mean(logits.argmax(axis=1) == labels[1347:])
 print(f"accuracy on images that training has not seen: {accuracy:.1%}")

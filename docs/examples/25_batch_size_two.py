@@ -41,7 +41,7 @@ print(f"group norm: largest difference {np.abs(by_group - in_torch).max():.0e}")
 assert np.allclose(by_group, in_torch, atol=1e-4)
 
 # %%
-# The network is linear, norm, ReLU, linear, and is trained for two epochs by gradient descent. The norms are used
+# The network is linear, norm, ReLU, linear, and is trained for one epoch by gradient descent. The norms are used
 # without gamma and beta, to keep the code short. The step size follows the batch size, as in Wu & He's "Group
 # Normalization" (2018), whose figure 1 this page repeats on a small scale.
 
@@ -53,8 +53,7 @@ def test_error(size: int, groups: int | None) -> float:
     w2 = rng.standard_normal((64, 10), dtype=np.float32) / 8
     running = anynorm.RunningStats.init(64, like=images)
     rate = 0.2 * size / 32
-    epochs = [rng.permutation(1344) for _ in range(2)]
-    for batch in np.concatenate(epochs).reshape(-1, size):
+    for batch in rng.permutation(1344).reshape(-1, size):
         a = images[batch] @ w1
         if groups:
             y, pullback = anynorm.vjp(anynorm.group_norm, a, groups=groups)

@@ -51,7 +51,7 @@ def train(layers: list[anynorm.WeightNorm[np.ndarray]]) -> tuple[list[float], fl
     layers, betas = list(layers), [np.zeros((1, n)) for n in sizes[1:]]
     running = [anynorm.RunningStats.init(n, like=images) for n in sizes[1:]]
     rng, losses = np.random.default_rng(1), []
-    for _ in range(200):
+    for _ in range(120):
         batch, tape = rng.integers(1344, size=100), []
         h = y = images[batch]
         for i, layer in enumerate(layers):
@@ -80,7 +80,7 @@ def train(layers: list[anynorm.WeightNorm[np.ndarray]]) -> tuple[list[float], fl
 
 
 # %%
-# Without the fit, the numbers vanish from layer to layer, and in 200 steps the network learns nothing.
+# Without the fit, the numbers vanish from layer to layer, and in 120 steps the network learns nothing.
 
 drawn = [anynorm.WeightNorm.from_weight(v) for v in directions]
 figure, place = plt.subplots(figsize=(6, 3.2), layout="constrained")
