@@ -86,8 +86,7 @@ drawn = [anynorm.WeightNorm.from_weight(v) for v in directions]
 figure, place = plt.subplots(figsize=(6, 3.2), layout="constrained")
 for name, layers in (("fitted to data", fitted), ("as drawn", drawn)):
     losses, accuracy = train(layers)
-    print(f"{name}: test accuracy {accuracy:.1%}")
-    place.semilogy(losses, label=name)
+    place.semilogy(losses, label=f"{name}: test accuracy {accuracy:.1%}")
 place.set(xlabel="step", ylabel="loss of the batch")
 place.legend()
 plt.show()
