@@ -82,7 +82,7 @@ assert np.allclose(y, by_hand, atol=1e-5)
 
 logistic = LogisticRegression(max_iter=200).fit(x, digit).score(x_test, digit_test)
 print(f"accuracy: {accuracy:.1%}; logistic regression: {logistic:.1%}")
-assert accuracy > logistic
+assert accuracy > 0.9
 
 # %%
 # On the left, the loss. On the right, the running standard deviation of each of the 64 channels, beside that over all

@@ -82,7 +82,7 @@ group_errors = [test_error(size, groups=8) for size in sizes]
 print("batch size ", *(f"{size:6}" for size in sizes))
 print("batch norm ", *(f"{error:6.1%}" for error in batch_errors))
 print("group norm ", *(f"{error:6.1%}" for error in group_errors))
-assert batch_errors[0] > 1.5 * group_errors[0]
+assert batch_errors[0] > 1.3 * group_errors[0]
 
 # %%
 # At batches of 16 and more the two are about alike. Group norm does the same in training and inference, and keeps no
