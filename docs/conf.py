@@ -7,6 +7,7 @@ from pathlib import Path
 from docutils import nodes
 from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx.addnodes import pending_xref
 from sphinx.util import logging
 
 import anynorm
@@ -67,7 +68,23 @@ extensions = [
     "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
+    "sphinx_gallery.gen_gallery",
 ]
+sphinx_gallery_conf = {
+    "examples_dirs": "examples",
+    "gallery_dirs": "gallery",
+    "filename_pattern": r"\.py$",  # all of them are run
+    "within_subsection_order": "FileNameSortKey",
+    "abort_on_example_error": True,
+    "capture_repr": (),  # a page shows what the script prints
+    "image_srcset": ["2x"],
+    "reference_url": {"anynorm": None},  # names in code lead to the pages of the functions
+    "doc_module": ("anynorm",),
+    "backreferences_dir": "gallery/uses",
+    "write_computation_times": False,
+    "min_reported_time": 3600,
+    "show_signature": False,
+}
 templates_path = ["_templates"]
 myst_enable_extensions = ["dollarmath", "substitution"]
 myst_substitutions = {"cells": cell_table(), "reports": reports()}
@@ -80,7 +97,7 @@ autosummary_filename_map = {"anynorm.moments": "anynorm.moments-function"}  # be
 python_maximum_signature_line_length = 100
 viewcode_line_numbers = True
 default_role = "py:obj"
-exclude_patterns = ["_build", "_templates"]
+exclude_patterns = ["_build", "_templates", "examples", "gallery/uses"]
 
 html_theme = "furo"
 html_static_path = ["_static"]
@@ -111,8 +128,16 @@ def wide_pages(_app, pagename: str, _template: str, context: dict, _doctree) -> 
         context["body"] = f'<div class="wide">{body}</div>'
 
 
+def how_tos(_app, doctree) -> None:
+    """Where the README leads to the folder of the scripts, here their pages are."""
+    for node in doctree.findall(pending_xref):
+        if node["reftarget"] == "examples":
+            node.update_all_atts({"refdomain": "std", "reftype": "doc", "reftarget": "/gallery/index"}, replace=True)
+
+
 def setup(app) -> None:
     """What Sphinx has no option for."""
     inline, block = (partial(mathml, display=display) for display in (False, True))
     app.add_html_math_renderer("mathml", (inline, None), (block, None))
+    app.connect("doctree-read", how_tos)
     app.connect("html-page-context", wide_pages, priority=900)  # after furo
