@@ -205,7 +205,7 @@ class Moments(Statistics[ArrayT]):
         count, rest = counts.scaled(library_of("mean", self.mean), self._counted, factor)
         return Moments._with_rest(self.mean, self._rest, self.var, count, rest)
 
-    def merge(self, *others: "Moments[ArrayT]") -> "Moments[ArrayT]":
+    def merge(self, *others: "Moments[Any]") -> "Moments[ArrayT]":
         """The moments of all the values together, as if they had been taken in one pass.
 
         Parameters

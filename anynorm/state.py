@@ -139,7 +139,7 @@ class RunningStats(Statistics[ArrayT]):
             object.__setattr__(made, "_updates", 0)
         return made
 
-    def update(self, moments: Moments[ArrayT]) -> "RunningStats[ArrayT]":
+    def update(self, moments: Moments[Any]) -> "RunningStats[ArrayT]":
         """The state after one more batch.
 
         Parameters
@@ -187,7 +187,7 @@ class RunningStats(Statistics[ArrayT]):
         counted = counts.added(library, self._counted, moments._counted)
         return self._with(mean, rest, var, var_rest, counted, updates)
 
-    def merge(self, other: "RunningStats[ArrayT]") -> "RunningStats[ArrayT]":
+    def merge(self, other: "RunningStats[Any]") -> "RunningStats[ArrayT]":
         """The statistics of all that both have seen, as if one pass had seen it; for ``momentum=None`` alone.
 
         Parameters

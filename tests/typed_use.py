@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 import anynorm
 
 Floats = NDArray[np.float32]
+Vector = np.ndarray[tuple[int], np.dtype[np.float32]]
 
 
 def use(x: Floats, gamma: NDArray[np.float64]) -> None:
@@ -42,6 +43,13 @@ def differentiate(x: Floats, gamma: Floats) -> None:
     assert_type(batch, anynorm.Moments[Floats])
     (dx,) = pull(y)
     assert_type(dx, Floats)
+
+
+def step(x: "np.ndarray[tuple[int, int], np.dtype[np.float32]]", gamma: Vector) -> None:
+    """The statistics of one array update and join those that began with another."""
+    running, batch = anynorm.RunningStats.init(3, like=gamma), anynorm.moments(x, axis=0)
+    assert_type(running.update(batch).merge(running), anynorm.RunningStats[Vector])
+    assert_type(anynorm.moments(gamma, axis=0).merge(batch), anynorm.Moments[Vector])
 
 
 def begin(x: Floats, batches: list[Floats]) -> None:
