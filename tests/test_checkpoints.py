@@ -170,6 +170,15 @@ def test_other_norms_have_no_statistics(dialect, gamma, beta, eps):
 
 
 @by_hand
+def test_what_a_layer_has_not_may_be_there_as_none():
+    for dialect, state in (("torch", {"n.weight": A, "n.bias": None}), ("nnx", {"n": {"scale": A, "bias": None}})):
+        found = anynorm.from_checkpoint(state, "n", dialect=dialect)
+        assert (found.gamma is A, found.beta) == (True, None)
+    refused("state must hold a norm of dialect 'torch', got nothing", anynorm.from_checkpoint, {"n.weight": None}, "n",
+            dialect="torch")  # fmt: skip
+
+
+@by_hand
 def test_the_rms_norm_of_keras_has_an_eps_of_its_own():
     assert anynorm.from_checkpoint({"rms/scale": A}, dialect="keras").eps == 1e-6
 
@@ -308,6 +317,10 @@ def test_what_is_of_the_wrong_kind_is_refused():
     with pytest.raises(TypeError, match=r"^bn\.weight must have a real floating dtype, got int64"):
         load({"bn.weight": np.arange(3)}, "bn", dialect="torch")
     refused("name must be a str, got int", load, {"bn.weight": A}, 3, dialect="torch", error=TypeError)
+    refused("name must be a str, got int", write, anynorm.NormParams(A), 3, dialect="torch", error=TypeError)
+    refused(f"dialect must be one of {known}, got ['torch']", load, {}, dialect=["torch"])
+    message = "g must have shape (4,) or, with as many axes, broadcast to (4, 3, 2), got (2,)"
+    refused(message, load, {"c.weight_g": G[:2].reshape(2, 1, 1), "c.weight_v": W}, "c", dialect="torch")
     refused("zero_centred must be True or False, got int", load, {"a.weight": A}, dialect="torch", zero_centred=1,
             error=TypeError)  # fmt: skip
     refused("params must be NormParams, got dict", write, {}, "bn", dialect="torch", error=TypeError)
