@@ -304,7 +304,10 @@ def _entry(role: str, params: NormParams[Any], form: Dialect, was: Any) -> Any:
     elif running is not None:
         x = running.var if role.endswith("var") else running.mean
         library = library_of("mean", x)
-        updates = running._updates if is_number(running._updates) else ALL_SEEN
+        updates = ALL_SEEN if running._updates is None else running._updates
+        if not is_number(updates):  # of which a checkpoint has one for all channels
+            several = set(library.to_numpy(updates).ravel().tolist())
+            updates = several.pop() if len(several) == 1 else ALL_SEEN
         if role not in _STATISTICS:
             numbers = {"first": False, "batches": 0}
             dtype = None if was is None else was.dtype

@@ -128,6 +128,17 @@ def test_what_was_trained_is_written_and_the_rest_stays(dialect, state, momentum
 
 
 @by_hand
+@pytest.mark.parametrize("count", [5, np.array([5, 2, 7])], ids=["one", "one for each channel"])
+def test_a_debiased_state_goes_on_in_the_next_framework(count):
+    running = anynorm.RunningStats.init(3, like=A, debias=True)
+    for state in (running, running.update(anynorm.Moments(M, V, count))):
+        written = anynorm.to_checkpoint(anynorm.NormParams(A, B, state), "bn", dialect="haiku")
+        again, other = anynorm.from_checkpoint(written, dialect="haiku").running, anynorm.Moments(V, M, 5)
+        np.testing.assert_array_equal(again.mean, state.mean)
+        np.testing.assert_allclose(again.update(other).mean, state.update(other).mean, rtol=1e-6)
+
+
+@by_hand
 @batch_norms
 def test_every_dialect_reads_what_every_other_one_wrote(dialect, state, momentum, correction, eps):
     found = anynorm.from_checkpoint(state, dialect=dialect)
