@@ -81,7 +81,8 @@ class Moments(Statistics[ArrayT]):
         Parameters
         ----------
         batches : iterable of array
-            Of one library, each of any number of samples: a list, a generator, parts of a memory-mapped file.
+            Of one library, each of any number of samples: a list, a generator, parts of a memory-mapped file. Where
+            they differ in dtype, the moments have that of the first's.
         axis : int, tuple of int or None
             The axes of each batch to take them over, as in `moments`.
         weights : array, iterable of array or function, optional
@@ -217,7 +218,7 @@ class Moments(Statistics[ArrayT]):
         -------
         Moments
             Exact, as in Chan, Golub & LeVeque (1979), eq. 2.1, in any order; a part, or a group of one, whose count
-            is 0 changes nothing.
+            is 0 changes nothing. Of the dtype of these.
 
         Raises
         ------

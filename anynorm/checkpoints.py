@@ -9,7 +9,7 @@ from anynorm.arrays.checks import check_bool, check_real, compute_dtype
 from anynorm.arrays.counts import is_number
 from anynorm.arrays.library import Library
 from anynorm.arrays.recognize import library_of, one_library
-from anynorm.dialects import AFFINE, Dialect, Entries, Spelling, dialect_of, levels, norm_of
+from anynorm.dialects import AFFINE, Dialect, Entries, Spelling, check_name, dialect_of, levels, norm_of
 from anynorm.keywords import checks_names
 from anynorm.state import RunningStats
 from anynorm.statistics import describe
@@ -172,7 +172,7 @@ def from_checkpoint(
         axes = tuple(
             axis for axis, n in enumerate(v.shape) if (g.shape[axis] != 1 if full else axis >= v.ndim - g.ndim)
         )
-        g = xp.reshape(g, tuple(v.shape[axis] for axis in axes) if full else tuple(g.shape))
+        g = xp.reshape(g, tuple(g.shape[axis] for axis in axes)) if full else g
         weight = WeightNorm(v, g, axis=(axes if len(axes) > 1 else axes[0]) if axes else None)
     made: dict[str, Any] = {"gamma": gamma, "beta": beta, "running": running, "weight": weight}
     source = _Source(dialect, spelling, zero_centred, made, entries)
@@ -222,6 +222,7 @@ def to_checkpoint(params: NormParams[Any], name: str, *, dialect: str) -> dict[s
     """
     if not isinstance(params, NormParams):
         raise TypeError(f"params must be NormParams, got {type(params).__name__}")
+    check_name(name)
     form, source = dialect_of(dialect), params.source
     has = {part for part in ("gamma", "beta", "running", "weight") if getattr(params, part) is not None}
     source = source if isinstance(source, _Source) and source.dialect == dialect else None
@@ -303,7 +304,10 @@ def _entry(role: str, params: NormParams[Any], form: Dialect, was: Any) -> Any:
     elif running is not None:
         x = running.var if role.endswith("var") else running.mean
         library = library_of("mean", x)
-        updates = running._updates if is_number(running._updates) else ALL_SEEN
+        updates = ALL_SEEN if running._updates is None else running._updates
+        if not is_number(updates):  # of which a checkpoint has one for all channels
+            several = set(library.to_numpy(updates).ravel().tolist())
+            updates = several.pop() if len(several) == 1 else ALL_SEEN
         if role not in _STATISTICS:
             numbers = {"first": False, "batches": 0}
             dtype = None if was is None else was.dtype

@@ -162,7 +162,8 @@ Found = tuple[Spelling, dict[str, tuple[str, Any]]]
 
 def _leaves(state: Any, keys: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
     if not isinstance(state, (Mapping, list, tuple)):
-        yield keys, state
+        if state is not None:  # what a layer has not, to a pytree
+            yield keys, state
         return
     for key in state if isinstance(state, Mapping) else range(len(state)):
         yield from _leaves(state[key], (*keys, key))
@@ -183,8 +184,7 @@ def _stripped(parts: Parts, form: Dialect) -> Parts:
 
 def norm_of(state: Entries, form: Dialect, name: str, dialect: str) -> Found:
     """The norm of that name; a ValueError unless there is exactly one."""
-    if not isinstance(name, str):
-        raise TypeError(f"name must be a str, got {type(name).__name__}")
+    check_name(name)
     at = _stripped(_parts(name), form)
     found = _found(state, form, at)
     if not found:
@@ -201,6 +201,12 @@ def norm_of(state: Entries, form: Dialect, name: str, dialect: str) -> Found:
         raise ValueError(f"state must hold one norm by the name {name!r}, got {_listed(sorted(set(keys)), name)}")
     spelling, entries = found[0]
     return spelling, {role: places[0] for role, places in entries.items()}
+
+
+def check_name(name: Any) -> None:
+    """An error unless a norm may be called so."""
+    if not isinstance(name, str):
+        raise TypeError(f"name must be a str, got {type(name).__name__}")
 
 
 def _listed(names: list[str], near: str) -> str:
@@ -257,7 +263,7 @@ def _names(state: Entries, form: Dialect) -> list[Parts]:
 
 def dialect_of(name: str) -> Dialect:
     """The dialect of that name."""
-    if name not in DIALECTS:
+    if not isinstance(name, str) or name not in DIALECTS:
         raise ValueError(f"dialect must be one of {', '.join(map(repr, DIALECTS))}, got {name!r}")
     return DIALECTS[name]
 

@@ -236,7 +236,8 @@ def _layer(
     groups: Any,
 ) -> _Layer:
     """The layer, all arguments checked: `other` is what the axis of its other channels is called, and that axis."""
-    if moments is not None and not isinstance(moments, Statistics):
+    outputs = other[0] == "in_axis"
+    if not isinstance(moments, Statistics) and (outputs or moments is not None):
         raise TypeError(f"moments must be Moments or RunningStats, got {type(moments).__name__}")
     given = {"gamma": gamma, "beta": beta, "moments": None if moments is None else moments.mean}
     vectors: dict[str, Array] = {name: x for name, x in given.items() if x is not None}
@@ -248,7 +249,6 @@ def _layer(
         check_device(library, "w", w, name, x)
     shape = tuple(w.shape)
     axis, groups = check_axes("axis", check_int("axis", axis), shape)[0], check_int("groups", groups)
-    outputs = other[0] == "in_axis"
     rest = (1 if axis == 0 else 0) if other[1] is None else check_axes(other[0], check_int(*other), shape)[0]
     if rest == axis:
         raise ValueError(f"{other[0]} must be another axis than axis, {axis}, got {other[1]}")

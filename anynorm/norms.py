@@ -138,7 +138,8 @@ def denormalize(
     Parameters
     ----------
     y : array, any shape but ()
-        Real and floating. Along `axis` it may have another length than the data that the moments are of.
+        Real and floating; with `out` also of integers or bools, as in `normalize`. Along `axis` it may have another
+        length than the data that the moments are of.
     gamma, beta : array, optional
         The scale and the shift that made y, of the shape of the axes of `axis`, or of y's rank and broadcasting to y.
     axis : int, tuple of int or None
@@ -148,7 +149,7 @@ def denormalize(
     eps : float
         That of the norm.
     out : array, optional
-        Where to write the result: a writeable array of y's library, device, dtype and shape, or y itself.
+        Where to write the result: a writeable array of y's library, device and shape, or y itself, as in `normalize`.
 
     Returns
     -------
@@ -653,7 +654,7 @@ def center(
         arrays may differ in length along `axis` alone. Moments, and the gradients of x and of a beta of x's rank that
         has length 1 along `axis`, are then those of all replicas; any other beta is each replica's own.
     out : array, optional
-        Where to write the result: a writeable array of x's library, device, dtype and shape, or x itself.
+        Where to write the result: a writeable array of x's library, device and shape, or x itself, as in `normalize`.
 
     Returns
     -------

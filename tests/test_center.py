@@ -50,6 +50,18 @@ def test_its_gradient_looks_at_no_x(backend, number):
     np.testing.assert_allclose(backend.numpy(dx), dy - dy.mean(axis=0), atol=1e-12)
 
 
+@pytest.mark.cells("numpy", "torch", "strict")
+def test_by_moments_that_are_given_its_gradient_is_the_cotangent_in_an_array_of_its_own(backend):
+    of, numbers = replace(backend, tracked=False), np.random.default_rng(5).standard_normal((3, 4))
+    moments = anynorm.Moments(of.array(np.ones(4)), of.array(np.ones(4)), 3)
+    _, pullback = anynorm.vjp(anynorm.center, of.array(numbers), axis=0, moments=moments)
+    dy = of.array(numbers)
+    (dx,) = pullback(dy)
+    of.check(dx, numbers, tolerance=0)
+    dx[...] = 7
+    of.check(dy, numbers, tolerance=0)
+
+
 @pytest.mark.parametrize("value", [0.1, 1e6 / 3, 3e38])
 def test_equal_numbers_become_beta(backend, value):
     x, beta = backend.array(np.full((7, 30), value), "float32"), backend.array(np.full((1, 30), 0.3), "float32")

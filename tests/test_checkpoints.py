@@ -128,6 +128,17 @@ def test_what_was_trained_is_written_and_the_rest_stays(dialect, state, momentum
 
 
 @by_hand
+@pytest.mark.parametrize("count", [5, np.array([5, 2, 7])], ids=["one", "one for each channel"])
+def test_a_debiased_state_goes_on_in_the_next_framework(count):
+    running = anynorm.RunningStats.init(3, like=A, debias=True)
+    for state in (running, running.update(anynorm.Moments(M, V, count))):
+        written = anynorm.to_checkpoint(anynorm.NormParams(A, B, state), "bn", dialect="haiku")
+        again, other = anynorm.from_checkpoint(written, dialect="haiku").running, anynorm.Moments(V, M, 5)
+        np.testing.assert_array_equal(again.mean, state.mean)
+        np.testing.assert_allclose(again.update(other).mean, state.update(other).mean, rtol=1e-6)
+
+
+@by_hand
 @batch_norms
 def test_every_dialect_reads_what_every_other_one_wrote(dialect, state, momentum, correction, eps):
     found = anynorm.from_checkpoint(state, dialect=dialect)
@@ -167,6 +178,15 @@ def test_other_norms_have_no_statistics(dialect, gamma, beta, eps):
         assert [key.split("/")[-1].split(".")[-1] for key in written] == [gamma, beta]
     found = anynorm.from_checkpoint({f"rms/{gamma}": A}, dialect=dialect)
     assert (found.gamma is A, found.beta) == (True, None)
+
+
+@by_hand
+def test_what_a_layer_has_not_may_be_there_as_none():
+    for dialect, state in (("torch", {"n.weight": A, "n.bias": None}), ("nnx", {"n": {"scale": A, "bias": None}})):
+        found = anynorm.from_checkpoint(state, "n", dialect=dialect)
+        assert (found.gamma is A, found.beta) == (True, None)
+    refused("state must hold a norm of dialect 'torch', got nothing", anynorm.from_checkpoint, {"n.weight": None}, "n",
+            dialect="torch")  # fmt: skip
 
 
 @by_hand
@@ -308,6 +328,10 @@ def test_what_is_of_the_wrong_kind_is_refused():
     with pytest.raises(TypeError, match=r"^bn\.weight must have a real floating dtype, got int64"):
         load({"bn.weight": np.arange(3)}, "bn", dialect="torch")
     refused("name must be a str, got int", load, {"bn.weight": A}, 3, dialect="torch", error=TypeError)
+    refused("name must be a str, got int", write, anynorm.NormParams(A), 3, dialect="torch", error=TypeError)
+    refused(f"dialect must be one of {known}, got ['torch']", load, {}, dialect=["torch"])
+    message = "g must have shape (4,) or, with as many axes, broadcast to (4, 3, 2), got (2,)"
+    refused(message, load, {"c.weight_g": G[:2].reshape(2, 1, 1), "c.weight_v": W}, "c", dialect="torch")
     refused("zero_centred must be True or False, got int", load, {"a.weight": A}, dialect="torch", zero_centred=1,
             error=TypeError)  # fmt: skip
     refused("params must be NormParams, got dict", write, {}, "bn", dialect="torch", error=TypeError)

@@ -120,6 +120,19 @@ def test_batches_of_integers_are_those_of_their_values(backend):
     plain.check(found.std(), whole.std(0), dtype="float32", tolerance=1e-6)
 
 
+@pytest.mark.cells("numpy", "torch", "strict")
+def test_batches_of_several_dtypes_have_moments_of_that_of_the_first_or_of_the_one_that_is_asked_for(backend):
+    if not backend.float64:
+        pytest.skip(reason="there is one dtype")
+    parts, own = chunks(5, 4), ("float32", "float64")
+    whole = np.concatenate([parts[0].astype(np.float32), parts[1]])
+    given = [arrays(backend, [each], dtype)[0] for each, dtype in zip(parts, own, strict=True)]
+    backend.check(anynorm.Moments.over(given, axis=0).mean, whole.mean(axis=0), dtype="float32", tolerance=1e-6)
+    backend.check(anynorm.Moments.over(given[::-1], axis=0).mean, whole.mean(axis=0), dtype="float64", tolerance=1e-6)
+    found = anynorm.Moments.over(given, axis=0, dtype="float64")
+    backend.check(found.std(), whole.std(axis=0), dtype="float64", tolerance=1e-15)
+
+
 def test_a_small_spread_beside_a_large_mean_is_not_lost(backend):
     (x,) = arrays(backend, [np.array([10000.0, 10001.0, 10002.0])], "float32")  # as E[x**2] - E[x]**2 it is 0
     moments = anynorm.moments(x, axis=0)

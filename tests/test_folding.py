@@ -122,6 +122,19 @@ def test_2_byte_weights_keep_their_dtype(backend, dtype):
     backend.check(shift, -mean / np.sqrt(var**2 + 1e-5), dtype="float32", tolerance=1e-5)
 
 
+@pytest.mark.cells("numpy", "strict")
+def test_all_the_digits_of_a_mean_are_used_beside_a_bias_that_is_near_it(backend):
+    """Outputs near 1e6, computed in float64 or, where there is none, float32, in which a mean is off by 0.03."""
+    plain = dataclasses.replace(backend, tracked=False)
+    (t,) = numbers(4, (1001, 3))
+    t = (t + 1e6).astype(np.float32)
+    moments = anynorm.moments(plain.array(t, "float32"), axis=0)
+    eye, b = plain.array(np.eye(3), "float32"), plain.array(np.full(3, 1e6), "float32")
+    _, shift = anynorm.fold(eye, b, None, None, moments=moments, eps=0)
+    wide = t.astype(np.float64)
+    plain.check(shift, (1e6 - wide.mean(axis=0)) / wide.std(axis=0), dtype="float32", tolerance=1e-6)
+
+
 @pytest.mark.cells("numpy", "torch")
 def test_all_the_digits_of_a_mean_are_used(backend):
     """Outputs near 1e6: a mean in float32 is off by 0.03, which the bias would be too."""
@@ -198,8 +211,9 @@ def test_what_does_not_fit_is_refused_by_name(backend):
     refused("axis must be an int, got None", fold, w, None, None, None, moments=moments, axis=None, error=TypeError)
     refused("eps must be finite and at least 0, got -1", fold, w, None, None, None, moments=moments, eps=-1)
     refused("gamma must have shape (6,), got (6, 1)", fold, w, None, array(6, 1), None, moments=moments)
-    message = "moments must be Moments or RunningStats, got int"
-    refused(message, fold, w, None, None, None, moments=1, error=TypeError)
+    message = "moments must be Moments or RunningStats, got "
+    refused(f"{message}int", fold, w, None, None, None, moments=1, error=TypeError)
+    refused(f"{message}NoneType", fold, w, None, array(6), None, moments=None, error=TypeError)
     refused("b must be an array, got int", fold, w, 0, None, None, moments=moments, error=TypeError)
     message = "fold has no argument epsilon: it is eps here"
     refused(message, fold, w, None, None, None, moments=moments, epsilon=1, error=TypeError)

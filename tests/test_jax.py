@@ -330,6 +330,28 @@ def test_a_third_derivative_is_that_of_the_formula(backend):
     np.testing.assert_allclose(*thrice, rtol=1e-9)
 
 
+def test_a_state_that_was_updated_in_a_compiled_step_knows_its_updates_in_a_checkpoint(backend):
+    import jax
+
+    mean, var = jax.numpy.arange(3.0), jax.numpy.arange(1.0, 4.0)
+    running = anynorm.RunningStats.init(3, like=mean, debias=True)
+    step = jax.jit(anynorm.RunningStats.update)
+    running = step(step(running, anynorm.Moments(mean, var, 5)), anynorm.Moments(var, mean, 5))
+    written = anynorm.to_checkpoint(anynorm.NormParams(mean, var, running), "bn", dialect="haiku")
+    assert int(written["state"]["bn/~/mean_ema"]["counter"]) == 2
+
+
+def test_an_array_of_numpy_is_read_at_once(backend):
+    import jax
+
+    dy = np.ones((2, 2**22), np.float32)  # JAX reads so many numbers only when it needs them
+    moments = anynorm.Moments(jax.numpy.zeros(2), jax.numpy.ones(2), 1)
+    _, pullback = anynorm.vjp(anynorm.center, jax.numpy.zeros_like(dy), axis=1, moments=moments)
+    (dx,) = pullback(dy)
+    dy[:] = 7
+    assert float(dx.sum()) == dy.size
+
+
 @pytest.mark.parametrize("wide", [True, False])
 def test_arrays_of_numpy_beside_one_of_jax_are_taken(backend, wide):
     import jax

@@ -42,6 +42,29 @@ def test_statistics_are_merged_updated_and_used(backend):
     backend.check(weight.weight, x)
 
 
+def test_integers_a_way_back_a_fold_and_a_checkpoint(backend):
+    numbers = np.random.default_rng(2).integers(0, 255, (7, 4))
+    found = anynorm.Moments.over([backend.array(part, "uint8") for part in (numbers[:2], numbers[2:])], axis=0)
+    backend.check(found.mean, numbers.mean(axis=0), dtype="float32", tolerance=1e-6)
+    backend.check(found.std(correction=1), numbers.std(axis=0, ddof=1), dtype="float32", tolerance=1e-6)
+    x = backend.array(numbers)
+    y, moments = anynorm.normalize(x, axis=0, return_moments=True)
+    backend.check(anynorm.denormalize(y, axis=0, moments=moments), numbers)
+    centred, pullback = anynorm.vjp(anynorm.center, x, axis=0)
+    backend.check(centred, numbers - numbers.mean(axis=0))
+    backend.check(pullback(x)[0], numbers - numbers.mean(axis=0))
+    if backend.library == "cubed":  # too slow
+        return
+    eye = backend.array(np.eye(4))
+    folded, shift = anynorm.fold(eye, None, None, None, moments=moments)
+    backend.check(x @ folded + shift, backend.numpy(y), tolerance=1e-9)
+    running = anynorm.RunningStats.init(4, like=x, debias=True).update(moments)
+    backend.check(running.mean, numbers.mean(axis=0))
+    written = anynorm.to_checkpoint(anynorm.NormParams(moments.mean, moments.var, running), "bn", dialect="haiku")
+    again = anynorm.from_checkpoint(written, dialect="haiku").running
+    backend.check(again.update(moments).var, numbers.var(axis=0))
+
+
 def test_a_state_is_saved_and_moved(backend, tmp_path):
     if backend.library == "sparse":
         pytest.skip("by itself sparse makes no dense array")

@@ -56,10 +56,11 @@ def expected(x, dy, weights, scale, gamma, beta, mean, var, *, norms=NORMS, weig
 
 
 def arguments(shape):
-    """x, dy and weights, a number for each sample and channel, and four for each channel."""
+    """x and dy, a weight for each sample, a number for each sample and channel, and four for each channel."""
     rng = np.random.default_rng(sum(shape))
     x, dy = rng.standard_normal((2, *shape)) + 1
-    weights = rng.random(shape) * (rng.random(shape) > 0.2) + (np.arange(shape[1]) == 0)[:, None]
+    each = (shape[0], 1, 1)  # a weight stands for as many numbers as a sample has, which may be no number
+    weights = rng.random(each) * (rng.random(each) > 0.2) + (np.arange(shape[0]) == 0)[:, None, None]
     scale, *channels = rng.standard_normal((*shape[:2], 1)), *rng.standard_normal((3, CHANNELS)), rng.random(CHANNELS)
     return x, dy, weights, scale, *channels
 
@@ -81,7 +82,7 @@ def test_an_array_may_have_sizes_that_are_none(axes):
     def run(*given):
         arrays = [plain.asarray(each) for each in given]
         for i in range(4):
-            arrays[i] = plain.hidden(arrays[i], *(axes if i < 3 else axes[:1]))
+            arrays[i] = plain.hidden(arrays[i], *(axes if i < 2 else axes[:1]))
         return [each.to_numpy() for each in all_norms(*arrays)]
 
     if axes == (0, 2):  # its reshape has one -1 at most
@@ -107,7 +108,7 @@ def test_a_model_of_ndonnx_takes_all_sizes(names):
     import ndonnx
     import onnxruntime
 
-    shapes = [names] * 3 + [(*names[:2], 1)] + [(CHANNELS,)] * 4
+    shapes = [names] * 2 + [(names[0], 1, 1), (*names[:2], 1)] + [(CHANNELS,)] * 4
     inputs = [ndonnx.argument(shape=shape, dtype=ndonnx.float64) for shape in shapes]
     weighted = WEIGHTED[:1] if names[2] == 5 else ()  # of which ndonnx makes some hundred nodes
     results = all_norms(*inputs, weighted=weighted)
@@ -146,7 +147,7 @@ def dynamic():
     import torch
 
     n, length = torch.export.Dim("n"), torch.export.Dim("l")
-    return ({0: n, 2: length},) * 3 + ({0: n},) + (None,) * 4
+    return ({0: n, 2: length},) * 2 + ({0: n},) * 2 + (None,) * 4
 
 
 @pytest.mark.cells("torch-cpu")
@@ -187,7 +188,8 @@ def test_an_exported_function_of_jax_takes_all_sizes(backend):
         return found, grown
 
     free, fixed = export.symbolic_shape("n, 8, l"), (CHANNELS,)
-    shapes = [jax.ShapeDtypeStruct(shape, np.float64) for shape in [free] * 3 + [(*free[:2], 1)] + [fixed] * 4]
+    shapes = [free] * 2 + [(free[0], 1, 1), (*free[:2], 1)] + [fixed] * 4
+    shapes = [jax.ShapeDtypeStruct(shape, np.float64) for shape in shapes]
     exported = export.export(jax.jit(differentiated))(*shapes)
     check(lambda *given: exported.call(*given)[0])
     given = arguments(OTHERS[0])

@@ -77,9 +77,8 @@ def _write(call: Call, y: Array | None, in_place: bool, keep: bool) -> Stats:
     if keep and call.stats is None:
         stats = Stats(*(plan.library.empty(plan.stats.shape, call.x, plan.dtype) for _ in Stats._fields))
     apart = bool(axes) and not _added(call)  # then squares take a place of their own
-    cast = y is not None and plan.result != plan.dtype  # so does what goes to a result of another dtype
     short = plan.view.shape[-1] < SHORT  # and so do sums over the last axis alone
-    arrays, made = 2 if apart or not in_place else 1, (apart or cast or short) + (not in_place)
+    arrays, made = 2 if apart or not in_place else 1, (apart or short) + (not in_place)
     if call.weights is not None:  # and x without padding, its products with the weights, and these
         arrays, made = 3, 5
     grid = blocks(plan.view.shape, axes, *numbers(plan, arrays, made=made))
