@@ -16,7 +16,7 @@ from statsmodels.datasets import elnino
 
 import anynorm
 
-truth = elnino.load_pandas().data.drop(columns="YEAR").to_numpy()  # (61 years, 12 months), in degrees
+truth = elnino.load_pandas().data.drop(columns="YEAR").to_numpy()  # (years, months)
 rng = np.random.default_rng(0)
 sst = np.where(rng.random(truth.shape) < 1 / 8, np.nan, truth)
 print(sst.shape, "with", np.isnan(sst).sum(), "months missing")
@@ -27,10 +27,11 @@ print(sst.shape, "with", np.isnan(sst).sum(), "months missing")
 # ``axis=0`` says that the years share a mean and a variance. ``weights`` is a mask: what is False does not count, so it
 # may be NaN. ``eps=0`` gives the plain z-score, with nothing added to the variance.
 
-z, seen = anynorm.normalize(sst, axis=0, eps=0, weights=np.isfinite(sst), return_moments=True)
+measured = np.isfinite(sst)
+z, seen = anynorm.normalize(sst, axis=0, eps=0, weights=measured, return_moments=True)
 
 for name, values in {"years": seen.count, "mean": seen.mean, "std": seen.std()}.items():
-    print(f"{name:6}", *(f"{value:6.2f}" for value in values))
+    print(f"{name:6}", *(f"{value:4.1f}" for value in values))
 
 # %%
 # SciPy gives the same z-scores. A missing month is NaN in both.
@@ -46,23 +47,22 @@ print("largest difference from SciPy:", f"{np.nanmax(abs(z - expected)):.0e}")
 # the same ``eps`` then gives degrees again. The months that were measured come back as they were.
 
 months = np.arange(z.size)
-known = np.isfinite(z.ravel())
-filled = np.interp(months, months[known], z.ravel()[known]).reshape(z.shape)
+filled = np.interp(months, months[measured.ravel()], z[measured]).reshape(z.shape)
 degrees = anynorm.denormalize(filled, axis=0, eps=0, moments=seen)
 
-gaps = np.isnan(sst)
-np.testing.assert_allclose(degrees[~gaps], sst[~gaps])
-for name, guess in {"mean of the month": np.broadcast_to(seen.mean, sst.shape), "z-scores": degrees}.items():
-    error = np.sqrt(np.mean((guess[gaps] - truth[gaps]) ** 2))
+np.testing.assert_allclose(degrees[measured], sst[measured])
+simple = np.broadcast_to(seen.mean, sst.shape)
+for name, guess in {"the mean of the month": simple, "z-scores": degrees}.items():
+    error = np.sqrt(np.mean((guess - truth)[~measured] ** 2))
     print(f"gaps filled by {name}: off by {error:.2f} degrees (root mean square)")
 
 # %%
-# The large red areas are the El Niño years 1972, 1982 and 1997. In degrees the season hides most of them.
+# The large red areas are the El Niño events of 1972, 1982 and 1997. In degrees the season hides them.
 
 time = 1950 + months / 12
-figure, (above, below) = plt.subplots(2, 1, figsize=(9, 5), sharex=True, layout="constrained")
+figure, (above, below) = plt.subplots(2, 1, figsize=(9, 5), sharex=True)
 above.plot(time, degrees.ravel(), color="0.6", linewidth=1)
-above.plot(time[gaps.ravel()], degrees[gaps], "k.", markersize=4, label="filled")
+above.plot(time[~measured.ravel()], degrees[~measured], "k.", label="filled")
 above.set_ylabel("degrees Celsius")
 above.legend(loc="upper left")
 below.fill_between(time, filled.ravel(), where=filled.ravel() > 0, color="tab:red")

@@ -22,7 +22,7 @@ rng = np.random.default_rng(0)
 
 
 def episode(force: float, start: float) -> NDArray[np.float32]:
-    """Observations (steps, 4) until the pole falls, or 500: the worker pushes to the side where the pole falls."""
+    """Observations, (steps, 4): the worker pushes to the side where the pole falls."""
     state = np.array([start, 0.0, *rng.normal(0, 0.05, 2)])
     seen: list[NDArray[np.float32]] = []
     while abs(state[2]) < 0.21 and len(seen) < 500:
@@ -30,8 +30,10 @@ def episode(force: float, start: float) -> NDArray[np.float32]:
         _, speed, angle, turning = state
         push = force * np.sign(angle + 0.3 * turning + rng.normal(0, 0.1))
         thrust = (push + 0.05 * turning**2 * np.sin(angle)) / 1.1
-        fall = (9.8 * np.sin(angle) - np.cos(angle) * thrust) / (0.5 * (4 / 3 - 0.1 * np.cos(angle) ** 2 / 1.1))
-        state = state + 0.02 * np.array([speed, thrust - 0.05 * fall * np.cos(angle) / 1.1, turning, fall])
+        inertia = 0.5 * (4 / 3 - 0.1 * np.cos(angle) ** 2 / 1.1)
+        fall = (9.8 * np.sin(angle) - np.cos(angle) * thrust) / inertia
+        drive = thrust - 0.05 * fall * np.cos(angle) / 1.1
+        state = state + 0.02 * np.array([speed, drive, turning, fall])
     return np.array(seen)
 
 
@@ -49,7 +51,7 @@ for force, start, episodes in ((10, 0, 20), (5, 6, 4), (1, -3, 40)):
         running = running.update(anynorm.moments(observations, axis=0))
         kept.append(observations)
     workers.append(running)
-    print(f"force {force:2}: {running.count:5} observations, mean position {running.mean[0]:6.3f}")
+    print(f"force {force:2}: {running.count:5} seen, mean position {running.mean[0]:6.3f}")
 
 # %%
 # All workers: merge, then normalize
@@ -57,9 +59,9 @@ for force, start, episodes in ((10, 0, 20), (5, 6, 4), (1, -3, 40)):
 # Workers in other processes send their state as any Python object, or as a file: ``running.save("worker-1.npz")``.
 
 merged = reduce(anynorm.RunningStats.merge, workers)
-print(merged)
+print(f"together: {merged.count} seen, mean position {merged.mean[0]:6.3f}")
 
-normalized = anynorm.normalize(kept[-1], axis=0, moments=merged).clip(-10, 10)  # what the policy gets
+policy_input = anynorm.normalize(kept[-1], axis=0, moments=merged).clip(-10, 10)
 
 # %%
 # Check
@@ -73,11 +75,14 @@ np.testing.assert_allclose(merged.mean, everything.mean(axis=0), rtol=1e-5, atol
 np.testing.assert_allclose(merged.var, everything.var(axis=0), rtol=1e-5)
 
 averaged = anynorm.Moments(
-    np.mean([worker.mean for worker in workers], axis=0), np.mean([worker.var for worker in workers], axis=0), 1
+    np.mean([worker.mean for worker in workers], axis=0),
+    np.mean([worker.var for worker in workers], axis=0),
+    merged.count,
 )
 print("std                  all    merged  averaged")
 for i, name in enumerate(NAMES):
-    print(f"{name:15}", *(f"{np.sqrt(var[i]):9.4f}" for var in (everything.var(axis=0), merged.var, averaged.var)))
+    variances = everything.var(axis=0)[i], merged.var[i], averaged.var[i]
+    print(f"{name:15}", *(f"{np.sqrt(var):9.4f}" for var in variances))
 
 # %%
 # Normalized observations should have mean 0 and standard deviation 1, the grey lines. A point is a mean, and its line
@@ -88,7 +93,8 @@ for line in (-1, 0, 1):
     axes.axhline(line, color="0.8", zorder=0)
 for shift, name, moments in ((-0.1, "merged", merged), (0.1, "averaged", averaged)):
     y = anynorm.normalize(everything, axis=0, moments=moments)
-    axes.errorbar(np.arange(4) + shift, y.mean(axis=0), y.std(axis=0), fmt="o", label=name)
+    place = np.arange(4) + shift
+    axes.errorbar(place, y.mean(axis=0), y.std(axis=0), fmt="o", label=name)
 axes.set(xticks=range(4), xticklabels=NAMES, ylabel="normalized")
 axes.legend()
 plt.show()

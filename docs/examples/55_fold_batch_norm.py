@@ -24,23 +24,32 @@ import anynorm
 torch.manual_seed(0)
 torch.set_num_threads(1)
 digits = load_digits()
-images = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16  # (1797, 1, 8, 8), written by hand
+# 1797 handwritten digits, (N, 1, 8, 8)
+images = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16
 labels = torch.tensor(digits.target)
 
 
 def network(norms: bool) -> nn.Sequential:
     """Two convolutions and a linear layer, with norms or without."""
-    layers: dict[str, nn.Module] = {
-        "conv1": nn.Conv2d(1, 32, 3, padding=1), "norm1": nn.BatchNorm2d(32), "relu1": nn.ReLU(),
-        "conv2": nn.Conv2d(32, 32, 3, padding=1), "norm2": nn.BatchNorm2d(32), "relu2": nn.ReLU(),
-        "pool": nn.MaxPool2d(4), "flat": nn.Flatten(), "norm3": nn.BatchNorm1d(128), "linear": nn.Linear(128, 10),
-    }  # fmt: skip
-    return nn.Sequential(OrderedDict((name, layer) for name, layer in layers.items() if norms or "norm" not in name))
+    layers = {
+        "conv1": nn.Conv2d(1, 32, 3, padding=1),
+        "norm1": nn.BatchNorm2d(32),
+        "relu1": nn.ReLU(),
+        "conv2": nn.Conv2d(32, 32, 3, padding=1),
+        "norm2": nn.BatchNorm2d(32),
+        "relu2": nn.ReLU(),
+        "pool": nn.MaxPool2d(4),
+        "flat": nn.Flatten(),
+        "norm3": nn.BatchNorm1d(128),
+        "linear": nn.Linear(128, 10),
+    }
+    kept = [name for name in layers if norms or "norm" not in name]
+    return nn.Sequential(OrderedDict((name, layers[name]) for name in kept))
 
 
 model = network(norms=True)
 optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-for batch in torch.randperm(1500).repeat(3).split(100):  # the last 297 images are for the test
+for batch in torch.randperm(1500).repeat(3).split(100):  # the rest is for the test
     optimizer.zero_grad()
     nn.functional.cross_entropy(model(images[batch]), labels[batch]).backward()
     optimizer.step()
@@ -53,17 +62,20 @@ model.eval().requires_grad_(False)
 # before the linear layer: ``fold_next``. The arguments are those of the layer, then those of the norm.
 
 state = model.state_dict()
-norm1, norm2, norm3 = (anynorm.from_checkpoint(state, f"norm{i}", dialect="torch") for i in (1, 2, 3))
-
 folded = {name: x for name, x in state.items() if "norm" not in name}
-for layer, norm in {"conv1": norm1, "conv2": norm2}.items():
-    w, b = f"{layer}.weight", f"{layer}.bias"
-    folded[w], folded[b] = anynorm.fold(state[w], state[b], norm.gamma, norm.beta, moments=norm.running, eps=norm.eps)
 
+for layer, name in {"conv1": "norm1", "conv2": "norm2"}.items():
+    norm = anynorm.from_checkpoint(state, name, dialect="torch")
+    w, b = f"{layer}.weight", f"{layer}.bias"
+    folded[w], folded[b] = anynorm.fold(
+        state[w], state[b], norm.gamma, norm.beta, moments=norm.running, eps=norm.eps
+    )  # fmt: skip
+
+norm = anynorm.from_checkpoint(state, "norm3", dialect="torch")
 w, b = "linear.weight", "linear.bias"
 folded[w], folded[b] = anynorm.fold_next(
-    state[w], state[b], norm3.gamma, norm3.beta, moments=norm3.running, eps=norm3.eps
-)
+    state[w], state[b], norm.gamma, norm.beta, moments=norm.running, eps=norm.eps
+)  # fmt: skip
 
 plain = network(norms=False).requires_grad_(False)
 plain.load_state_dict(folded)
@@ -76,7 +88,8 @@ plain.load_state_dict(folded)
 
 weight, bias = fuse_conv_bn_weights(
     state["conv2.weight"], state["conv2.bias"],
-    norm2.running.mean, norm2.running.var, norm2.eps, norm2.gamma, norm2.beta,
+    state["norm2.running_mean"], state["norm2.running_var"], 1e-5,
+    state["norm2.weight"], state["norm2.bias"],
 )  # fmt: skip
 torch.testing.assert_close(folded["conv2.weight"], weight)
 torch.testing.assert_close(folded["conv2.bias"], bias)
@@ -86,7 +99,8 @@ exact = copy.deepcopy(model).double()(test.double())
 for name, each in {"with norms": model, "folded": plain}.items():
     scores = each(test)
     right = (scores.argmax(1) == answers).double().mean()
-    print(f"{name:11} largest error {(scores - exact).abs().max() / exact.abs().max():.0e}, {right:.1%} right")
+    error = (scores - exact).abs().max() / exact.abs().max()
+    print(f"{name:11} largest error {error:.0e}, {right:.1%} right")
     torch.testing.assert_close(scores, exact.float(), rtol=1e-4, atol=1e-4)
 
 # %%
@@ -96,11 +110,13 @@ for name, each in {"with norms": model, "folded": plain}.items():
 
 times = {}
 for name, each in {"with norms": model, "folded": plain}.items():
-    times[name] = 1e3 * min(timeit.repeat(partial(each, images[:1]), number=50, repeat=10)) / 50
+    rounds = timeit.repeat(partial(each, images[:1]), number=50, repeat=10)
+    times[name] = 1e3 * min(rounds) / 50
     print(f"{name:11} {times[name]:.2f} ms")
 
 figure, axes = plt.subplots(figsize=(7, 1.8), layout="constrained")
-axes.bar_label(axes.barh(list(times), list(times.values()), color=["0.7", "tab:blue"]), fmt="%.2f ms", padding=3)
+bars = axes.barh(list(times), list(times.values()), color=["0.7", "tab:blue"])
+axes.bar_label(bars, fmt="%.2f ms", padding=3)
 axes.set(xlabel="time in ms", xlim=(0, 1.15 * max(times.values())))
 axes.invert_yaxis()
 plt.show()

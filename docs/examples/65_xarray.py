@@ -19,7 +19,9 @@ import anynorm
 
 table = macrodata.load_pandas().data
 time = table.year + (table.quarter - 1) / 4
-economy = xr.Dataset({name: ("time", table[name]) for name in ("unemp", "infl", "tbilrate")}, coords={"time": time})
+names = ("unemp", "infl", "tbilrate")
+series = {name: ("time", table[name]) for name in names}
+economy = xr.Dataset(series, coords={"time": time})
 
 # %%
 # A function with a named dimension
@@ -46,7 +48,8 @@ def zscore(x: Any, dim: str) -> Any:
     )
 
 
-gaps = economy.where((economy.time < 1975) | (economy.time >= 1976))  # a year is missing
+missing = (economy.time >= 1975) & (economy.time < 1976)
+gaps = economy.where(~missing)
 z = zscore(gaps, "time")
 print(z)
 
@@ -78,8 +81,13 @@ before = anynorm.moments(array.sel(time=slice(None, 1989.75)).data, axis=-1)
 
 def with_moments(function: Callable[..., Any], x: Any) -> Any:
     """A function along time, with the moments from before 1990."""
-    options = {"axis": -1, "eps": 0, "moments": before}
-    return xr.apply_ufunc(function, x, kwargs=options, input_core_dims=[["time"]], output_core_dims=[["time"]])
+    return xr.apply_ufunc(
+        function,
+        x,
+        kwargs={"axis": -1, "eps": 0, "moments": before},
+        input_core_dims=[["time"]],
+        output_core_dims=[["time"]],
+    )
 
 
 scores = with_moments(anynorm.normalize, array)

@@ -30,7 +30,8 @@ def check(name: str, got: Floats, formula: Floats) -> None:
 
 def standardized(x: Floats, axis: int | tuple[int, ...]) -> Floats:
     """The formula that most papers begin with."""
-    y: Floats = (x - x.mean(axis, keepdims=True)) / np.sqrt(x.var(axis, keepdims=True) + EPS)
+    mean, var = x.mean(axis, keepdims=True), x.var(axis, keepdims=True)
+    y: Floats = (x - mean) / np.sqrt(var + EPS)
     return y
 
 
@@ -114,7 +115,8 @@ check("FRN", y, np.maximum(scale * x / np.sqrt(nu2 + 1e-6) + shift, threshold))
 
 y = anynorm.rms_norm(tokens, gamma, weights=np.arange(6) < 3)
 
-check("partial RMS norm", y, tokens / np.sqrt(np.mean(tokens[..., :3] ** 2, -1, keepdims=True) + EPS) * gamma)
+square = np.mean(tokens[..., :3] ** 2, axis=-1, keepdims=True)
+check("partial RMS norm", y, tokens / np.sqrt(square + EPS) * gamma)
 
 # %%
 # Batch renormalization
@@ -150,7 +152,8 @@ y = anynorm.batch_norm(x, gamma, beta, moments=precise)
 
 means = np.array([batch.mean((0, 2, 3)) for batch in batches])
 variances = np.array([batch.var((0, 2, 3)) for batch in batches])
-check("precise batch norm", precise.var, np.mean(variances + means**2, axis=0) - np.mean(means, axis=0) ** 2)
+var = np.mean(variances + means**2, axis=0) - np.mean(means, axis=0) ** 2
+check("precise batch norm", precise.var, var)
 
 # %%
 # RevIN
