@@ -23,10 +23,9 @@ import anynorm
 
 torch.manual_seed(0)
 torch.set_num_threads(1)
-digits = load_digits()
-# 1797 handwritten digits, (N, 1, 8, 8)
-images = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16
-labels = torch.tensor(digits.target)
+pixels, digits = load_digits(return_X_y=True)  # 1797 of them, written by hand
+images = torch.tensor(pixels / 16, dtype=torch.float32).reshape(-1, 1, 8, 8)
+labels = torch.tensor(digits)
 
 
 def network(norms: bool) -> nn.Sequential:

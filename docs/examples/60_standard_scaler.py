@@ -14,7 +14,7 @@ from sklearn.preprocessing import StandardScaler
 
 import anynorm
 
-data = load_breast_cancer().data
+data, _ = load_breast_cancer(return_X_y=True)
 train, test = data[:400], data[400:]
 scaler = StandardScaler().fit(train)
 
@@ -58,8 +58,9 @@ seen = anynorm.moments(gaps, axis=0, weights=np.isfinite(gaps))
 # -----
 # Each line of the table compares with what scikit-learn gives.
 
-whole = anynorm.normalize(train, axis=0, eps=0)
-centered = StandardScaler(with_std=False).fit(train)
+at_once = anynorm.normalize(train, axis=0, eps=0)
+only_mean = anynorm.center(train, axis=0)
+without_std = StandardScaler(with_std=False).fit(train)
 by_weight = StandardScaler().fit(train, sample_weight=sample_weight)
 by_seen = StandardScaler().fit(gaps)
 by_batch = StandardScaler()
@@ -73,9 +74,9 @@ for theirs, ours, expected, got in (
     ("scale_", "moments.std()", scaler.scale_, moments.std()),
     ("n_samples_seen_", "moments.count", scaler.n_samples_seen_, moments.count),
     ("transform", "normalize(moments=)", scaler.transform(test), scaled),
-    ("inverse_transform", "denormalize(moments=)", test, back),
-    ("fit_transform", "normalize", scaler.transform(train), whole),
-    ("with_std=False", "center", centered.transform(train), anynorm.center(train, axis=0)),
+    ("inverse_transform", "denormalize(moments=)", scaler.inverse_transform(scaled), back),
+    ("fit_transform", "normalize", scaler.transform(train), at_once),
+    ("with_std=False", "center", without_std.transform(train), only_mean),
     ("partial_fit", "Moments.over(batches)", by_batch.var_, over.var),
     ("partial_fit", "merge", by_batch.var_, merged.var),
     ("sample_weight", "weights", by_weight.var_, weighted.var),

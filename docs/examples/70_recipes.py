@@ -1,12 +1,12 @@
 """
-Recipes: norms that are one line
-================================
+Recipes: FiLM, SPADE, RevIN and other norms
+===========================================
 
 For people who look for a norm by name and do not find a function of that name. Each recipe is a few lines with the
-functions that are there, and each is checked against the formula of its paper, typed in NumPy.
+functions that are there, and each is checked against the formula of its paper, written in NumPy.
 
-The recipes work in every array library: put its namespace in the place of ``np``. Gradients come from ``vjp``, or from
-PyTorch or JAX.
+The calls are the same with the arrays of any other library. Gradients come from ``vjp``, or from PyTorch or JAX. The
+last section says what is not offered, and what to use instead.
 """
 
 import numpy as np
@@ -187,31 +187,16 @@ check("NaN as missing", filled, np.nan_to_num((gaps - mean) / np.sqrt(var + EPS)
 # %%
 # What is not offered, and why
 # ----------------------------
-#
-# .. list-table::
-#    :header-rows: 1
-#
-#    * - not here
-#      - why
-#      - instead
-#    * - min-max, quantile and robust scaling
-#      - they are made of the order of the numbers; the functions here are made of means and variances
-#      - ``MinMaxScaler``, ``QuantileTransformer`` and ``RobustScaler`` of scikit-learn
-#    * - results in 8-bit integers
-#      - each runtime rounds by its own rules
-#      - `fold the norm <55_fold_batch_norm.html>`_ into the layer beside it, then let the runtime quantize that
-#    * - spectral norm
-#      - it divides by a singular value, which takes an iteration with a state of its own
-#      - ``w / np.linalg.norm(w, 2)``; ``spectral_norm`` of PyTorch, Flax and Equinox
-#    * - local response normalization
-#      - each channel has a window of neighbours, and windows overlap: they are not groups
-#      - ``torch.nn.functional.local_response_norm``
-#    * - EvoNorm
-#      - the norm and the activation are one formula; each variant has another
-#      - ``moments`` gives its variances
-#    * - DyT
-#      - it has no statistics
-#      - ``gamma * np.tanh(alpha * x) + beta``
-#    * - layer classes
-#      - each framework has its own; a function works in all of them
-#      - keep gamma and beta in the layer of your framework, and call the function there
+# - **Min-max, quantile and robust scaling.** They use the order of the numbers. The functions here use means and
+#   variances. scikit-learn has ``MinMaxScaler``, ``QuantileTransformer`` and ``RobustScaler``.
+# - **Results in 8-bit integers.** Each runtime rounds in its own way. :doc:`Fold the norm <55_fold_batch_norm>` into the
+#   layer beside it, and let the runtime quantize that layer.
+# - **Spectral norm.** It divides by a singular value, which takes an iteration with its own state. For one matrix write
+#   ``w / np.linalg.norm(w, 2)``. PyTorch, Flax and Equinox have it for training.
+# - **Local response normalization.** Each channel has a window of neighbours, and windows overlap: they are not groups.
+#   PyTorch has ``torch.nn.functional.local_response_norm``.
+# - **EvoNorm.** The norm and the activation are one formula, and each variant has another. ``moments`` gives the
+#   variances in it.
+# - **DyT.** It has no statistics: ``gamma * np.tanh(alpha * x) + beta``.
+# - **Layer classes.** Each framework has its own, and a function works in all of them. Keep gamma and beta in a layer of
+#   your framework, and call the function there.
