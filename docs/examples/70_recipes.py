@@ -189,8 +189,8 @@ check("NaN as missing", filled, np.nan_to_num((gaps - mean) / np.sqrt(var + EPS)
 # ----------------------------
 # - **Min-max, quantile and robust scaling.** They use the order of the numbers. The functions here use means and
 #   variances. scikit-learn has ``MinMaxScaler``, ``QuantileTransformer`` and ``RobustScaler``.
-# - **Results in 8-bit integers.** Each runtime rounds in its own way. :doc:`Fold the norm <55_fold_batch_norm>` into the
-#   layer beside it, and let the runtime quantize that layer.
+# - **Results in 8-bit integers.** Each runtime rounds in its own way. :doc:`Fold the norm <55_fold_batch_norm>` into
+#   the layer beside it, and let the runtime quantize that layer.
 # - **Spectral norm.** It divides by a singular value, which takes an iteration with its own state. For one matrix write
 #   ``w / np.linalg.norm(w, 2)``. PyTorch, Flax and Equinox have it for training.
 # - **Local response normalization.** Each channel has a window of neighbours, and windows overlap: they are not groups.
@@ -198,5 +198,5 @@ check("NaN as missing", filled, np.nan_to_num((gaps - mean) / np.sqrt(var + EPS)
 # - **EvoNorm.** The norm and the activation are one formula, and each variant has another. ``moments`` gives the
 #   variances in it.
 # - **DyT.** It has no statistics: ``gamma * np.tanh(alpha * x) + beta``.
-# - **Layer classes.** Each framework has its own, and a function works in all of them. Keep gamma and beta in a layer of
-#   your framework, and call the function there.
+# - **Layer classes.** Each framework has its own, and a function works in all of them. Keep gamma and beta in a layer
+#   of your framework, and call the function there.
