@@ -9,6 +9,8 @@ The data are sea surface temperatures off Peru, where El Niño is seen, for 61 y
 series has no gaps, so we hide one month in eight. That lets us check what we fill in.
 """
 
+from typing import Any
+
 import matplotlib.pyplot as plt
 import numpy as np
 import scipy.stats
@@ -36,7 +38,7 @@ for name, values in {"years": seen.count, "mean": seen.mean, "std": seen.std()}.
 # %%
 # SciPy gives the same z-scores. A missing month is NaN in both.
 
-expected = scipy.stats.zscore(sst, axis=0, nan_policy="omit")
+expected: Any = scipy.stats.zscore(sst, axis=0, nan_policy="omit")
 np.testing.assert_allclose(z, expected, atol=1e-12)
 print("largest difference from SciPy:", f"{np.nanmax(abs(z - expected)):.0e}")
 

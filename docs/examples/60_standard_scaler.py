@@ -8,6 +8,8 @@ PyTorch, JAX, CuPy and Dask, any axes, and a mask for each number.
 The data are 30 measures of 569 tumours, which come with scikit-learn. Their standard deviations go from 0.003 to 570.
 """
 
+from typing import Any
+
 import numpy as np
 from sklearn.datasets import load_breast_cancer
 from sklearn.preprocessing import StandardScaler
@@ -67,8 +69,7 @@ by_batch = StandardScaler()
 for batch in batches:
     by_batch.partial_fit(batch)
 
-print("scikit-learn            anynorm                   relative difference")
-for theirs, ours, expected, got in (
+rows: list[tuple[str, str, Any, Any]] = [
     ("mean_", "moments.mean", scaler.mean_, moments.mean),
     ("var_", "moments.var", scaler.var_, moments.var),
     ("scale_", "moments.std()", scaler.scale_, moments.std()),
@@ -81,7 +82,9 @@ for theirs, ours, expected, got in (
     ("partial_fit", "merge", by_batch.var_, merged.var),
     ("sample_weight", "weights", by_weight.var_, weighted.var),
     ("NaN is left out", "weights=isfinite", by_seen.var_, seen.var),
-):
+]
+print("scikit-learn            anynorm                   relative difference")
+for theirs, ours, expected, got in rows:
     difference = np.max(np.abs(got - expected) / np.max(np.abs(expected), axis=0))
     print(f"{theirs:23} {ours:25} {difference:.0e}")
     assert difference < 1e-12
