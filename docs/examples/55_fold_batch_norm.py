@@ -16,7 +16,6 @@ from functools import partial
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 import anynorm
 
@@ -26,13 +25,14 @@ pixels, digits = load_digits(return_X_y=True)  # 1797 of them, written by hand
 images = torch.tensor(pixels / 16, dtype=torch.float32).reshape(-1, 1, 8, 8)
 labels = torch.tensor(digits)
 
+conv2, norm2 = nn.Conv2d(32, 32, 3, padding=1), nn.BatchNorm2d(32)
 model = nn.Sequential(
     OrderedDict(
         conv1=nn.Conv2d(1, 32, 3, padding=1),
         norm1=nn.BatchNorm2d(32),
         relu1=nn.ReLU(),
-        conv2=nn.Conv2d(32, 32, 3, padding=1),
-        norm2=nn.BatchNorm2d(32),
+        conv2=conv2,
+        norm2=norm2,
         relu2=nn.ReLU(),
         pool=nn.MaxPool2d(4),
         flat=nn.Flatten(),
@@ -59,15 +59,13 @@ folded = {name: x for name, x in state.items() if "norm" not in name}
 for layer, name in {"conv1": "norm1", "conv2": "norm2"}.items():
     norm = anynorm.from_checkpoint(state, name, dialect="torch")
     w, b = f"{layer}.weight", f"{layer}.bias"
-    folded[w], folded[b] = anynorm.fold(
-        state[w], state[b], norm.gamma, norm.beta, moments=norm.running, eps=norm.eps
-    )  # fmt: skip
+    layer_and_norm = state[w], state[b], norm.gamma, norm.beta
+    folded[w], folded[b] = anynorm.fold(*layer_and_norm, moments=norm.running, eps=norm.eps)
 
 norm = anynorm.from_checkpoint(state, "norm3", dialect="torch")
 w, b = "linear.weight", "linear.bias"
-folded[w], folded[b] = anynorm.fold_next(
-    state[w], state[b], norm.gamma, norm.beta, moments=norm.running, eps=norm.eps
-)  # fmt: skip
+layer_and_norm = state[w], state[b], norm.gamma, norm.beta
+folded[w], folded[b] = anynorm.fold_next(*layer_and_norm, moments=norm.running, eps=norm.eps)
 
 plain = copy.deepcopy(model)
 for name in ("norm1", "norm2", "norm3"):
@@ -79,25 +77,20 @@ plain.load_state_dict(folded)
 # ---------------
 # PyTorch has a function for a norm after a convolution. It gives the same weight and bias.
 
-weight, bias = fuse_conv_bn_weights(
-    state["conv2.weight"], state["conv2.bias"],
-    state["norm2.running_mean"], state["norm2.running_var"], 1e-5,
-    state["norm2.weight"], state["norm2.bias"],
-)  # fmt: skip
-torch.testing.assert_close(folded["conv2.weight"], weight)
-torch.testing.assert_close(folded["conv2.bias"], bias)
+fused = nn.utils.fuse_conv_bn_eval(conv2, norm2)
+torch.testing.assert_close(folded["conv2.weight"], fused.weight)
+torch.testing.assert_close(folded["conv2.bias"], fused.bias)
 
 # %%
 # Both networks are compared with the first one in float64. The time is that of one image, the best of ten rounds of 50.
 
-test, answers = images[1500:], labels[1500:]
-exact = copy.deepcopy(model).double()(test.double())
+exact = copy.deepcopy(model).double()(images.double())
 
 print("            largest error   right   one image")
 for name, each in {"with norms": model, "folded": plain}.items():
-    scores = each(test)
+    scores = each(images)
     error = (scores - exact).abs().max() / exact.abs().max()
-    right = (scores.argmax(1) == answers).double().mean()
-    seconds = min(timeit.repeat(partial(each, test[:1]), number=50, repeat=10)) / 50
+    right = (scores.argmax(1) == labels)[1500:].double().mean()
+    seconds = min(timeit.repeat(partial(each, images[:1]), number=50, repeat=10)) / 50
     print(f"{name:11} {error:13.0e} {right:7.1%} {1e3 * seconds:8.2f} ms")
     assert error < 1e-5
