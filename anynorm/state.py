@@ -187,6 +187,16 @@ class RunningStats(Statistics[ArrayT]):
         counted = counts.added(library, self._counted, moments._counted)
         return self._with(mean, rest, var, var_rest, counted, updates)
 
+    def std(self) -> ArrayT:
+        """The standard deviation of each channel: the square root of `var`, which `correction` is in already.
+
+        Returns
+        -------
+        array
+            Of the shape and dtype of `var`.
+        """
+        return Moments(self.mean, self.var, 0).std()
+
     def merge(self, other: "RunningStats[Any]") -> "RunningStats[ArrayT]":
         """The statistics of all that both have seen, as if one pass had seen it; for ``momentum=None`` alone.
 

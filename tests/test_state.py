@@ -125,6 +125,12 @@ def test_a_weight_to_start_from_is_called_w_where_it_is_wrong(backend):
         anynorm.WeightNorm.from_weight(backend.xp.ones((2, 2), dtype=backend.xp.int32))
 
 
+def test_the_standard_deviation_of_running_statistics_is_the_root_of_their_variance(backend):
+    var = np.asarray([0.0, 4.0, 1e-12, 1e12])
+    running = anynorm.RunningStats(backend.array(var), backend.array(var), 7, correction=1)
+    backend.check(running.std(), np.sqrt(var))
+
+
 def test_states_are_frozen_compared_by_identity_and_shown_with_their_numbers(backend):
     x = backend.array(np.ones((2, 3)), "float32")
     library = {"strict": "array_api_strict"}.get(backend.library, backend.library)

@@ -159,7 +159,7 @@ def _key(
     library: Library, norm: Norm, options: tuple[Any, ...], arrays: tuple[Any, ...], eps: Any, others: Any
 ) -> Hashable:
     """All that determines a plan."""
-    key = [norm.layout, norm.centred, norm.divisor, norm.divides, norm.inverse, norm.moments, eps, type(eps), others]
+    key = [norm, eps, type(eps), others]
     for value in options:  # 1 is True, to a dictionary
         if type(value) is tuple:
             key += (tuple(map(_fixed, value)), tuple(map(type, value)))

@@ -84,7 +84,7 @@ def test_a_batch_of_another_size_is_the_same_program(programs):
     for n in (17, 18, 21):
         run(n)
     assert len(programs) == written
-    for n in range(1, 200, 11):  # more threads to a group, or several blocks
+    for n in range(1, 200, 40):  # more threads to a group, or several blocks
         run(n)
     assert len(programs) < 8 * written
 

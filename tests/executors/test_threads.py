@@ -48,7 +48,7 @@ def jobs(seed):
 
 def test_many_threads_may_call_at_once(monkeypatch, much_to_share):
     inner.forget_plans(monkeypatch, most=3)
-    work = [job for seed in range(3) for job in jobs(seed)]
+    work = [job for seed in range(2) for job in jobs(seed)]
     blocks = [(64, 1), (256, 2), (4096, 3), (2**22, 2)]
 
     def run(job, block_bytes, threads):
@@ -82,10 +82,10 @@ def test_many_threads_may_call_at_once(monkeypatch, much_to_share):
 
 
 def test_the_number_of_threads_does_not_show_in_a_bit(much_to_share):
-    for seed in range(3):
+    for seed in range(2):
         for job in jobs(seed):
             found = []
-            for threads in (1, 2, 3, 2, 1):
+            for threads in (1, 2, 3):
                 with anynorm.options(threads=threads, block_bytes=200):
                     found.append(job())
             for others in found[1:]:
