@@ -33,6 +33,15 @@ def test_what_is_not_an_array_is_refused(norm, options, x, kind):
     refused(TypeError, f"x must be an array, got {kind}", norm, x, **options)
 
 
+@norms
+def test_a_table_is_refused_with_the_way_to_its_array(norm, options):
+    class DataFrame:
+        def to_numpy(self):
+            return np.ones((2, 3, 4))
+
+    refused(TypeError, "x must be an array, got DataFrame: write x.to_numpy()", norm, DataFrame(), **options)
+
+
 @pytest.mark.cells("numpy")
 @pytest.mark.filterwarnings("ignore:the matrix subclass")
 @norms

@@ -71,7 +71,8 @@ def _recognize(name: str, x: Array) -> Library:
             f"{name} must be a plain array, got {type(x).__name__}: write np.asarray({name}) if that is what you mean"
         )
     if isinstance(x, type) or not array_api_compat.is_array_api_obj(x):
-        raise TypeError(f"{name} must be an array, got {type(x).__name__}")
+        advice = f": write {name}.to_numpy()" if hasattr(x, "to_numpy") and not isinstance(x, type) else ""
+        raise TypeError(f"{name} must be an array, got {type(x).__name__}{advice}")
     if isinstance(x, (np.ndarray, np.generic)):
         x = np.empty(0)  # array-api-compat takes one of JAX's dtypes for an array of JAX
     return Library.of_namespace(completed(name, array_api_compat.array_namespace(x)))
