@@ -58,7 +58,7 @@ _NAMES = {
     "channel_axis": "axis axes dim dims channel_dim channels_axis feature_axis data_format channels_last "
     "channels_first channel_last channel_first data_layout layout",
     "axis": "dim dims axes normalized_axes reduction_axes reduced_axes reduce_axes reduction_dims norm_axis norm_dim "
-    "begin_norm_axis feature_axis feature_axes channel_axis",
+    "begin_norm_axis feature_axis feature_axes",
     "groups": "group num_groups n_groups ngroups group_count number_of_groups g",
     "eps": "epsilon variance_epsilon var_eps eps_value",
     "v": "weight weight_v direction kernel input w x",
@@ -88,6 +88,9 @@ _NAMES = {
     "path": "f file filename fname fp filepath file_path path_or_file",
 }
 _ADVICE = [
+    *((first, "channel_axis channel_dim", "give axis, the axes that share a mean, all but those of channels")
+      for first in ("x", "y")),
+    ("axis", "channel_axis channel_dim", "give axis"),
     ("axis", "normalized_shape", "give axis, the axes that are normalized"),
     ("moments", "momentum decay exponential_average_factor", "RunningStats has it, and update takes a batch's moments"),
     ("moments", "correction ddof unbiased", "RunningStats has it"),

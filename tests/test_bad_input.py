@@ -353,7 +353,11 @@ OTHER_NAMES = [
     (anynorm.group_norm, {}, {"num_groups": "groups", "num_channels": "the shape of x", "group": "groups"}),
     (anynorm.group_norm, {"groups": 1}, {"data_format": "channel_axis", "eps_": "it takes x, gamma, beta, groups"}),
     (anynorm.rms_norm, {}, {"epsilon": "eps", "weight": "gamma", "normalized_shape": "axis", "moments": "it takes x"}),
-    (anynorm.normalize, {}, {"dim": "axis", "axes": "axis", "mean": "moments", "variance": "moments"}),
+    (
+        anynorm.normalize,
+        {},
+        {"dim": "axis", "channel_axis": "all but those of channels", "mean": "moments", "variance": "moments"},
+    ),
     (anynorm.moments, {}, {"dim": "axis", "keepdims": "kept", "where": "weights", "correction": "it takes x, axis"}),
     (anynorm.center, {}, {"bias": "beta", "dim": "axis", "mask": "weights", "process_group": "all_reduce"}),
     (anynorm.denormalize, {}, {"weight": "gamma", "dim": "axis", "epsilon": "eps", "running_mean": "moments"}),
