@@ -16,6 +16,8 @@ sys.path.insert(0, str(Path(__file__).parent / "tests"))
 
 from cells import CELLS
 
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # each process would compile again all that it imports
+
 nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "virtualenv"
 nox.options.error_on_missing_interpreters = True
