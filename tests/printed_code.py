@@ -23,7 +23,7 @@ Floats = NDArray[np.float64]
 """
 GIVEN = {
     "Any": "dist mesh model state xp",
-    "Floats": "x gamma beta dy w b w1 b1 h v ones past signal result",
+    "Floats": "x z gamma beta dy w b w1 b1 h v ones past signal result",
     "list[Floats]": "batches pieces shards",
     "NDArray[np.int64]": "lengths",
     "NDArray[np.bool_]": "mask",

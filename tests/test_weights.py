@@ -202,6 +202,7 @@ def test_the_page_about_masks_does_as_it_says(backend):
         "anynorm": anynorm,
         "xp": xp,
         "x": own.array(x),
+        "z": own.array(x.swapaxes(1, 2)),
         "dy": own.array(dy),
         "lengths": own.array(lengths, "int32"),
     }
@@ -212,6 +213,12 @@ def test_the_page_about_masks_does_as_it_says(backend):
     real = np.concatenate([x[i, :, :n] for i, n in enumerate(lengths)], axis=1)
     own.check(names["running"].mean, real.mean(axis=1))
     own.check(names["running"].var, real.var(axis=1))
+    own.check(names["whole"], own.numpy(names["y"]).swapaxes(1, 2))
+    y = own.numpy(names["whole"])
+    for i, n in enumerate(lengths):
+        numbers = x[i, :, :n].T
+        expected = (numbers - numbers.mean()) / np.sqrt(numbers.var() + 1e-5) * [1.0, 2.0] + [0.0, 1.0]
+        np.testing.assert_allclose(y[i, :n], expected, rtol=1e-4, atol=1e-4)
     _, pullback = anynorm.vjp(anynorm.group_norm, own.array(x[2:, :, :2]), names["gamma"], names["beta"], groups=1)
     alone = own.numpy(pullback(own.array(dy[2:, :, :2]))[0])
     np.testing.assert_allclose(own.numpy(names["dx"])[2:, :, :2], alone, rtol=1e-4, atol=1e-4)
