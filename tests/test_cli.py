@@ -27,6 +27,7 @@ from anynorm.demo.training import History, Run, Trainer
 XP = inner.library_of("x", np.zeros(1)).xp
 
 once = pytest.mark.cells("numpy")
+of_one_demonstration = pytest.mark.xdist_group("demonstration")
 in_every_library = pytest.mark.cells("numpy", "strict", "torch", "jax", "cupy")
 on_every_backend = pytest.mark.cells("numpy", "torch", "jax", "cupy")
 
@@ -63,6 +64,7 @@ def done(extra, tmp_path_factory):
     return anynorm_("demo", "--epochs", 1, "--batch-size", 64, "--seed", 3, "--plot", figure), figure
 
 
+@of_one_demonstration
 @once
 def test_the_demonstration_ends_well_and_prints_no_control_codes_to_a_file(done):
     process, _ = done
@@ -72,6 +74,7 @@ def test_the_demonstration_ends_well_and_prints_no_control_codes_to_a_file(done)
     assert not [line for line in process.stdout.splitlines() if line != line.rstrip()]
 
 
+@of_one_demonstration
 @once
 def test_the_demonstration_has_a_row_for_each_network(done):
     process, _ = done
@@ -85,6 +88,7 @@ def test_the_demonstration_has_a_row_for_each_network(done):
         assert 0 <= float(seconds) < 100
 
 
+@of_one_demonstration
 @once
 def test_the_demonstration_says_of_each_claim_whether_it_was_seen(done):
     process, _ = done
@@ -92,6 +96,7 @@ def test_the_demonstration_says_of_each_claim_whether_it_was_seen(done):
         assert re.search(rf"{check.claim}:\s(seen|seen in part|not seen)\.\n", process.stdout)
 
 
+@of_one_demonstration
 @once
 def test_the_demonstration_leaves_one_png_and_nothing_else(done):
     _, figure = done
@@ -102,6 +107,7 @@ def test_the_demonstration_leaves_one_png_and_nothing_else(done):
     assert int.from_bytes(content[16:20]) >= 1000
 
 
+@of_one_demonstration
 @once
 @pytest.mark.filterwarnings("ignore")
 def test_nothing_of_the_figure_is_cut_off(done):
