@@ -69,9 +69,9 @@ def minimums(session):
     names = ("norms", "vjp", "numerics", "edges", "merging", "state", "files", "out", "bad_input", "laws", "weights")
     paths = ["tests/executors/test_conformance.py", "tests/kernels", *(f"tests/test_{name}.py" for name in names)]
     without = "not cuda and not kill_9 and not many_states"
-    pytest(session, "--cell=numpy-cpu", "--every=4", *paths, "-k", without)
+    pytest(session, "--cell=numpy-cpu", "--every=6", *paths, "-k", without)
     for cell in ("jax-cpu", "dask-cpu"):
-        pytest(session, f"--cell={cell}", "--every=8", paths[0], "tests/test_vjp.py", "tests/test_state.py")
+        pytest(session, f"--cell={cell}", "--every=16", paths[0], "tests/test_vjp.py", "tests/test_state.py")
     session.env["ANYNORM_ENGINE"] = "numba"
     pytest(session, "--cell=numpy-cpu", "tests/test_norms.py")
 

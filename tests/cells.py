@@ -32,7 +32,7 @@ CELLS = (
     Cell("torch", "cpu", ("test", "oracle", "torch"), every=2),
     Cell("fast", "cpu", ("test", "oracle", "torch", "fast"), ("numpy", "torch"), every=3),
     Cell("jax", "cpu", ("test", "oracle", "jax"), every=8),
-    Cell("dask", "cpu", ("test", "dask"), every=2),
+    Cell("dask", "cpu", ("test", "dask"), every=3),
     Cell("frameworks", "cpu", ("test", "frameworks")),
     Cell("mlx", "cpu", ("test", "mlx")),
     Cell("ndonnx", "cpu", ("test", "ndonnx")),
