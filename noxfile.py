@@ -188,7 +188,7 @@ def demo(session):
     pip(session, ".[demo]", *PROJECT["dependency-groups"]["test"])
     session.run("anynorm", "demo", "--plot", str(Path(session.create_tmp()) / "anynorm-demo.png"))
     session.env["ANYNORM_DEMO"] = "1"
-    pytest(session, "--dist=loadgroup", "tests/test_cli.py")
+    pytest(session, "--cell=numpy-cpu", "--dist=loadgroup", "tests/test_cli.py")
 
 
 @nox.session
