@@ -314,3 +314,14 @@ def test_the_address_is_where_numpy_says_that_it_is():
     library = inner.library_of("x", np.zeros(1))
     for x in (np.zeros(3), np.zeros((4, 5), np.float32)[1:, 2], np.arange(6.0).reshape(2, 3).T[::-1]):
         assert ctypes.c_size_t.from_address(library.address(x) + library.offset).value == x.ctypes.data
+
+
+def test_sums_of_very_many_rows_keep_their_digits():
+    """Few distinct numbers far from 0: rounding errors of the same kind, which one sum after another adds up."""
+    x = (np.random.default_rng(0).standard_normal((64, 32, 32, 16)) + 1e4).astype(np.float32)
+    wide = x.astype(np.longdouble)
+    var = ((wide - wide.mean(axis=(0, 1, 2))) ** 2).mean(axis=(0, 1, 2))
+    whole = anynorm.moments(x, axis=(0, 1, 2), dtype="float64")
+    over = anynorm.Moments.over(np.array_split(x, 7), axis=(0, 1, 2), dtype="float64")
+    assert np.max(abs(whole.var - var) / var) < 2e-14
+    assert np.max(abs(over.var - var) / var) < 3e-15

@@ -5,22 +5,15 @@ Loops follow memory. In *rows* the innermost axis is one of the group: each grou
 group has several numbers in each row, its sums are added up in the end.
 
 Names in the text: n{axis} is a size, p{i} the address of array i, s{i}_{axis} its step and b{i} where a group begins in
-it; c{loop} are the totals of a loop before, g{m} what is written for each group; t{k} is a total, v{k} another number.
+it; c{loop} are the totals of a loop before, g{m} what is written for each group; t{k} is a total, w{k} what it had some
+rows before, v{k} another number.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from anynorm.executors.programs.trace import OPERATORS, Loop, Statement, TracedScalar, Tracer, Written
-
-
-class Access(NamedTuple):
-    """How an array is gone through."""
-
-    dtype: str
-    steps: tuple[int, ...]
-    """For each axis 0 where it stays, 1 from one number to the next, and 2 by a step that is told at run time."""
+from anynorm.executors.programs.trace import OPERATORS, Access, Loop, Statement, TracedScalar, Tracer, Written
 
 
 class Kind(NamedTuple):
@@ -77,6 +70,8 @@ PRINTED = OPERATORS | {
     "one": "1.0",
     "zero": "0.0",
 }
+TOGETHER = 256
+"""In columns so many rows are added one after another."""
 SCRATCH, BEFORE, AFTER = 20, 40, 41
 """Where places of a program's own memory begin, and of what it takes from the loop before and leaves to the next."""
 
@@ -171,6 +166,7 @@ class Rows:
                     self._line(total.store.format(f"{total.load} + {total.term}"))
             for i, name in loop.results.items():
                 self._line(self._store(i, places[i]).format(name))
+        self._end_row(loop)
         for register, total in still.items():
             self._line(total.store.format(f"{total.load} + {register}"))
         self.depth = depth
@@ -181,6 +177,9 @@ class Rows:
 
     def _load_values(self, loop: Loop) -> None:
         """What a loop uses of each group along a row; of one group it is known."""
+
+    def _end_row(self, loop: Loop) -> None:
+        """What is done behind each row."""
 
     def _starts(self) -> dict[int, str]:
         """Where the first number of a group lies."""
@@ -294,7 +293,8 @@ class Columns(Rows):
     def _body(self) -> None:
         kind = self.kind
         self.run = f"n{self.inner}" if kind.tile == 2 else "1"
-        names = [name for loop in self.loops for name in (*(f"t{k}" for k in loop.totals), *loop.values)]
+        totals = [f"{kind}{k}" for loop in self.loops for k in loop.totals for kind in "tw"]
+        names = [*totals, *(name for loop in self.loops for name in loop.values)]
         self.slots = {name: m for m, name in enumerate(dict.fromkeys(names))}
         self._line(f"tiles = (n{self.across} + width - 1) // width")
         self._line(f"slot = width * {self.run}")
@@ -312,12 +312,16 @@ class Columns(Rows):
                 if loop.values or (last and self.values):
                     self._of_groups(loop.values, self.values if last else [])
                 if loop.totals:
+                    self._line("rows = 0")
                     with self._block("for j in range(count):"):
                         for k in loop.totals:
-                            self._line(self._total(k).store.format("0.0"))
+                            self._line(self._into_slot(f"t{k}", "j").format("0.0"))
+                            self._line(self._into_slot(f"w{k}", "j").format("0.0"))
                 self._loop(loop, range(kind.kept, self.across), "range(count)")
-                if loop.totals and kind.tile == 2:
-                    self._add_up(loop)
+                if loop.totals:
+                    self._add(loop, "t", "w")
+                    if kind.tile == 2:
+                        self._add_up(loop)
             if not self.is_last:
                 self._of_groups([], [f"t{k}" for k in self.loops[0].totals])
 
@@ -339,6 +343,21 @@ class Columns(Rows):
                 with self._block(f"for r in range({self.run}):"):
                     for name in values:
                         self._line(self._into_slot(name, f"a * {self.run} + r").format(name))
+
+    def _end_row(self, loop: Loop) -> None:
+        """So that no more than `TOGETHER` numbers are added one after another, and then so many of these."""
+        if loop.totals:
+            self._line("rows += 1")
+            with self._block(f"if rows % {TOGETHER} == 0:"):
+                self._add(loop, "w", "t")
+
+    def _add(self, loop: Loop, to: str, of: str) -> None:
+        """Move totals along a row to those of another kind: t is of the last rows, w of those before."""
+        with self._block("for j in range(count):"):
+            for k in loop.totals:
+                added = f"{self._slot(f'{to}{k}', 'j')} + {self._slot(f'{of}{k}', 'j')}"
+                self._line(self._into_slot(f"{to}{k}", "j").format(added))
+                self._line(self._into_slot(f"{of}{k}", "j").format("0.0"))
 
     def _add_up(self, loop: Loop) -> None:
         """The totals of the numbers that a group has in a row."""

@@ -8,8 +8,8 @@ from anynorm.arrays.checks import name_of
 from anynorm.arrays.library import Library
 from anynorm.calls import Plan
 from anynorm.executors.programs import compiled
-from anynorm.executors.programs.cpu import Access, Kind, Program, programs
-from anynorm.executors.programs.trace import Operand, TracedNamespace, TracedSums, Tracer, Written
+from anynorm.executors.programs.cpu import Kind, Program, programs
+from anynorm.executors.programs.trace import Access, Operand, TracedNamespace, TracedSums, Tracer, Written
 from anynorm.executors.threads import share
 from anynorm.kernels import Array
 from anynorm.settings import current

@@ -13,6 +13,14 @@ from anynorm.kernels import PURE, Namespace, Ops
 from anynorm.kernels.weighting import positive
 
 
+class Access(NamedTuple):
+    """How an array is gone through."""
+
+    dtype: str
+    steps: tuple[int, ...]
+    """For each axis 0 where it stays, 1 from one number to the next, and 2 by a step that is told at run time."""
+
+
 class Operand(NamedTuple):
     """How an array lies beside a shape: 0 steps along the axes that it is broadcast along."""
 
