@@ -79,8 +79,7 @@ def minimums(session):
 @nox.session
 def minimum_torch(session):
     """The lowest version of PyTorch, which brings some GB of CUDA with it: `nox -s minimum_torch`."""
-    pip(session, *PROJECT["dependency-groups"]["test"], *lowest("torch"), *PROJECT["project"]["dependencies"])
-    session.env["PYTHONPATH"] = str(Path(__file__).parent.resolve())
+    install(session, "test", packages=lowest("torch"))
     names = ("executors/test_conformance", "executors/test_torch_autograd", "test_vjp", "test_state")
     pytest(session, "--cell=torch-cpu", *(f"tests/{name}.py" for name in names))
 
@@ -230,13 +229,14 @@ def python(session):
     return ["python"] if session.venv_backend != "none" else [sys.executable]
 
 
-def install(session, *groups):
-    """What the groups and the project need; nothing where the interpreter must bring its own packages (--no-venv).
+def install(session, *groups, packages=()):
+    """What the groups and the project need, and these packages.
 
-    The project itself is imported from here, which takes no time to build.
+    The project itself is imported from here, which takes no time to build. Nothing is installed where the interpreter
+    must bring its own packages (--no-venv).
     """
     session.env["PYTHONPATH"] = str(Path(__file__).parent.resolve())
     if session.venv_backend == "none":
         return
-    packages = [package for group in groups for package in PROJECT["dependency-groups"].get(group, [])]
-    pip(session, *packages, *PROJECT["project"]["dependencies"])
+    needed = [package for group in groups for package in PROJECT["dependency-groups"].get(group, [])]
+    pip(session, *needed, *packages, *PROJECT["project"]["dependencies"])

@@ -144,7 +144,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _brief(text: str) -> str:
-    """So much of a text as a message has room for, which may come from anywhere."""
+    """So much of a text as goes into a message, which may come from anywhere."""
     text = text if text.isprintable() else ascii(text)
     return text if len(text) <= 200 else f"{text[:200]}..."
 
@@ -245,7 +245,7 @@ def _from_npz(content: bytes) -> tuple[str, dict[str, Any]]:
 
 
 def _from_npy(content: bytes) -> Any:
-    """What `numpy.load` gives; that would make room for as many numbers as a header claims."""
+    """What `numpy.load` gives; that would allocate as many numbers as a header claims."""
     start = 10 + int.from_bytes(content[8:10], "little")
     shape, columns_first, dtype = _npy_header(content[:start])
     return np.frombuffer(content, dtype, offset=start).reshape(shape, order="F" if columns_first else "C")

@@ -265,7 +265,8 @@ def _arguments(
     entry = _ENTRIES.get(norm) if inspect.isfunction(norm) else None
     if entry is None:
         names = ", ".join(function.__name__ for function in _ENTRIES)
-        raise TypeError(f"norm must be one of anynorm's {names}, got {getattr(norm, '__name__', norm)!r:.60}")
+        found = norm if isinstance(norm, str) else getattr(norm, "__name__", type(norm).__name__)
+        raise TypeError(f"norm must be one of anynorm's {names}, got {found!r:.60}")
     if not entry.by_name.issuperset(options):
         refuse([name for name in options if name not in entry.by_name], norm)
     arrays, passed = [x, *params], entry.arrays[: 1 + len(params)]

@@ -78,7 +78,6 @@ sphinx_gallery_conf = {
     "abort_on_example_error": True,
     "capture_repr": (),  # a page shows what the script prints
     "image_srcset": ["2x"],
-    "reference_url": {"anynorm": None},  # names in code lead to the pages of the functions
     "doc_module": ("anynorm",),
     "backreferences_dir": "gallery/uses",
     "write_computation_times": False,

@@ -19,6 +19,8 @@ class Missing(Exception):
 
 CELL, BACKENDS = pytest.StashKey[Cell](), pytest.StashKey[list["Backend"]]()
 """What a run of pytest tests."""
+EVERY = pytest.StashKey[tuple[int, int]]()
+"""One in how many cases of a test it runs; and of a test that is about one library."""
 
 
 @dataclass(frozen=True)
@@ -140,24 +142,19 @@ def drawn(items, of, step=1, own=1):
     Of tests of one case, if not all cases are to run, one in two, or in half of `step` if that is more. Of tests that
     are about one library one in `own`.
     """
-    tests = defaultdict(dict)
+    tests = {}
     for item in items:
         given = item.callspec.params if hasattr(item, "callspec") else {}
-        if of in given or own > 1:
-            case = item.name.replace(repr(given.get(of)), "")
-            tests[item.nodeid.partition("[")[0]].setdefault(case, []).append(item)
+        about_one = of not in given or any(len(marker.args) == 1 for marker in item.iter_markers("cells"))
+        test = tests.setdefault(item.nodeid.partition("[")[0], (own if about_one else step, defaultdict(list)))
+        test[1][item.name.replace(repr(given.get(of)), "")].append(item)
     left, single = set(), 0
-    for cases in tests.values():
-        every = [*cases.values()]
-        item = every[0][0]
-        about_one = of not in getattr(getattr(item, "callspec", None), "params", ())
-        about_one = about_one or any(len(marker.args) == 1 for marker in item.iter_markers("cells"))
-        by = own if about_one else step
-        if len(every) == 1:
+    for by, cases in tests.values():
+        if len(cases) == 1:
             single += by > 1
-            left.update(every[0] if by > 1 and single % max(2, by // 2) else [])
+            left.update(*cases.values() if by > 1 and single % max(2, by // 2) else ())
             continue
-        for i, case in enumerate(every):
+        for i, case in enumerate(cases.values()):
             keep = case[i // by % len(case)] if i % by == 0 else None
             left.update(item for item in case if item is not keep)
     return [item for item in items if item not in left], [item for item in items if item in left]

@@ -28,10 +28,11 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "cells(*names): runs in these cells alone, or those of these libraries")
     config.addinivalue_line("markers", "untracked: on arrays that require no gradient")
     config.addinivalue_line("markers", "runs_if(function): where it is true of the executor and the parameters")
-    look, config.option.cell = config.option.cell is None, config.option.cell or "numpy-cpu"
-    cell = next(cell for cell in CELLS if cell.id == config.option.cell)
-    if look and config.option.every is None:
-        config.option.every = LOOK
+    option = config.option  # which goes to the processes of pytest-xdist too
+    if option.cell is None:
+        option.cell, option.every = "numpy-cpu", option.every or LOOK
+    cell = next(cell for cell in CELLS if cell.id == option.cell)
+    config.stash[backends.EVERY] = option.every or cell.every, option.every or 1
     settings.load_profile("lazy" if cell.library in ("jax", "dask", "fast") else "eager")
     if cell.library == "fast":
         os.environ["ANYNORM_ENGINE"] = "numba"
@@ -44,7 +45,7 @@ def pytest_configure(config):
 
 def pytest_collection_modifyitems(config, items):
     cell, libraries = config.getoption("--cell"), {backend.library for backend in config.stash[backends.BACKENDS]}
-    chosen, others, asked = [], [], config.option.every
+    chosen, others = [], []
     for item in items:
         parameters = item.callspec.params if hasattr(item, "callspec") else {}
         of = parameters.get("backend") or getattr(parameters.get("executor"), "backend", None)
@@ -54,7 +55,7 @@ def pytest_collection_modifyitems(config, items):
             others.append(item)
         elif "executor" not in parameters:  # executors/conftest.py draws those
             chosen.append(item)
-    others += backends.drawn(chosen, "backend", asked or config.stash[backends.CELL].every, asked or 1)[1]
+    others += backends.drawn(chosen, "backend", *config.stash[backends.EVERY])[1]
     left = {*others}
     items[:] = [item for item in items if item not in left]
     config.hook.pytest_deselected(items=others)
@@ -69,6 +70,5 @@ def pytest_generate_tests(metafunc):
 
 
 def pytest_report_header(config):
-    cell = config.stash[backends.CELL]
-    every = config.option.every or cell.every
-    return f"cell: {cell.id}, {f'one in {every}' if every > 1 else 'all'} of the cases"
+    every, _ = config.stash[backends.EVERY]
+    return f"cell: {config.option.cell}, {f'one in {every}' if every > 1 else 'all'} of the cases"

@@ -253,6 +253,8 @@ def test_only_the_librarys_own_norms_have_a_pullback(backend):
     names = "normalize, layer_norm, batch_norm, instance_norm, group_norm, rms_norm, weight_norm, center, denormalize"
     refused(TypeError, f"norm must be one of anynorm's {names}, got 'moments'", anynorm.vjp, anynorm.moments, x, axis=0)
     refused(TypeError, f"norm must be one of anynorm's {names}, got 'layer_norm'", anynorm.vjp, "layer_norm", x)
+    kind = type(x).__name__
+    refused(TypeError, f"norm must be one of anynorm's {names}, got {kind!r}", anynorm.vjp, x, x)
     with pytest.raises(TypeError, match="momentum"):
         anynorm.vjp(anynorm.batch_norm, x, momentum=0.1)
 

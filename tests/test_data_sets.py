@@ -157,6 +157,27 @@ def test_too_few_values_have_no_corrected_spread(backend):
     backend.check(found.std(), [1.5, 0, 0])
 
 
+@pytest.mark.cells("numpy", "torch")
+def test_a_column_of_missing_values_counts_nothing_and_an_array_is_its_rows(backend):
+    x = np.array([[1.0, np.nan], [3.0, np.nan], [8.0, np.nan]])
+    (given,) = arrays(backend, [x])
+    seen = anynorm.Moments.over([given], axis=0, weights=backend.xp.isfinite)
+    for found, expected in ((seen.mean, [4, 0]), (seen.std(), [x[:, 0].std(), 0]), (seen.count, [3, 0])):
+        np.testing.assert_allclose(np.asarray(found), expected)
+    rows = anynorm.Moments.over(given[:, :1], axis=0)  # as `[x]` is not
+    np.testing.assert_allclose([float(rows.mean), float(rows.var)], [4, x[:, 0].var()])
+    assert tuple(anynorm.Moments.over([given[:, :1]], axis=0).mean.shape) == (1,)
+
+
+@pytest.mark.cells("numpy")
+def test_images_that_go_and_come_back_are_rounded_to_the_integers_that_they_were(backend):
+    images = np.random.default_rng(5).integers(0, 256, (6, 9, 9, 3)).astype(np.uint8)
+    y, moments = anynorm.normalize(images, axis=(0, 1, 2), return_moments=True, out=np.empty(images.shape, np.float32))
+    back = anynorm.denormalize(y, axis=(0, 1, 2), moments=moments)
+    assert np.any(back.astype(np.uint8) != images)
+    np.testing.assert_array_equal(np.round(back).astype(np.uint8), images)
+
+
 def test_a_mixture_of_data_sets_has_the_shares_that_are_asked_for(backend):
     one, other = chunks(9, 3)
     found = [anynorm.moments(each, axis=0) for each in arrays(backend, [one, other])]

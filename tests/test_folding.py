@@ -122,27 +122,26 @@ def test_2_byte_weights_keep_their_dtype(backend, dtype):
     backend.check(shift, -mean / np.sqrt(var**2 + 1e-5), dtype="float32", tolerance=1e-5)
 
 
+def outputs_near_a_million(backend):
+    """Float32 numbers: a backend that records nothing, their moments on it, and they in float64."""
+    plain = dataclasses.replace(backend, tracked=False)
+    t = (numbers(4, (1001, 3))[0] + 1e6).astype(np.float32)
+    return plain, anynorm.moments(plain.array(t, "float32"), axis=0), t.astype(np.float64)
+
+
 @pytest.mark.cells("numpy", "strict")
 def test_all_the_digits_of_a_mean_are_used_beside_a_bias_that_is_near_it(backend):
     """Outputs near 1e6, computed in float64 or, where there is none, float32, in which a mean is off by 0.03."""
-    plain = dataclasses.replace(backend, tracked=False)
-    (t,) = numbers(4, (1001, 3))
-    t = (t + 1e6).astype(np.float32)
-    moments = anynorm.moments(plain.array(t, "float32"), axis=0)
+    plain, moments, wide = outputs_near_a_million(backend)
     eye, b = plain.array(np.eye(3), "float32"), plain.array(np.full(3, 1e6), "float32")
     _, shift = anynorm.fold(eye, b, None, None, moments=moments, eps=0)
-    wide = t.astype(np.float64)
     plain.check(shift, (1e6 - wide.mean(axis=0)) / wide.std(axis=0), dtype="float32", tolerance=1e-6)
 
 
 @pytest.mark.cells("numpy", "torch")
 def test_all_the_digits_of_a_mean_are_used(backend):
     """Outputs near 1e6: a mean in float32 is off by 0.03, which the bias would be too."""
-    plain = dataclasses.replace(backend, tracked=False)
-    (t,) = numbers(4, (1001, 3))
-    t = (t + 1e6).astype(np.float32)
-    moments = anynorm.moments(plain.array(t, "float32"), axis=0)
-    wide = t.astype(np.float64)
+    plain, moments, wide = outputs_near_a_million(backend)
     eye = plain.array(np.eye(3), "float64")
     _, shift = anynorm.fold(eye, None, None, None, moments=moments, eps=0)
     plain.check(shift, -wide.mean(axis=0) / np.sqrt(plain.numpy(moments.var)), tolerance=1e-12)

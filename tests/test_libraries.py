@@ -67,7 +67,7 @@ def test_integers_a_way_back_a_fold_and_a_checkpoint(backend):
 
 def test_a_state_is_saved_and_moved(backend, tmp_path):
     if backend.library == "sparse":
-        pytest.skip("by itself sparse makes no dense array")
+        pytest.skip(reason="by itself sparse makes no dense array")
     running = anynorm.RunningStats.init(3, like=backend.array(np.zeros(1)))
     running = running.update(anynorm.moments(backend.array(np.arange(6.0).reshape(2, 3)), axis=0))
     running.save(tmp_path / "state.npz")

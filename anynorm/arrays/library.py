@@ -216,7 +216,7 @@ class Library:
         return False
 
     def strides(self, x: Array) -> Shape:
-        """How far apart in memory neighbours along each axis lie; 0 where it cannot be told."""
+        """How far apart in memory neighbours along each axis lie; 0 where it is not known."""
         return (0,) * len(x.shape)
 
     def memory_order(self, x: Array) -> Shape | None:

@@ -72,7 +72,7 @@ def prepare(
 
 
 def _given(plan: Plan, moments: Statistics[Any], x: Array) -> Stats:
-    """The statistics that were given, and as a rest what the dtype of the computation has no room for of their mean."""
+    """The statistics that were given, and as a rest what the dtype of the computation cannot hold of their mean."""
     parts = [beside(plan.library, x, "moments", each) for each in stats_of(moments, plan.dtype)]
     return Stats(*(_ready(plan, each, plan.stats) for each in parts))
 

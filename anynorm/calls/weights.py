@@ -41,7 +41,7 @@ def _sum_weights(plan: Plan, each: Array) -> Weights:
     sums = _of_groups(plan, each, Sums.mean, None) * times
     if 0 in library.sizes(each):
         return Weights(each, sums)
-    # so that the square of a number that is not scaled, times its weight, has room; and a small number, times that
+    # between these the square of a number that is not scaled, times its weight, is in range
     if library.writable_in_blocks(each) and bool(
         xp.all((sums == 0) | ((sums >= 1) & (sums <= plan.limits.further / 8)))
     ):

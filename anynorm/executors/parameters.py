@@ -13,7 +13,9 @@ def near_power(call: Call, rstd: Array) -> Array | None:
         return None
     xp, limits = call.plan.library.xp, call.plan.limits
     power = kernels.power_of_two(xp, rstd)
-    return xp.minimum(power, xp.ones_like(power) * (limits.step * limits.further))  # sums of what it makes have room
+    return xp.minimum(
+        power, xp.ones_like(power) * (limits.step * limits.further)
+    )  # sums of what it makes do not overflow
 
 
 def parameter_gradients(

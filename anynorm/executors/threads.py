@@ -79,7 +79,7 @@ def _start(helper: Callable[[], None], count: int, most: int) -> None:
             _pools.setdefault(most, ThreadPoolExecutor(most, thread_name_prefix="anynorm"))
         for _ in range(count):
             _pools[most].submit(helper)
-    except RuntimeError:  # there is no room for a thread, or Python shuts down
+    except RuntimeError:  # no thread can be started, or Python shuts down
         return
 
 

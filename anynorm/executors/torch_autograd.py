@@ -44,7 +44,7 @@ def _node() -> Any:
 
 
 def _forward(ctx: Any, x: Array, gamma: Array | None, beta: Array | None, bare: Call) -> tuple[Array | None, ...]:
-    """y and the statistics, unless they were given; what `ctx` is told to save is watched for changes."""
+    """y and the statistics, unless they were given; what `ctx` saves is watched for changes."""
     call = bare._replace(x=x, gamma=gamma, beta=beta)
     y, stats = eager.forward(call)
     given, (of_x, of_gamma, of_beta, _) = bare.stats is not None, ctx.needs_input_grad

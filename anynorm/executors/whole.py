@@ -154,7 +154,7 @@ def affine(call: Call, of: Standardized) -> Array:
 
 
 def _without_xhat(call: Call, of: Standardized) -> Array | None:
-    """The normalized array where it may have digits that xhat has no room for: beside a large eps, or given moments."""
+    """The normalized array where it may have digits that xhat cannot hold: beside a large eps, or given moments."""
     plan, xp = call.plan, call.plan.library.xp
     if call.gamma is None or not plan.library.on_host(call.x) or (call.stats is None and plan.eps <= 1):
         return None

@@ -100,7 +100,7 @@ def standardize(
     done = scale.undo(xp, with_padding(xp, x, done, weights))
     if not divides or eps < smallest_normal(xp, x.dtype):
         return done
-    # of equal numbers it is known without the power of two, which may leave it no room
+    # of equal numbers it is known without the power of two, with which it may overflow
     rstd_of_constant = xp.zeros_like(done.rstd) + 1 / math.sqrt(eps)
     return done._replace(rstd=xp.where(stats.var == 0, rstd_of_constant, done.rstd))
 

@@ -65,7 +65,7 @@ def unscaled(
 def inverse_factors(xp: Namespace, gamma: Array, rstd: Array) -> tuple[Array, Array]:
     """`factors` of 1 / gamma and 1 / rstd, which is a root and in the middle of the range.
 
-    It has room for a power of two that the reciprocal of a very large or small gamma needs.
+    It stays in range times a power of two that the reciprocal of a very large or small gamma needs.
     """
     both = gamma * rstd
     one, least, step = xp.ones_like(both), smallest_normal(xp, both.dtype), float(xp.finfo(both.dtype).eps) / 2
@@ -93,7 +93,7 @@ def power_of_two(xp: Namespace, x: Array) -> Array:
         x > 1,
         xp.ones_like(x),
     )  # a long double has more digits than 1.0
-    step = limits(xp, x.dtype).further  # so that what comes has room
+    step = limits(xp, x.dtype).further  # so that nothing that follows overflows
     q = xp.where(large, x * (1 / step), x) * (one * (1 / (2 * half)) + one)
     unit = q - q * (one - half)
     return xp.where(large, unit * step, unit)
@@ -135,14 +135,14 @@ class Scale(NamedTuple):
         return Stats(mean, mean_lo, stats.var * one * one)
 
     def undo_rstd(self, xp: Namespace, rstd: Array) -> Array:
-        """1 / sqrt(var + eps), from that of x * unit, as far as there is room for it."""
+        """1 / sqrt(var + eps), from that of x * unit, as far as the dtype holds it."""
         return xp.minimum(rstd * self.unit, xp.ones_like(rstd) * float(xp.finfo(rstd.dtype).max))
 
 
 def scale_of(xp: Namespace, bottom: Array, top: Array, *, eps: float, centred: bool) -> Scale:
     """1, or the power of two that makes numbers from `bottom` to `top` safe to square and add up; and eps so scaled.
 
-    Large ones that are equal leave nothing to square where they are `centred`, and eps may have no room for the power.
+    Large ones that are equal leave nothing to square where they are `centred`, and eps times the power may overflow.
     """
     sizes, one = reached(xp, bottom, top), xp.ones_like(top)
     if not centred:
@@ -181,7 +181,7 @@ def scale_for(xp: Namespace, sizes: list[Array], one: Array, *, eps: float) -> S
     for beyond, factor in levels:
         unit = xp.where(beyond, one * factor, unit)
         scaled_eps = xp.where(beyond, one * (eps * factor * factor), scaled_eps)
-    # where eps itself is lost beside the numbers, it is still the variance, as far as its inverse root has room
+    # where eps itself is lost beside the numbers, it is still the variance, as far as its inverse root is in range
     rstd_at_zero = xp.minimum(1 / unit / (math.sqrt(eps) or 1.0), one * float(xp.finfo(one.dtype).max))
     return Scale(unit, scaled_eps, rstd_at_zero, None)
 

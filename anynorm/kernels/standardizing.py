@@ -99,7 +99,7 @@ def denormalize(
 
 
 class Standardizer(NamedTuple):
-    """Statistics of a wide dtype, as a narrow one has room for them: (x * unit - mean - mean_lo) * rstd is xhat."""
+    """Statistics of a wide dtype, as a narrow one holds them: (x * unit - mean - mean_lo) * rstd is xhat."""
 
     unit: Array
     """A power of two."""

@@ -16,7 +16,7 @@ class Stats(NamedTuple):
     var: Array
 
     def astype(self, xp: Namespace, dtype: Any) -> "Stats":
-        """In another dtype, with all the digits of the mean that it has room for."""
+        """In another dtype, with all the digits of the mean that it holds."""
         if (
             self.mean is None
             or self.mean_lo is None
@@ -96,7 +96,7 @@ Pair = tuple[Array, Array]
 
 
 def recast(xp: Namespace, number: Array, rest: Array, dtype: Any) -> Pair:
-    """A number and its rest in another dtype, with as many of their digits as that has room for in both."""
+    """A number and its rest in another dtype, with as many of their digits as two numbers of it hold."""
     cast = xp.astype(number, dtype, copy=False)
     lost = number - xp.astype(cast, number.dtype, copy=False)
     return renormalized(xp, cast, xp.astype(_finite(xp, lost + rest), dtype, copy=False))

@@ -7,7 +7,7 @@ from typing import Any
 import inner
 import numpy as np
 import pytest
-from backends import BACKENDS, CELL, Backend, drawn, two_devices
+from backends import BACKENDS, CELL, EVERY, Backend, drawn, two_devices
 from emulator import launch
 from oracles import Exact
 from replicas import Replicas
@@ -218,7 +218,7 @@ def pytest_generate_tests(metafunc):
 
 
 def pytest_collection_modifyitems(config, items):
-    every = config.getoption("--every") or config.stash[CELL].every
+    every, _ = config.stash[EVERY]
     in_turn, others = [], []
     for item in items:
         given = item.callspec.params if hasattr(item, "callspec") else {}

@@ -94,7 +94,7 @@ def test_gradients_are_right_for_each_choice_of_what_requires_one(backend, torch
             torch.autograd.grad(y, wanted, dy),
             [each for each, wanted in zip(expected, chosen, strict=True) if wanted],
         )
-        if len(wanted) == min(1 + CASES.index(case) % 3, len(arrays)):
+        if len(wanted) in (1 + CASES.index(case) % 3, len(arrays)):
             assert torch.autograd.gradgradcheck(calling(case), some, dy.requires_grad_())
             dy = dy.detach()
 

@@ -23,7 +23,7 @@ from anynorm.settings import options
 
 
 class Job(NamedTuple):
-    """What a task is told of a call; small, as it travels to other processes."""
+    """What a task gets of a call; small, as it travels to other processes."""
 
     axes: tuple[int, ...]
     eps: float

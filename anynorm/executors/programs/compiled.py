@@ -25,7 +25,7 @@ READ = {
 """The dtypes that a program reads: the type of LLVM, and for a whole number whether it has a sign."""
 WRITTEN = ("float16", "bfloat16", "float32", "float64")
 PLACES = 48
-"""So many arrays a program has at most; it is told that none of them overlap."""
+"""So many arrays a program has at most; the compiler knows that none of them overlap."""
 
 
 class State(NamedTuple):

@@ -293,7 +293,7 @@ class Columns(Rows):
     def _body(self) -> None:
         kind = self.kind
         self.run = f"n{self.inner}" if kind.tile == 2 else "1"
-        totals = [f"{kind}{k}" for loop in self.loops for k in loop.totals for kind in "tw"]
+        totals = [f"{letter}{k}" for loop in self.loops for k in loop.totals for letter in "tw"]
         names = [*totals, *(name for loop in self.loops for name in loop.values)]
         self.slots = {name: m for m, name in enumerate(dict.fromkeys(names))}
         self._line(f"tiles = (n{self.across} + width - 1) // width")

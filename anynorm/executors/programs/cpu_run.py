@@ -43,7 +43,7 @@ class Nest(NamedTuple):
 
 
 class Ready(NamedTuple):
-    """The programs of a call and all that they are told but the arrays, found once for arrays that lie alike."""
+    """The programs of a call and all their arguments but the arrays, found once for arrays that lie alike."""
 
     functions: list[Callable[..., int]]
     partial: list[tuple[int, ...] | None]
@@ -194,8 +194,8 @@ def _ready(
         step
         for each, access in zip(nest.operands, accesses, strict=True)
         if each is not None and access is not None
-        for step, told in zip(each.steps, access.steps, strict=True)
-        if told == 2
+        for step, kind_of_step in zip(each.steps, access.steps, strict=True)
+        if kind_of_step == 2
     ]
     numbers = (library.offset, *sizes, *steps, *map(math.prod, sums), groups, width)
     one, each_group = (

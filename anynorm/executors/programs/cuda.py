@@ -98,7 +98,7 @@ def shape_of(
 
 
 def splits(groups: int, length: int, together: int) -> int:
-    """By how many blocks a group is shared: as many as a GPU has room for, if they have enough to do."""
+    """By how many blocks a group is shared: as many as a GPU runs at once, if they have enough to do."""
     blocks = -(-groups // together)
     return 1 if blocks > BUSY // 8 else max(1, min(BUSY // blocks, length // (WORTH // together)))
 

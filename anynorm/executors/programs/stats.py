@@ -13,7 +13,7 @@ from anynorm.kernels import Array, Stats, replicas, weighting
 from anynorm.kernels.weighting import Weights
 
 LEAST, MOST = 1e-100, 1e200
-"""Sums of weights between these leave room for their products with squares."""
+"""Sums of weights between these leave their products with squares in range."""
 
 
 class ProgramStats(NamedTuple):

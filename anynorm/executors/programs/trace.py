@@ -18,7 +18,7 @@ class Access(NamedTuple):
 
     dtype: str
     steps: tuple[int, ...]
-    """For each axis 0 where it stays, 1 from one number to the next, and 2 by a step that is told at run time."""
+    """For each axis 0 where it stays, 1 from one number to the next, and 2 by a step that is an argument."""
 
 
 class Operand(NamedTuple):
