@@ -21,6 +21,10 @@ class Options(NamedTuple):
     block_bytes: int
 
 
+TRACED = Options("arrays", 1, 2**22)
+"""What is in force where a compiler traces, which cannot look into the settings."""
+
+
 class Within(ContextDecorator):
     """What `options` gives: it may be entered again, also while it is entered, and in any thread or task."""
 
@@ -66,8 +70,9 @@ def options(
     Returns
     -------
     context manager
-        Also a decorator of functions. What is not named stays as it is outside. It may be entered again, nested in
-        itself too; concurrent uses, in threads and in asynchronous tasks, do not see each other.
+        Also a decorator of functions. What is not named stays as it is outside, and a gradient is run as its call was.
+        It may be entered again, nested in itself too; concurrent uses, in threads and in asynchronous tasks, do not see
+        each other.
 
     Raises
     ------

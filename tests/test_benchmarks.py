@@ -103,6 +103,7 @@ def test_every_candidate_of_a_library_gives_the_formulas_result(work, device, li
         pytest.skip(reason="takes too long, and shows nothing new")
     found = candidates(device.name, libraries)
     found = [each for each in found if each.engine != "numba" or len(libraries) > 1]
+    found = [each for each in found if "torch.compile" not in each.name]  # each takes ten seconds to compile
     for dtype in device.dtypes:
         row = measure.measure(work, dtype, found, device, 0.0)
         outcomes = {name: outcome.failed for name, outcome in row.outcomes.items()}

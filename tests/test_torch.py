@@ -175,6 +175,30 @@ def test_a_compiled_call_is_exact_at_every_magnitude(backend):
     assert (float(moments.mean[3]), float(moments.var[3])) == (np.float32(3.3), 0)
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own compiler does
+@pytest.mark.cells("torch-cpu")  # elsewhere the compiler differentiates, and does not take the mean of dy away first
+@pytest.mark.untracked
+@pytest.mark.parametrize("axis", [1, 0])
+def test_a_compiled_gradient_is_exact_at_every_magnitude(backend, axis):
+    torch, rng = backend.xp, np.random.default_rng(17)
+    scale = np.expand_dims(np.array([1, 1e30, 1e-30, 1e-6]), axis)
+    x = (rng.standard_normal((4, 500) if axis else (500, 4)) * scale).astype(np.float32)
+    x.swapaxes(0, 1 - axis)[0] += 1e6
+    dy = (rng.standard_normal(x.shape) + 1e4).astype(np.float32)
+    gamma, beta = rng.standard_normal((2, x.shape[axis])).astype(np.float32)
+    function = torch.compile(
+        lambda x, gamma, beta, _: anynorm.layer_norm(x, gamma, beta, axis=axis, eps=1e-30), backend="aot_eager"
+    )
+    arrays = [backend.array(each, "float32") for each in (x, gamma, beta)]
+    found = derivatives(torch, function, arrays, backend.array(dy, "float32"), None)
+    truth = exact(anynorm.layer_norm, x, dy, gamma, beta, axis=axis, eps=1e-30)
+    np.testing.assert_allclose(backend.numpy(found[0]), truth.y, rtol=3e-6, atol=3e-6)
+    for one, other, along in zip(found[1:], (truth.dx, truth.dgamma, truth.dbeta), (axis, None, None), strict=True):
+        error = np.abs(backend.numpy(one) - other) / np.max(np.abs(other), axis=along, keepdims=True)
+        assert np.max(error) < 2e-6
+    torch._dynamo.reset()
+
+
 @pytest.mark.untracked
 def test_the_first_call_of_a_process_may_be_compiled(backend):
     code = (

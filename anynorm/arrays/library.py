@@ -249,6 +249,10 @@ class Library:
         """A dtype in which the square of each number of an array exists, where the library adds in that at no cost."""
         return None
 
+    def once(self, x: Array) -> Array:
+        """The array, where a compiler would compute it again for each number that it goes with."""
+        return x
+
     def adds(self, x: Array, dtype: Any) -> bool:
         """Whether the array can be added up along its rows as it is, in this dtype."""
         return bool(x.dtype == dtype)

@@ -93,7 +93,6 @@ class TorchLibrary(Library, name="torch"):
         return (
             torch.is_grad_enabled()
             and any([x.requires_grad for x in arrays])  # noqa: C419 - a list is faster
-            and not torch.compiler.is_compiling()
             and not _transforms(torch)
             and not any(_dual(torch, x) for x in arrays)
         )
@@ -161,10 +160,14 @@ class TorchLibrary(Library, name="torch"):
         return _unrecorded(self.torch)
 
     def wide(self, x: Array) -> Any:
-        """Of what it compiles for a processor, and differentiates by itself: not where that is recorded."""
         torch = self.torch
-        plain = x.is_cpu and x.dtype == torch.float32 and not (x.requires_grad and torch.is_grad_enabled())
-        return torch.float64 if plain and torch.compiler.is_compiling() else None
+        narrow = x.is_cpu and x.dtype in (torch.float32, torch.float16, torch.bfloat16)
+        return torch.float64 if narrow and torch.compiler.is_compiling() else None
+
+    def once(self, x: Array) -> Array:
+        exporting = getattr(self.torch.compiler, "is_exporting", bool)  # since PyTorch 2.7
+        # Inductor makes an array of what it cannot see through
+        return x if exporting() else self.torch.as_strided(x, x.shape, x.stride())
 
     def summing(self, all_reduce: AllReduce) -> AllReduce:
         node = _nodes()["sum"]

@@ -22,7 +22,7 @@ from anynorm.arrays.recognize import known_library, leading_library, library_of
 from anynorm.calls import layouts
 from anynorm.calls.layouts import Layout, Norm, View
 from anynorm.kernels import Array, Limits, Sums
-from anynorm.settings import current
+from anynorm.settings import TRACED, Options, current
 
 
 class Plan(NamedTuple):
@@ -61,17 +61,15 @@ class Plan(NamedTuple):
     short: tuple[bool, bool]
     """Whether gamma and beta are the same for all replicas: one number for each channel, and no more axes than that
     takes; or, where short ones run along the axes of a group, one number for each group."""
+    settings: Options
+    """Those in force at the call, and so at its gradient."""
+    block_numbers: int
+    """How many numbers of the computation `settings.block_bytes` are."""
 
     @property
     def symbolic(self) -> bool:
         """Whether sizes of x may be others when what is computed runs again: they are taken from the arrays then."""
         return self.groups.block == math.inf
-
-    @property
-    def block_numbers(self) -> int:
-        """How many numbers of the computation `block_bytes` are."""
-        bits: int = self.library.xp.finfo(self.dtype).bits
-        return current().block_bytes * 8 // bits
 
     def to_view(self, x: Array, dtype: Any = None) -> Array:
         """An array of the caller's shape in the view, and in this dtype."""
@@ -131,12 +129,13 @@ def plan_of(
     `dtype` is that of the moments, where it was asked for.
     """
     library = library_of(norm.names[0], arrays[0])
-    key = order = plan = None
+    settings, key, order, plan = TRACED, None, None, None
     if not library.traced():
+        settings = current()
         try:
             order = _order(library, arrays[0], out)
             result = dtype if out is None else out.dtype
-            key = _key(library, norm, options, arrays, eps, (order, result))
+            key = _key(library, norm, options, arrays, eps, (order, result, settings))
             plan = _plans.get(key)
         except (
             AttributeError,
@@ -147,7 +146,7 @@ def plan_of(
     if plan is None:
         every = zip((*norm.names, "beta", "moments.mean", "moments.var", "weights"), arrays, strict=True)
         named = {name: array for i, (name, array) in enumerate(every) if array is not None or i == 0}
-        plan = _plan(norm, options, named, eps, order, out, dtype)
+        plan = _plan(norm, options, named, eps, order, out, dtype, settings)
         if key is not None:
             if len(_plans) >= MOST_PLANS:
                 _plans.clear()
@@ -189,6 +188,7 @@ def _plan(
     order: tuple[int, ...] | None,
     out: Any,
     result: Any,
+    settings: Options,
 ) -> Plan:
     (name, x), *others = arrays.items()
     library = leading_library(**arrays)
@@ -229,7 +229,7 @@ def _plan(
         run = min(max(view.shape[last], 1), kernels.RUN) if last in view.axes else kernels.LEADING
         ones = library.xp.ones(run, dtype=dtype, device=library.device(x))
         groups = groups._replace(ones=ones)
-    limits = kernels.limits(library.xp, dtype)
+    limits, bits = kernels.limits(library.xp, dtype), library.xp.finfo(dtype).bits
 
     def short(name: str) -> bool:
         own = () if name not in arrays else library.sizes(arrays[name])
@@ -252,13 +252,15 @@ def _plan(
         of_x=x.dtype if is_floating(library, x.dtype) else None,
         limits=limits,
         tiny=eps < limits.eps,
-        nbytes=size * library.xp.finfo(dtype).bits / 8,
+        nbytes=size * bits / 8,
         gamma=gamma,
         beta=fits.get("beta"),
         stats=fits.get("moments.mean", Fit(stats, None)),
         given=given,
         weights=fits.get("weights"),
         short=(short("gamma"), short("beta")),
+        settings=settings,
+        block_numbers=settings.block_bytes * 8 // bits,
     )
 
 

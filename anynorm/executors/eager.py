@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from anynorm.calls import Call, Gradients, Normalized, Wanted
-from anynorm.calls.conditions import in_range, sums_had_room
+from anynorm.calls.conditions import sums_had_room
 from anynorm.executors import blocks, programs, whole
 from anynorm.kernels import Array, Standardized, Stats
 
@@ -107,9 +107,7 @@ def _of_arrays(call: Call, dy: Array, wanted: Wanted, of: Standardized | Stats |
         found = blocks.backward(call, dy, wanted, of) if blocks.supports(call, dy) else None
         if found is not None:
             return found
-        # to find them again replicas would sum again, and those that run programs do not
-        known = call.all_reduce is not None and call.stats is None and in_range(call.plan, of.var)
-        of = whole.standardize_by(call, of.astype(call.plan.library.xp, call.plan.dtype)) if known else None
+        of = whole.standardize_by(call, of)
     return whole.backward(call, dy, wanted, of)
 
 

@@ -5,7 +5,6 @@ autograd records, so that derivatives of any order are right.
 """
 
 import sys
-from functools import cache
 from typing import Any
 
 from anynorm.calls import Call, Wanted
@@ -15,13 +14,21 @@ from anynorm.kernels import Array, Stats
 
 
 def forward(call: Call, *, keep: bool) -> Normalized:
-    """`eager.forward`; as one node of the graph, where autograd records and nothing else traces or transforms."""
-    given, records = call.stats or (), call.plan.library.records
+    """`eager.forward`; as one node of the graph, where autograd records and nothing else transforms."""
+    given, library = call.stats or (), call.plan.library
     arrays = [each for each in (call.x, call.gamma, call.beta, *given) if each is not None]
-    if not records(arrays) or any(each is not None and each.requires_grad for each in given):
+    differentiated = any([each is not None and each.requires_grad for each in given])  # noqa: C419 - as Dynamo
+    if differentiated or _compiled(call) or not library.records(arrays):
         return eager.forward(_shared(call), keep=keep)
-    y, *stats = _node().apply(call.x, call.gamma, call.beta, call._replace(x=None, gamma=None, beta=None))
+    _make()
+    y, *stats = _nodes["normalize"].apply(call.x, call.gamma, call.beta, call._replace(x=None, gamma=None, beta=None))
     return Normalized(y, call.stats or Stats(*stats))
+
+
+def _compiled(call: Call) -> bool:
+    """Whether it is left to a compiler to differentiate the call: all but those that it adds up in a wide dtype."""
+    library, plain = call.plan.library, call.stats is None and call.weights is None and call.all_reduce is None
+    return library.traced() and not (plain and library.wide(call.x) is not None)
 
 
 def _shared(call: Call) -> Call:
@@ -36,11 +43,19 @@ def _shared(call: Call) -> Call:
     return call._replace(gamma=gamma, beta=beta)
 
 
-@cache
-def _node() -> Any:
-    """The `torch.autograd.Function`, made when it is first needed: PyTorch is not imported here."""
-    methods = {"forward": staticmethod(_forward), "backward": staticmethod(_backward)}
-    return type("Normalize", (sys.modules["torch"].autograd.Function,), methods)
+_nodes: dict[str, Any] = {}
+
+
+def _make() -> bool:
+    """Make the `torch.autograd.Function` when it is first needed: PyTorch is not imported here."""
+    if not _nodes:
+        methods = {"forward": staticmethod(_forward), "backward": staticmethod(_backward)}
+        _nodes["normalize"] = type("Normalize", (sys.modules["torch"].autograd.Function,), methods)
+    return True
+
+
+# as `torch.compiler.assume_constant_result` does: a compiler calls it, and does not follow it
+_make._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _forward(ctx: Any, x: Array, gamma: Array | None, beta: Array | None, bare: Call) -> tuple[Array | None, ...]:
@@ -73,6 +88,6 @@ def _backward(ctx: Any, dy: Array | None, *_: None) -> tuple[Array | None, ...]:
     x, gamma, beta, each, *stats = ctx.saved_tensors
     weights = None if each is None else ctx.call.weights._replace(each=each)
     call = ctx.call._replace(x=x, gamma=gamma, beta=beta, stats=Stats(*stats) if ctx.given else None, weights=weights)
-    recorded = sys.modules["torch"].is_grad_enabled()
+    recorded = sys.modules["torch"].is_grad_enabled() and not call.plan.library.traced()
     dy = call.plan.to_view(dy)
     return *eager.backward(call, dy, ctx.wanted, None if recorded else Stats(*stats)), None

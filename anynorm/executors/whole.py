@@ -1,5 +1,6 @@
 """The kernels on whole arrays."""
 
+import math
 from functools import partial
 from typing import Any
 
@@ -8,7 +9,7 @@ from anynorm.calls import Call, Plan, Wanted, compiled, weighed, weighted_sums
 from anynorm.calls.call import Gradients, Normalized
 from anynorm.calls.conditions import in_range, root, squares_in_range
 from anynorm.executors.parameters import near_power, parameter_gradients, run_of_ones
-from anynorm.kernels import NO_STATS, Array, Scale, Standardized, Stats, replicas, weighting
+from anynorm.kernels import NO_STATS, Array, Scale, Standardized, Stats, WideSums, replicas, weighting
 
 
 def forward(call: Call) -> Normalized:
@@ -40,8 +41,9 @@ def _gradients(wanted: Wanted, call: Call, dy: Array, of: Standardized | None) -
     elif of is None:
         of = standardize(call)
     xp = plan.library.xp
-    dy = plan.library.cast(dy, plan.dtype)
-    block, ones = plan.groups.block, run_of_ones(plan, dy)
+    wide = of.xhat is not None and of.xhat.dtype != plan.dtype
+    dy = xp.astype(dy, of.xhat.dtype) if wide else plan.library.cast(dy, plan.dtype)
+    block, ones = math.inf if wide else plan.groups.block, run_of_ones(plan, dy)
     if plan.inverse:
         dx = kernels.unscaled(xp, dy, call.gamma, of.rstd)
         parameters = parameter_gradients(plan, dx, of.xhat, wanted.parameters, block=block, ones=ones)
@@ -49,6 +51,8 @@ def _gradients(wanted: Wanted, call: Call, dy: Array, of: Standardized | None) -
     if of.padding is not None:
         dy = xp.where(of.padding != 0, xp.zeros_like(dy), dy)
     parameters = parameter_gradients(plan, dy, of.xhat, wanted.parameters, block=block, ones=ones)
+    if wide:
+        parameters = [None if each is None else xp.astype(each, plan.dtype) for each in parameters]
     if wanted.dtype is None:
         return None, *parameters
     if not plan.divides:
@@ -58,7 +62,8 @@ def _gradients(wanted: Wanted, call: Call, dy: Array, of: Standardized | None) -
         power = near_power(call, plan.library.constant(of.rstd))
     weighted, groups = weighted_sums(call), None
     if call.stats is None:
-        groups = plan.groups if weighted is None else weighted._replace(join=call.join)
+        plain = _wide_sums(plan) if wide else plan.groups
+        groups = plain if weighted is None else weighted._replace(join=call.join)
     how: dict[str, Any] = {"centred": plan.centred, "last": call.gamma_last, "power": power}
     dx = kernels.input_gradient(xp, dy, call.gamma, of, groups=groups, **how)
     return xp.astype(dx, wanted.dtype, copy=False), *parameters
@@ -99,12 +104,17 @@ def standardize(call: Call) -> Standardized:
         found: Standardized = library.differentiated(id(plan), *both, x)
         return found
     if weighted is None and not vacant and (wide := library.wide(x)) is not None:
-        return kernels.standardize_wide(xp, x, groups=plan.groups, eps=plan.eps, dtype=wide, **how)
+        how |= {"groups": _wide_sums(plan), "eps": plan.eps, "dtype": wide, "once": library.once}
+        return kernels.standardize_wide(xp, x, **how)
     if vacant or library.on_host(x):
         done = kernels.standardize(xp, x, groups=groups, eps=plan.addend, rstd_at_zero=rstd_at_zero, **how)
         if vacant or in_range(plan, done.stats.var):
             return done
     return kernels.standardize_scaled(xp, x, groups=groups, eps=plan.eps, subnormal=subnormal, **how)
+
+
+def _wide_sums(plan: Plan) -> WideSums:
+    return WideSums(plan.view.axes, plan.groups.divisor, math.inf)  # in one go, which is one loop to a compiler
 
 
 def _branching(plan: Plan, x: Array) -> Standardized:
@@ -125,11 +135,22 @@ def _derivative(plan: Plan, of: Standardized, dx: Array) -> Standardized:
     return kernels.derivative(plan.library.xp, dx, of, groups=plan.groups, centred=plan.centred)
 
 
-def standardize_by(call: Call, stats: Stats) -> Standardized:
-    """What x of one of several replicas is standardized to by the statistics of all, which are known."""
+def standardize_by(call: Call, stats: Stats) -> Standardized | None:
+    """What x was standardized to by its statistics, which are known; None where it is to be found again."""
     plan, weighted = call.plan, weighted_sums(call)
-    assert weighted is not None
-    xp, x = plan.library.xp, plan.library.cast(call.x, plan.dtype)
+    if call.stats is not None or call.x is None:
+        return None
+    xp = plan.library.xp
+    if weighted is None:
+        wide = plan.library.wide(call.x)
+        if wide is None or stats.var.dtype != wide:
+            return None
+        stats = stats._replace(mean_lo=None)  # a wide mean has all digits
+        return kernels.standardize_with(xp, xp.astype(call.x, wide), stats, eps=plan.eps, divides=plan.divides)
+    # to find them again replicas would sum again, and those that run programs do not
+    if call.all_reduce is None or not in_range(plan, stats.var):
+        return None
+    x, stats = plan.library.cast(call.x, plan.dtype), stats.astype(xp, plan.dtype)
     with plan.library.quiet():
         kept = weighting.without_padding(xp, x, weighted.weights)
         done = kernels.standardize_with(xp, kept, stats, eps=plan.addend, divides=plan.divides)

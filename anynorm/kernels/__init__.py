@@ -17,7 +17,7 @@ from anynorm.kernels.gradients import (
 )
 from anynorm.kernels.merging import PartStats, merge, merge_parts, weighted_mean
 from anynorm.kernels.ops import NEW, PURE, Array, Namespace, Ops, Outputs
-from anynorm.kernels.reductions import LEADING, RUN, Reduction, Sums, cut, total
+from anynorm.kernels.reductions import LEADING, RUN, Reduction, Sums, WideSums, cut, total
 from anynorm.kernels.scaling import (
     Limits,
     Scale,
@@ -74,6 +74,7 @@ __all__ = [
     "Standardized",
     "Stats",
     "Sums",
+    "WideSums",
     "affine",
     "by",
     "cotangent",

@@ -136,6 +136,15 @@ class Sums(NamedTuple):
         return sums / (self.divisor if self.number is None else self.number)
 
 
+class WideSums(Sums):
+    """The same of numbers whose dtype has digits to spare, also beside a large mean."""
+
+    __slots__ = ()
+
+    def anchor(self, xp: Namespace, g: Array) -> None:  # noqa: ARG002
+        """None."""
+
+
 def total(xp: Namespace, x: Array, *, axes: tuple[int, ...], block: float | None, ones: Array | None = None) -> Array:
     """The sum over `axes`, which stay with length 1; at most `block` numbers are added in one go.
 

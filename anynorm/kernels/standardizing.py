@@ -1,5 +1,6 @@
 """(x - mean) / sqrt(var + eps), times gamma, plus beta."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from anynorm.kernels.ops import PURE, Array, Namespace, Ops, Outputs
@@ -111,14 +112,28 @@ class Standardizer(NamedTuple):
 
 
 def standardize_wide(
-    xp: Namespace, x: Array, *, groups: WideReduction, eps: float, centred: bool, dtype: Any, divides: bool = True
+    xp: Namespace,
+    x: Array,
+    *,
+    groups: WideReduction,
+    eps: float,
+    centred: bool,
+    dtype: Any,
+    divides: bool = True,
+    once: Callable[[Array], Array] | None = None,
 ) -> Standardized:
-    """`standardize` for numbers of any size, by sums in a wide dtype, which the statistics are of."""
+    """`standardize` for numbers of any size, by sums in a wide dtype, which the statistics are of.
+
+    What there is for each group goes through `once`, if there is one, before it goes with its numbers.
+    """
     stats = wide_statistics(xp, xp.astype(x, dtype), groups=groups, centred=centred)
     if stats.mean is not None:
         stats = stats._replace(mean_lo=xp.zeros_like(stats.mean))
     rstd = inverse_root(xp, stats.var + eps, rstd_at_zero=1.0) if divides else xp.ones_like(stats.var)
-    return Standardized(by(xp, x, standardizer(xp, stats, rstd, x.dtype)), rstd, stats)
+    own = standardizer(xp, stats, rstd, x.dtype)
+    if once is not None:
+        own = Standardizer(*[each if each is None else once(each) for each in own])
+    return Standardized(by(xp, x, own), rstd, stats)
 
 
 def standardizer(xp: Namespace, stats: Stats, rstd: Array, dtype: Any) -> Standardizer:

@@ -22,6 +22,8 @@ class Candidate(NamedTuple):
     """All that is to be done but once; None if such a work is not for it."""
     engine: str = "auto"
     """Of `anynorm.options`."""
+    formula: str = ""
+    """The name of the candidate that is the formula typed by hand, run in the same way."""
 
 
 COPY = "copy"
@@ -34,27 +36,30 @@ def candidates(device: str, libraries: tuple[str, ...]) -> list[Candidate]:
     """Those on a device, of these libraries; the copy always is one."""
     home = "numpy" if device == "cpu" else "torch"
     found = [Candidate(COPY, home, _copy)]
-    for library in libraries:
-        if (device, library) != ("cpu", "torch"):
-            found.append(Candidate(formula_of(library), library, _FORMULA[library]))
+    compiled = ("torch.compile",) if device == "cpu" and "torch" in libraries else ()
+    for way in (*libraries, *compiled):
+        if (device, way) != ("cpu", "torch"):
+            found.append(Candidate(_formula_of(way), way.removesuffix(".compile"), _FORMULA[way]))
     if "torch" in libraries:
         found.append(Candidate(PEER, "torch", _native))
     for library in libraries:
         for engine in ENGINES.get((device, library), ("auto",)):
             name = f"anynorm, {_title(library)}" + ("" if engine == "auto" else f", {engine}")
-            found.append(Candidate(name, library, _jit(_anynorm) if library == "jax" else _eager, engine))
+            work, hand = _jit(_anynorm) if library == "jax" else _eager, _formula_of(library)
+            found.append(Candidate(name, library, work, engine, hand))
             if library == "torch":
-                found.append(Candidate(f"{name}, autograd", library, _recorded, engine))
+                found.append(Candidate(f"{name}, autograd", library, _recorded, engine, hand))
+    for way in compiled:
+        found.append(Candidate(f"anynorm, {way}", "torch", _torch_compile(_anynorm), formula=_formula_of(way)))
     return found
 
 
-def formula_of(library: str) -> str:
-    """The name of the candidate that is the formula typed by hand in a library."""
-    return f"formula, {_title(library)}"
+def _formula_of(way: str) -> str:
+    return f"formula, {_title(way)}"
 
 
-def _title(library: str) -> str:
-    return "jax.jit" if library == "jax" else TITLES[library]
+def _title(way: str) -> str:
+    return "jax.jit" if way == "jax" else TITLES.get(way, way)
 
 
 def _copy(work: Work, arrays: Arrays, device: Device) -> Run:
@@ -99,6 +104,17 @@ def _by_hand(library: str) -> Callable[[Work, Arrays, Device], Run]:
 def _formula_in_torch(work: Work, arrays: Arrays, device: Device) -> Run:
     del device
     return _torch_run(_formula(work, arrays, import_module("torch")), work, arrays)
+
+
+def _torch_compile(function_of: Callable[..., Function]) -> Callable[[Work, Arrays, Device], Run]:
+    """Under `torch.compile`; the gradient by autograd."""
+
+    def prepare(work: Work, arrays: Arrays, device: Device) -> Run:
+        del device
+        torch = import_module("torch")
+        return _torch_run(torch.compile(function_of(work, arrays, torch), dynamic=False), work, arrays)
+
+    return prepare
 
 
 def _native(work: Work, arrays: Arrays, device: Device) -> Run | None:
@@ -218,5 +234,6 @@ _FORMULA = {
     "numpy": _by_hand("numpy"),
     "torch": _formula_in_torch,
     "jax": _jit(_formula),
+    "torch.compile": _torch_compile(_formula),
     "cupy": _by_hand("cupy"),
 }

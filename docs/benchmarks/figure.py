@@ -7,7 +7,13 @@ from candidates import COPY, PEER
 from report import Report
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart: one for each library
-COLOURS = {"NumPy": "#0072b2", "PyTorch": "#d55e00", "jax.jit": "#009e73", "CuPy": "#cc79a7"}
+COLOURS = {
+    "NumPy": "#0072b2",
+    "PyTorch": "#d55e00",
+    "jax.jit": "#009e73",
+    "torch.compile": "#f0b040",
+    "CuPy": "#cc79a7",
+}
 TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
 
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 import formula
-from candidates import COPY, PEER, Candidate, formula_of
+from candidates import COPY, PEER, Candidate
 from devices import Device, Run
 from formula import Arrays
 from works import Work
@@ -93,7 +93,7 @@ def measure(work: Work, dtype: str, candidates: Sequence[Candidate], device: Dev
         low, _, high = statistics.quantiles(times, n=4, method="inclusive")
         outcome.quartiles_ms = (low * 1e3, high * 1e3)
         if runner.candidate.name != COPY:
-            hand = formula_of(runner.candidate.library)
+            hand = runner.candidate.formula
             outcome.to_peer = _ratio(times, samples[PEER]) if PEER in samples else None
             outcome.to_formula = _ratio(times, samples[hand]) if hand in samples else None
             outcome.bandwidth = traffic * _ratio(samples[COPY], times) if COPY in samples else None

@@ -11,7 +11,7 @@ from anynorm.calls import Call, Plan, ready
 from anynorm.calls.blocks import STRETCH, Block, within
 from anynorm.kernels import Array, Stats, Sums, weighting
 from anynorm.kernels.weighting import Weights
-from anynorm.settings import current, default_threads
+from anynorm.settings import default_threads
 
 T = TypeVar("T")
 SMALL = 2**16
@@ -35,11 +35,12 @@ def supports(call: Call, *beside: Array) -> bool:
     plan = call.plan
     if call.all_reduce is not None:  # replicas wait for each other
         return False
-    if plan.library.traced():  # by a compiler that cannot follow into the settings
+    if not plan.nbytes >= min(SMALL, plan.settings.block_bytes):
         return False
+    if plan.library.in_memory:
+        return True
     arrays = (call.x, call.gamma, call.beta, call.out, *(call.stats or ()), *beside)
-    large = plan.nbytes >= min(SMALL, current().block_bytes)
-    return large and plan.library.writable_in_blocks(*[array for array in arrays if array is not None])
+    return plan.library.writable_in_blocks(*[array for array in arrays if array is not None])
 
 
 class Workspace:
@@ -86,7 +87,7 @@ def shared(plan: Plan, made: int) -> int:
     """How many threads share a call; each makes so many numbers, all together less than twice `block_bytes`."""
     if not plan.library.blas_sums:
         return 1
-    return max(1, min(current().threads, int(plan.nbytes // SHARED), plan.block_numbers * 7 // 4 // max(made, 1)))
+    return max(1, min(plan.settings.threads, int(plan.nbytes // SHARED), plan.block_numbers * 7 // 4 // max(made, 1)))
 
 
 def tree_reduce(merge: Callable[[list[T]], T], each: Callable[[list[Block]], list[T]], parts: list[Block]) -> T:

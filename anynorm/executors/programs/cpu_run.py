@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from anynorm.arrays.checks import name_of
@@ -12,7 +13,6 @@ from anynorm.executors.programs.cpu import Kind, Program, programs
 from anynorm.executors.programs.trace import Access, Operand, TracedNamespace, TracedSums, Tracer, Written
 from anynorm.executors.threads import share
 from anynorm.kernels import Array
-from anynorm.settings import current
 
 SHARED = 2**20
 """A call of fewer bytes is run by one thread."""
@@ -126,14 +126,15 @@ def run(
 def _run_all(plan: Plan, ready: Ready, pieces: list[tuple[Any, ...]], given: list[int], last: list[int]) -> bool:
     """Run one program after another, each in its pieces; False where an array lies at an odd place."""
     library, totals, before = plan.library, list[Array](), list[int]()
-    threads = current().threads if plan.nbytes >= SHARED else 1
+    threads = plan.settings.threads if plan.nbytes >= SHARED else 1
+    run: Callable[..., Any] = map if threads == 1 else partial(share, threads=threads)
     for function, shape in zip(ready.functions, ready.partial, strict=True):
-        partial = None if shape is None else library.host_empty(shape, library.xp.float64)
-        arrays = (*given, *before, *(last if partial is None else [library.address(partial)]))
-        if max(share(lambda piece: function(*piece, *arrays), pieces, threads)):  # noqa: B023
+        own = None if shape is None else library.host_empty(shape, library.xp.float64)
+        arrays = (*given, *before, *(last if own is None else [library.address(own)]))
+        if any(run(lambda piece: function(*piece, *arrays), pieces)):  # noqa: B023
             return False
-        if partial is not None:
-            totals.append(library.xp.sum(partial, axis=0))
+        if own is not None:
+            totals.append(library.xp.sum(own, axis=0))
             before.append(library.address(totals[-1]))
     return True
 

@@ -32,7 +32,6 @@ from anynorm.executors.programs.stats import (
 )
 from anynorm.executors.programs.trace import TracedSums, Written
 from anynorm.kernels import NO_STATS, Array, GradientSums, Standardized, Stats, replicas, weighting
-from anynorm.settings import current
 
 SMALL = 2**20
 """A call of fewer bytes is no program, unless one is asked for."""
@@ -43,9 +42,9 @@ BRIEF = 2**13
 def supports(call: Call, *beside: Array) -> bool:
     """Whether a call, and what stands beside it, may be run by programs."""
     plan, library = call.plan, call.plan.library
-    if library.traced() or library.chunked:  # a compiler cannot follow into the settings
+    if library.traced() or library.chunked:
         return False
-    engine = current().engine
+    engine = plan.settings.engine
     if library.programs == "cuda":
         return engine != "arrays" and cuda_run.supports(call, [*_arrays(call), *beside])
     if engine == "arrays" or (engine == "auto" and not plan.nbytes >= SMALL) or not plan.nbytes > 0:
@@ -63,7 +62,7 @@ def supports(call: Call, *beside: Array) -> bool:
     if state.version is None or not plan.view.axes:
         return False
     arrays = [*_arrays(call), *beside]
-    if not library.writable_in_blocks(*arrays):
+    if not (library.in_memory or library.writable_in_blocks(*arrays)):
         return False
     # replicas add up no second time: what they begin they can end
     return call.all_reduce is None or all([cpu_run.reads(library, each) for each in arrays])  # noqa: C419
