@@ -5,7 +5,9 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 import tomllib
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from email import message_from_bytes
 from pathlib import Path
 from zipfile import ZipFile
@@ -21,16 +23,10 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # each process would compile ag
 nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "virtualenv"
 nox.options.error_on_missing_interpreters = True
-nox.options.sessions = [
-    *(f"tests({cell.id})" for cell in CELLS if "cuda" not in cell.tags),
-    "lint",
-    "typecheck",
-    "docs",
-    "package",
-    "minimums",
-    "mpi",
-    "demo",
-]
+nox.options.sessions = ["everything"]
+
+LONGEST = ("jax-cpu", "numpy-cpu", "fast-cpu", "torch-cpu", "minimums", "dask-cpu", "demo", "docs")
+"""What takes longest, so that nothing long begins last."""
 
 NAMES = ("executors/test_conformance", "executors/test_programs", "test_numerics", "test_all_reduce")
 COMPILED = [f"tests/{name}.py" for name in NAMES]
@@ -41,6 +37,33 @@ PARTS = [f"tests/{name}.py" for name in NAMES]
 """What the cells of MLX, ndonnx and other libraries run."""
 
 PROJECT = tomllib.loads(Path(__file__).with_name("pyproject.toml").read_text())
+
+
+@nox.session(venv_backend="none")
+def everything(session):
+    """All that needs no GPU: as many sessions at once as there are processors, each in one process."""
+    names = [f"tests({cell.id})" for cell in CELLS if "cuda" not in cell.tags]
+    names += ["lint", "typecheck", "docs", "package", "minimums", "mpi", "demo"]
+    names.sort(key=lambda name: next((i for i, each in enumerate(LONGEST) if each in name), len(LONGEST)))
+    env = os.environ | {"PYTEST_XDIST_AUTO_NUM_WORKERS": "0"}
+    failed = []
+
+    def run(name):
+        command = [sys.executable, "-m", "nox", "--session", name]
+        start = time.perf_counter()
+        done = subprocess.run(
+            command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+        )
+        return name, done, time.perf_counter() - start
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for each in as_completed([pool.submit(run, name) for name in names]):
+            name, done, seconds = each.result()
+            print(done.stdout, flush=True)
+            session.log(f"{name}: {'failed' if done.returncode else 'passed'} after {seconds:.0f} s")
+            failed += [name] * bool(done.returncode)
+    if failed:
+        session.error(f"these failed: {', '.join(failed)}")
 
 
 @nox.session
@@ -55,7 +78,7 @@ def tests(session, cell):
     whole["frameworks-cpu"] = ["tests/test_checkpoints.py"]
     whole |= {f"{name}-cpu": PARTS for name in ("mlx", "ndonnx", "others")}
     paths = session.posargs or whole.get(cell.id, ["tests"])
-    pytest(session, f"--cell={cell.id}", *paths, processes=2 if "cuda" not in cell.tags else os.cpu_count() // 2)
+    pytest(session, f"--cell={cell.id}", *paths)
 
 
 @nox.session
@@ -197,8 +220,8 @@ def bench(session):
     session.run(*python(session), "docs/benchmarks", *session.posargs)
 
 
-def pytest(session, *args, processes=2):
-    """In so many processes, with a thread each where a library would start one for every processor.
+def pytest(session, *args):
+    """In a process for each processor, with a thread each where a library would start one for every processor.
 
     JAX compiles each operation for each shape, numba each kind of call: what one of them has compiled the others read.
     """
@@ -206,7 +229,7 @@ def pytest(session, *args, processes=2):
         *python(session),
         "-m",
         "pytest",
-        f"--numprocesses={processes}",
+        "--numprocesses=auto",
         "--dist=worksteal",
         *args,
         env={

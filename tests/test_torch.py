@@ -175,7 +175,6 @@ def test_a_compiled_call_is_exact_at_every_magnitude(backend):
     assert (float(moments.mean[3]), float(moments.var[3])) == (np.float32(3.3), 0)
 
 
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own compiler does
 @pytest.mark.cells("torch-cpu")  # elsewhere the compiler differentiates, and does not take the mean of dy away first
 @pytest.mark.untracked
 @pytest.mark.parametrize("axis", [1, 0])
@@ -435,7 +434,6 @@ def test_an_empty_array_of_numpy_may_be_written_to(backend):
         anynorm.layer_norm(torch.zeros(2, 3), out=torch.zeros(1, 3).expand(2, 3))
 
 
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own compiler does
 def test_a_pullback_of_blocks_may_be_traced(backend):
     torch = backend.xp
     x, dy = torch.randn(2, 6000, 6, dtype=torch.float64, device=backend.device)
@@ -444,7 +442,6 @@ def test_a_pullback_of_blocks_may_be_traced(backend):
     torch.testing.assert_close(traced(dy), pullback(dy)[0])
 
 
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own compiler does
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # and this
 @pytest.mark.parametrize("in_place", [False, True])
 def test_sums_over_replicas_are_transformed_and_break_the_graph_of_a_compiler(backend, in_place):

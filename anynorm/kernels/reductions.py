@@ -141,7 +141,7 @@ class WideSums(Sums):
 
     __slots__ = ()
 
-    def anchor(self, xp: Namespace, g: Array) -> None:  # noqa: ARG002
+    def anchor(self, xp: Namespace, g: Array) -> None:
         """None."""
 
 

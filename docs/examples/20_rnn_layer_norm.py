@@ -24,9 +24,8 @@ import anynorm
 pixels, labels = load_digits(return_X_y=True)
 images = np.asarray(pixels, np.float32).reshape(-1, 16, 4) / 16
 rng = np.random.default_rng(0)
-wx = rng.standard_normal((4, 64), dtype=np.float32) / 2
-wh = rng.standard_normal((64, 64), dtype=np.float32) / 8
-wo = rng.standard_normal((64, 10), dtype=np.float32) / 8
+sizes = (4, 64), (64, 64), (64, 10)
+wx, wh, wo = (rng.standard_normal(size, dtype=np.float32) / size[0] ** 0.5 for size in sizes)
 gamma, beta = np.ones(64, np.float32), np.zeros(64, np.float32)
 
 # %%
@@ -52,8 +51,7 @@ def gradients(x: Any, digits: Any, wh: Any, norm: Any = normalized) -> Any:
     total, states = [h.T @ p / len(x), 0, 0, 0, 0], [p @ wo.T / len(x)]
     for x_t, before, pullback in reversed(tape):
         da, dgamma, dbeta = pullback(states[-1] * (1 - h**2))
-        step = 0, x_t.T @ da, before.T @ da, dgamma, dbeta
-        total = [sum(pair) for pair in zip(total, step)]
+        total = [sum(pair) for pair in zip(total, (0, x_t.T @ da, before.T @ da, dgamma, dbeta))]
         states.append(da @ wh.T)
         h = before
     return logits, total, states
@@ -63,14 +61,13 @@ def gradients(x: Any, digits: Any, wh: Any, norm: Any = normalized) -> Any:
 # The check: PyTorch's autograd through the same cell with PyTorch's own layer norm.
 
 params = {"wo": wo, "wx": wx, "wh": wh, "gamma": gamma, "beta": beta}
-x, digits = images[:64], labels[:64]
 copy = {name: torch.tensor(each, requires_grad=True) for name, each in params.items()}
 h = torch.zeros(64, 64)
+x, digits = images[:64], labels[:64]
 for step in torch.tensor(x).unbind(dim=1):
     a = step @ copy["wx"] + h @ copy["wh"]
     h = torch.tanh(functional.layer_norm(a, (64,), copy["gamma"], copy["beta"]))
-torch_loss = functional.cross_entropy(h @ copy["wo"], torch.tensor(digits))
-by_torch = torch.autograd.grad(torch_loss, list(copy.values()))
+by_torch = torch.autograd.grad(functional.cross_entropy(h @ copy["wo"], torch.tensor(digits)), list(copy.values()))
 for name, d, torch_d in zip(params, gradients(x, digits, wh)[1], by_torch):
     error = np.abs(d - torch_d.numpy()).max() / np.abs(d).max()
     print(f"{name:5}  largest difference {error:.0e} of the largest gradient")
@@ -85,21 +82,19 @@ for _ in range(200):
     for array, d in zip(params.values(), found):
         array -= 0.3 * d
 logits, _, _ = gradients(images[1347:], labels[1347:], wh)
-accuracy = np.mean(logits.argmax(axis=1) == labels[1347:])
-print(f"accuracy on images that training has not seen: {accuracy:.1%}")
+print(f"accuracy on images that training has not seen: {np.mean(logits.argmax(axis=1) == labels[1347:]):.1%}")
 
 # %%
 # The size of the state's gradient after so many steps back, with the recurrent weights as they are now, half as large
 # and twice as large. Without a norm, the gradient vanishes or grows with the weights. With layer norm it does so much
 # less. (The state before the first step is left out: it is not part of the network.)
 
-figure, place = plt.subplots(figsize=(6.5, 3.6), layout="constrained")
+place = plt.subplots(figsize=(6.5, 3.6), layout="constrained")[1]
 for color, scale in zip(("C0", "C1", "C2"), (0.5, 1.0, 2.0)):
-    for name, style in (("layer norm", "-"), ("no norm", ":")):
-        norm = normalized if style == "-" else lambda a: (a, lambda dy: (dy, 0, 0))
+    for name, style, norm in (("layer norm", "-", normalized), ("no norm", ":", lambda a: (a, lambda dy: (dy, 0, 0)))):
         states = gradients(x, digits, np.float32(scale) * wh, norm)[2]
-        sizes = [np.linalg.norm(d) for d in states[:-1]]
-        place.semilogy(sizes, style, color=color, label=f"{name}, weights x {scale}")
+        lengths = [np.linalg.norm(d) for d in states[:-1]]
+        place.semilogy(lengths, style, color=color, label=f"{name}, weights x {scale}")
 place.set(xlabel="steps back", ylabel="size of the gradient of h")
 place.legend(fontsize=8)
 plt.show()

@@ -22,8 +22,7 @@ import anynorm
 torch.manual_seed(0)
 torch.set_num_threads(1)
 pixels, digits = load_digits(return_X_y=True)  # 1797 of them, written by hand
-images = torch.tensor(pixels / 16, dtype=torch.float32).reshape(-1, 1, 8, 8)
-labels = torch.tensor(digits)
+images, labels = torch.tensor(pixels / 16, dtype=torch.float32).reshape(-1, 1, 8, 8), torch.tensor(digits)
 
 conv2, norm2 = nn.Conv2d(32, 32, 3, padding=1), nn.BatchNorm2d(32)
 model = nn.Sequential(

@@ -26,9 +26,7 @@ def test_a_large_array_needs_little_more_than_its_result(dtype):
 
 
 @pytest.mark.cells("numpy")
-@pytest.mark.parametrize(
-    ("dtype", "mean", "offset"), [("float16", 0, 0), ("float16", 3, 3), ("float32", 0, 3), ("float32", 3, 0)]
-)
+@pytest.mark.parametrize(("dtype", "mean", "offset"), [("float16", 3, 3), ("float32", 3, 0)])
 @measured
 def test_a_large_gradient_needs_little_more_than_itself(dtype, mean, offset):
     rng = np.random.default_rng(3)
