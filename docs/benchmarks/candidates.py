@@ -39,7 +39,8 @@ def candidates(device: str, libraries: tuple[str, ...]) -> list[Candidate]:
     compiled = ("torch.compile",) if device == "cpu" and "torch" in libraries else ()
     for way in (*libraries, *compiled):
         if (device, way) != ("cpu", "torch"):
-            found.append(Candidate(_formula_of(way), way.removesuffix(".compile"), _FORMULA[way]))
+            name = _formula_of(way)
+            found.append(Candidate(name, way.removesuffix(".compile"), _FORMULA[way], formula=name))
     if "torch" in libraries:
         found.append(Candidate(PEER, "torch", _native))
     for library in libraries:
