@@ -136,7 +136,7 @@ class Scale(NamedTuple):
 
     def undo_rstd(self, xp: Namespace, rstd: Array) -> Array:
         """1 / sqrt(var + eps), from that of x * unit, as far as the dtype holds it."""
-        return xp.minimum(rstd * self.unit, xp.ones_like(rstd) * float(xp.finfo(rstd.dtype).max))
+        return at_most_largest(xp, rstd * self.unit)
 
 
 def scale_of(xp: Namespace, bottom: Array, top: Array, *, eps: float, centred: bool) -> Scale:
@@ -182,8 +182,13 @@ def scale_for(xp: Namespace, sizes: list[Array], one: Array, *, eps: float) -> S
         unit = xp.where(beyond, one * factor, unit)
         scaled_eps = xp.where(beyond, one * (eps * factor * factor), scaled_eps)
     # where eps itself is lost beside the numbers, it is still the variance, as far as its inverse root is in range
-    rstd_at_zero = xp.minimum(1 / unit / (math.sqrt(eps) or 1.0), one * float(xp.finfo(one.dtype).max))
-    return Scale(unit, scaled_eps, rstd_at_zero, None)
+    return Scale(unit, scaled_eps, at_most_largest(xp, 1 / unit / (math.sqrt(eps) or 1.0)), None)
+
+
+def at_most_largest(xp: Namespace, x: Array) -> Array:
+    """x, or the largest number of its dtype where it is infinite."""
+    half = float(xp.finfo(x.dtype).max) / 2  # NumPy 1 takes the largest float32 itself for a float64
+    return xp.minimum(x, xp.ones_like(x) * half * 2)
 
 
 def limits(xp: Namespace, dtype: Any) -> Limits:

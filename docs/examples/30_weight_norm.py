@@ -77,7 +77,7 @@ def train(layers: list[anynorm.WeightNorm[np.ndarray]]) -> tuple[list[float], fl
 # %%
 # Without the fit, the numbers vanish from layer to layer, and in 120 steps the network learns nothing.
 
-_, place = plt.subplots(figsize=(6, 3.2), layout="constrained")
+figure, place = plt.subplots(figsize=(6, 3.2), layout="constrained")
 for name, layers in (("fitted to data", fitted), ("as drawn", [*map(anynorm.WeightNorm.from_weight, directions)])):
     losses, accuracy = train(layers)
     place.semilogy(losses, label=f"{name}: test accuracy {accuracy:.1%}")
