@@ -57,6 +57,12 @@ class NumpyLibrary(Library, name="numpy"):
     def device(self, x: Array) -> Any:
         return None
 
+    def empty(self, shape: Any, like: Array, dtype: Any) -> Array:
+        return np.empty(shape, dtype)
+
+    def zeros(self, shape: Any, like: Array, dtype: Any) -> Array:
+        return np.zeros(shape, dtype)
+
     def number(self, value: float, dtype: Any, like: Array) -> Array:
         return np.asarray(value, dtype=dtype)
 

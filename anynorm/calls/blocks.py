@@ -3,7 +3,6 @@
 import math
 from functools import lru_cache
 from itertools import product
-from typing import NamedTuple
 
 from anynorm.kernels import Array
 
@@ -19,21 +18,12 @@ STRETCH = 4
 """How much larger a block may be, if it then holds whole groups."""
 
 
-class Blocks(NamedTuple):
-    """A grid of blocks."""
-
-    groups: list[Block]
-    """The parts of the array that hold groups of their own."""
-    parts: list[Block]
-    """The parts that each of these is divided into, one after another; only one, if groups are whole."""
-
-
 @lru_cache(maxsize=256)
-def blocks(shape: tuple[int, ...], axes: tuple[int, ...], most: int, largest: int, even: int = 1) -> Blocks:
+def blocks(shape: tuple[int, ...], axes: tuple[int, ...], most: int, largest: int, even: int = 1) -> list[list[Block]]:
     """Blocks of at most `most` numbers of an array that is averaged over `axes`, a multiple of `even` along an axis.
 
-    If it can be, they hold whole groups, and then up to `largest`; else they lie in memory in one piece each, or
-    in long runs, and groups are spread over them.
+    Those that hold the same groups come together. If it can be, a block holds whole groups, and then up to `largest`;
+    else blocks lie in memory in one piece each, or in long runs, and groups are spread over them.
     """
     kept = [axis for axis in range(len(shape)) if axis not in axes]
     steps = _steps(shape, kept, most, even)
@@ -43,20 +33,24 @@ def blocks(shape: tuple[int, ...], axes: tuple[int, ...], most: int, largest: in
         )
         steps = [n if axis in axes else step for axis, (n, step) in enumerate(zip(shape, few, strict=True))]
         steps = _steps(tuple(steps), list(range(len(shape))), most, even)
-    whole, rest = list(shape), list(shape)
-    for axis in range(len(shape)):
-        (rest if axis in axes else whole)[axis] = steps[axis]
-    return Blocks(_grid(shape, whole), _grid(shape, rest))
-
-
-def both(one: Block, other: Block) -> Block:
-    """The part that two blocks share, of which one at most divides each axis."""
-    return tuple(a if b.start == 0 and a.stop - a.start < b.stop else b for a, b in zip(one, other, strict=True))
+    runs = [[slice(i, min(i + step, n)) for i in range(0, n, step)] for n, step in zip(shape, steps, strict=True)]
+    groups = product(*([WHOLE] if axis in axes else each for axis, each in enumerate(runs)))
+    return [
+        list(product(*(runs[axis] if each == WHOLE else [each] for axis, each in enumerate(group)))) for group in groups
+    ]
 
 
 def within(array: Array, block: Block) -> Block:
     """Where in an array that broadcasts to the whole a block is."""
     return tuple([WHOLE if n == 1 else each for n, each in zip(array.shape, block, strict=True)])
+
+
+def cut(block: Block, *arrays: Array | None) -> list[Array | None]:
+    """The parts of arrays that broadcast to the whole which go with a block."""
+    return [
+        None if x is None else x[tuple([WHOLE if n == 1 else each for n, each in zip(x.shape, block, strict=True)])]
+        for x in arrays
+    ]
 
 
 def _steps(shape: tuple[int, ...], axes: list[int], most: int, even: int) -> list[int]:
@@ -83,8 +77,3 @@ def _run(shape: tuple[int, ...], steps: list[int]) -> int:
         if step < n:
             break
     return run
-
-
-def _grid(shape: tuple[int, ...], steps: list[int]) -> list[Block]:
-    runs = ([slice(i, min(i + step, n)) for i in range(0, n, step)] for n, step in zip(shape, steps, strict=True))
-    return list(product(*runs))

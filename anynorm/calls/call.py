@@ -3,9 +3,9 @@
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
-from anynorm.calls.blocks import Block
+from anynorm.calls.blocks import Block, cut
 from anynorm.calls.plan import Plan
-from anynorm.kernels import Array, Stats, one_per_group
+from anynorm.kernels import Array, Stats
 from anynorm.kernels.replicas import joining
 from anynorm.kernels.weighting import Join, Weights
 
@@ -33,13 +33,25 @@ class Call(NamedTuple):
     @property
     def gamma_last(self) -> bool:
         """Whether gamma is one number for each group, in all replicas: a gradient is multiplied by it last."""
-        one = one_per_group(self.gamma, self.plan.view.axes)
-        return one and (self.all_reduce is None or self.plan.short[0])  # where one sample is here, others may have more
+        plan = self.plan
+        return plan.gamma_last and (self.all_reduce is None or plan.short[0])  # other replicas may have more samples
 
     @property
     def reads_x(self) -> bool:
         """Whether the gradient of x depends on x itself; where it is only centred, padding alone is looked for."""
         return self.stats is None and (self.plan.divides or self.weights is not None)
+
+    def within(self, block: Block) -> "Call":
+        """The same in a block of the view: x, and what goes with that part of it."""
+        stats, weights = self.stats, self.weights
+        x, gamma, beta = cut(block, self.x, self.gamma, self.beta)
+        return self._replace(
+            x=x,
+            gamma=gamma,
+            beta=beta,
+            stats=stats and Stats(*cut(block, *stats)),
+            weights=weights and Weights(*cut(block, *weights[:3])),
+        )
 
     def statistic(self, value: Array) -> Array:
         """A mean, a variance or a norm beside the view, of the shape that the caller sees, as a constant."""

@@ -3,6 +3,7 @@
 import math
 
 from anynorm import kernels
+from anynorm.calls.call import Call
 from anynorm.calls.plan import Plan
 from anynorm.kernels import Array, Scale, Stats
 
@@ -15,6 +16,15 @@ def root(plan: Plan, stats: Stats, scale: Scale | None = None) -> Array | None:
     if scale is not None:
         return kernels.inverse_root(xp, stats.var + scale.eps, rstd_at_zero=scale.rstd_at_zero)
     return kernels.inverse_root(xp, stats.var + plan.addend, rstd_at_zero=1.0 if plan.tiny else None)
+
+
+def near_power(call: Call, rstd: Array) -> Array | None:
+    """The `power` of `kernels.input_gradient`; sums of what it makes do not overflow."""
+    if call.gamma is None or call.gamma_last:
+        return None
+    xp, limits = call.plan.library.xp, call.plan.limits
+    power = kernels.power_of_two(xp, rstd)
+    return xp.minimum(power, xp.ones_like(power) * (limits.step * limits.further))
 
 
 def within_spread(plan: Plan, mean: Array, var: Array) -> bool:

@@ -79,6 +79,12 @@ class Layout(NamedTuple):
         return self.view(shape)
 
 
+SHORT = 32
+"""Groups in runs of fewer numbers are interleaved."""
+ROWS = 16
+"""Beside so many rows, what there is for each group is small."""
+
+
 class View(NamedTuple):
     """The shape in which an array is computed, once axes that are treated alike have become one."""
 
@@ -90,6 +96,17 @@ class View(NamedTuple):
     merged: bool = False
     order: tuple[int, ...] = ()
     """All axes as they come in the runs; none where that is their own order."""
+
+    @property
+    def interleaved(self) -> bool:
+        """Whether groups lie in memory in short runs, and many of them, among those of others.
+
+        So they do in group norm with channels last, and in batch norm of few places.
+        """
+        axes, shape, last = self.axes, self.shape, len(self.shape) - 1
+        if len(axes) < 2 or axes[-1] != last or axes[-2] == last - 1 or not shape[last] < SHORT:
+            return False
+        return math.prod([shape[axis] for axis in axes[:-1]]) >= ROWS
 
     def of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """What becomes of a shape that broadcasts to the array's."""

@@ -61,6 +61,13 @@ class Plan(NamedTuple):
     short: tuple[bool, bool]
     """Whether gamma and beta are the same for all replicas: one number for each channel, and no more axes than that
     takes; or, where short ones run along the axes of a group, one number for each group."""
+    interleaved: bool
+    """Whether groups lie in memory in short runs among those of others, and blocks add up rows of all of them first."""
+    adds_products: bool
+    """Whether blocks add products as they make them, so that these take no memory: of groups that are rows in memory.
+    """
+    gamma_last: bool
+    """Whether gamma is one number for each group."""
     settings: Options
     """Those in force at the call, and so at its gradient."""
     block_numbers: int
@@ -223,12 +230,9 @@ def _plan(
     groups = Sums(view.axes, divisor, library.block if number is None else library.eager_block, number=number)
     if symbolic:
         groups = groups._replace(block=math.inf, number=None)
-    elif library.blas_sums and view.axes:
-        last = len(view.shape) - 1
-        # weights may have one number where x has none
-        run = min(max(view.shape[last], 1), kernels.RUN) if last in view.axes else kernels.LEADING
-        ones = library.xp.ones(run, dtype=dtype, device=library.device(x))
-        groups = groups._replace(ones=ones)
+    elif library.blas_sums:
+        run = max(min(view.shape[-1], kernels.RUN), kernels.LEADING)
+        groups = groups._replace(ones=library.xp.ones(run, dtype=dtype, device=library.device(x)))
     limits, bits = kernels.limits(library.xp, dtype), library.xp.finfo(dtype).bits
 
     def short(name: str) -> bool:
@@ -259,6 +263,9 @@ def _plan(
         given=given,
         weights=fits.get("weights"),
         short=(short("gamma"), short("beta")),
+        interleaved=view.interleaved,
+        adds_products=library.blas_sums and view.axes[-1:] == (len(view.shape) - 1,) and not view.interleaved,
+        gamma_last=gamma is not None and all([gamma.shape[axis] == 1 for axis in view.axes]),  # noqa: C419 - as Dynamo
         settings=settings,
         block_numbers=settings.block_bytes * 8 // bits,
     )

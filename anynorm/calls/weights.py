@@ -8,7 +8,7 @@ from typing import Any
 from anynorm import kernels
 from anynorm.arrays import counts
 from anynorm.arrays.library import Library
-from anynorm.calls.blocks import blocks, both, within
+from anynorm.calls.blocks import blocks, within
 from anynorm.calls.call import Call
 from anynorm.calls.plan import Plan
 from anynorm.kernels import Array, Namespace, Sums
@@ -72,12 +72,10 @@ def _of_groups(
     most = plan.block_numbers // 4
     if math.prod(shape) <= most:
         return taken(weights, unit)
-    grid = blocks(shape, groups.axes, max(1, most), max(1, most))
     every = plan.library.empty(tuple(1 if axis in groups.axes else n for axis, n in enumerate(shape)), weights, dtype)
-    for group in grid.groups:
-        parts = [both(group, part) for part in grid.parts]
+    for parts in blocks(shape, groups.axes, max(1, most), max(1, most)):
         found = [taken(weights[part], None if unit is None else unit[within(unit, part)]) for part in parts]
-        every[within(every, group)] = take(Sums((0,), 1.0, groups.block), xp, xp.stack(found, axis=0))[0, ...]
+        every[within(every, parts[0])] = take(Sums((0,), 1.0, groups.block), xp, xp.stack(found, axis=0))[0, ...]
     return every
 
 

@@ -7,8 +7,7 @@ from typing import Any
 from anynorm import kernels
 from anynorm.calls import Call, Plan, Wanted, compiled, weighed, weighted_sums
 from anynorm.calls.call import Gradients, Normalized
-from anynorm.calls.conditions import in_range, root, squares_in_range
-from anynorm.executors.parameters import near_power, parameter_gradients, run_of_ones
+from anynorm.calls.conditions import in_range, near_power, root, squares_in_range
 from anynorm.kernels import NO_STATS, Array, Scale, Standardized, Stats, WideSums, replicas, weighting
 
 
@@ -43,14 +42,14 @@ def _gradients(wanted: Wanted, call: Call, dy: Array, of: Standardized | None) -
     xp = plan.library.xp
     wide = of.xhat is not None and of.xhat.dtype != plan.dtype
     dy = xp.astype(dy, of.xhat.dtype) if wide else plan.library.cast(dy, plan.dtype)
-    block, ones = math.inf if wide else plan.groups.block, run_of_ones(plan, dy)
+    sums: dict[str, Any] = {"block": math.inf if wide else plan.groups.block, "ones": plan.groups.ones}
     if plan.inverse:
         dx = kernels.unscaled(xp, dy, call.gamma, of.rstd)
-        parameters = parameter_gradients(plan, dx, of.xhat, wanted.parameters, block=block, ones=ones)
+        parameters = kernels.parameter_gradients(xp, dx, of.xhat, wanted.parameters, **sums)
         return None if wanted.dtype is None else xp.astype(dx, wanted.dtype, copy=False), *parameters
     if of.padding is not None:
         dy = xp.where(of.padding != 0, xp.zeros_like(dy), dy)
-    parameters = parameter_gradients(plan, dy, of.xhat, wanted.parameters, block=block, ones=ones)
+    parameters = kernels.parameter_gradients(xp, dy, of.xhat, wanted.parameters, **sums)
     if wide:
         parameters = [None if each is None else xp.astype(each, plan.dtype) for each in parameters]
     if wanted.dtype is None:

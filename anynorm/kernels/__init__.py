@@ -13,7 +13,7 @@ from anynorm.kernels.gradients import (
     input_gradient_wide,
     merge_gradient_sums,
     one_per_group,
-    parameter_gradient,
+    parameter_gradients,
 )
 from anynorm.kernels.merging import PartStats, merge, merge_parts, weighted_mean
 from anynorm.kernels.ops import NEW, PURE, Array, Namespace, Ops, Outputs
@@ -94,7 +94,7 @@ __all__ = [
     "merge_gradient_sums",
     "merge_parts",
     "one_per_group",
-    "parameter_gradient",
+    "parameter_gradients",
     "power_of_two",
     "recast",
     "renormalized",

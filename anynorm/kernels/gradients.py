@@ -1,5 +1,6 @@
 """The gradients of x, gamma and beta."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from anynorm.kernels.ops import NEW, PURE, Array, Namespace, Ops, Outputs
@@ -193,18 +194,28 @@ def input_gradient_by_sums(
     return scaled(xp, g, gamma, rstd, places=places._replace(product=PURE), exact=exact)
 
 
-def parameter_gradient(
+def parameter_gradients(
     xp: Namespace,
     dy: Array,
-    factor: Array | None,
-    shape: tuple[int, ...],
+    xhat: Array,
+    shapes: Sequence[tuple[int, ...] | None],
     *,
     block: float | None,
     ones: Array | None = None,
     ops: Ops = PURE,
-) -> Array:
-    """The gradient of a parameter of this shape: the sum of dy * factor over the axes that it was broadcast along."""
-    groups = Sums(tuple(axis for axis, n in enumerate(shape) if n == 1), 1.0, block, ones)
-    if not groups.axes:
-        return dy * (1.0 if factor is None else factor)  # never the caller's own array
-    return groups.mean(xp, dy) if factor is None else groups.mean_product(xp, dy, factor, ops=ops)
+) -> list[Array | None]:
+    """The gradients of gamma, or of gamma and beta, of these shapes; None for None.
+
+    They are the sums of dy * xhat and of dy over the axes that the parameter was broadcast along.
+    """
+    found: list[Array | None] = []
+    for shape, factor in zip(shapes, (xhat, None), strict=False):
+        if shape is None:
+            found.append(None)
+            continue
+        groups = Sums(tuple(axis for axis, n in enumerate(shape) if n == 1), 1.0, block, ones)
+        if not groups.axes:
+            found.append(dy * (1.0 if factor is None else factor))  # never the caller's own array
+        else:
+            found.append(groups.mean(xp, dy) if factor is None else groups.mean_product(xp, dy, factor, ops=ops))
+    return found

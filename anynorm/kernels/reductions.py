@@ -61,7 +61,7 @@ class Sums(NamedTuple):
     """The longest run of elements added in one go, or None where the array library adds any along one axis exactly;
     infinite where it adds all, as sizes are not numbers."""
     ones: Array | None = None
-    """A run of ones, where the library adds fastest by multiplying with them."""
+    """A run of ones, where the library adds fastest by multiplying with them: `LEADING` of them at least."""
     number: Array | None = None
     """The divisor as an array, where the library divides faster by one."""
     interleaved: bool = False
@@ -114,8 +114,8 @@ class Sums(NamedTuple):
             rows = total(xp, x, axes=self.axes[:-1], block=self.block)
             sums = xp.sum(rows, axis=-1, keepdims=True)
             return sums + xp.zeros_like(rows) if self.repeated else sums
-        if self.ones is not None and self.axes == (x.ndim - 1,) and self.ones.shape[0] == x.shape[-1]:
-            return _dot(xp, x, self.ones)
+        if self.ones is not None and self.axes == (x.ndim - 1,) and x.shape[-1] <= self.ones.shape[0]:
+            return xp.vecdot(x, self.ones[: x.shape[-1]])[..., None]
         return total(xp, x, axes=self.axes, block=self.block, ones=self.ones)
 
     def total_product(self, xp: Namespace, x: Array, other: Array, *, ops: Ops = PURE) -> Array:

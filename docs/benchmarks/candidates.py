@@ -113,6 +113,8 @@ def _torch_compile(function_of: Callable[..., Function]) -> Callable[[Work, Arra
     def prepare(work: Work, arrays: Arrays, device: Device) -> Run:
         del device
         torch = import_module("torch")
+        # PyTorch counts all works as one function, of which it compiles eight and runs the others as they are
+        import_module("torch._dynamo.config").recompile_limit = 1000
         return _torch_run(torch.compile(function_of(work, arrays, torch), dynamic=False), work, arrays)
 
     return prepare

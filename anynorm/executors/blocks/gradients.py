@@ -8,28 +8,15 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 from anynorm import kernels
-from anynorm.arrays.recognize import library_of
+from anynorm.arrays.library import Library
 from anynorm.calls import Call, Wanted
-from anynorm.calls.blocks import Block, blocks, both, within
+from anynorm.calls.blocks import Block, cut, within
 from anynorm.calls.call import Gradients
-from anynorm.calls.conditions import exact_product, in_range, root
+from anynorm.calls.conditions import exact_product, in_range, near_power, root
 from anynorm.calls.weights import weighed
-from anynorm.executors.blocks.parts import (
-    Workspace,
-    cut,
-    groups_of,
-    numbers,
-    repeated,
-    shared,
-    single,
-    stats_within,
-    trailing,
-    tree_reduce,
-    weights_within,
-)
-from anynorm.executors.parameters import near_power, parameter_gradients, run_of_ones
+from anynorm.executors.blocks.parts import Workspace, divide, part_weights, repeated, single, tree_reduce
 from anynorm.executors.threads import share
-from anynorm.kernels import PURE, Array, GradientSums, Outputs, Reduction, Standardized, Stats, weighting
+from anynorm.kernels import NO_STATS, PURE, Array, GradientSums, Outputs, Standardized, Stats, weighting
 from anynorm.kernels.weighting import WeightedSums
 
 Parameters = list[Array | None]
@@ -46,51 +33,48 @@ WEIGHTED = 8
 
 def backward(call: Call, dy: Array, wanted: Wanted, stats: Stats) -> Gradients | None:
     """The gradients; None where the statistics are out of range."""
-    call, plan = weighed(call), call.plan
+    call, plan, library, given = weighed(call), call.plan, call.plan.library, call.stats is not None
     if not in_range(plan, stats.var):
         return None
-    stats, library = stats.astype(plan.library.xp, plan.dtype), plan.library
+    stats = stats.astype(library.xp, plan.dtype)
     with library.quiet():
         rstd, gamma = root(plan, stats), call.gamma
-        power = None if call.stats is not None else near_power(call, rstd)
+        power = None if given else near_power(call, rstd)
         exact = gamma is not None and exact_product(plan, rstd if power is None else power, library.extent(gamma))
-    dx = None if wanted.dtype is None else plan.library.empty(plan.view.shape, dy, wanted.dtype)
-    totals = [None if shape is None else _Total(shape, dy, plan.dtype) for shape in wanted.parameters]
+    dx = None if wanted.dtype is None else library.empty(plan.view.shape, dy, wanted.dtype)
+    totals = [None if shape is None else _Total(library, shape, dy, plan.dtype) for shape in wanted.parameters]
     # products with xhat need a place of their own; else they take none, or that of the result
-    apart = dx is None or call.weights is not None or plan.inverse or not (library.blas_sums and trailing(plan))
+    apart = dx is None or plan.inverse or not (plan.adds_products and call.weights is None)
     # a block of dy is copied first where it has another dtype, or its rows are not rows in memory
     copies = not (library.adds(dy, plan.dtype) and library.in_rows(dy))
     casts = dx is not None and dx.dtype != plan.dtype
     copied = copies + (call.x is not None and not library.adds(call.x, plan.dtype))
     arrays, made = (1, 1 + apart + casts + copied) if call.weights is None else (WEIGHTED, WEIGHTED)
-    beside = 2 * sum(math.prod(shape) for shape in wanted.parameters if shape is not None)
-    averaged = () if call.stats is not None else plan.view.axes
-    grid = blocks(plan.view.shape, averaged, *numbers(plan, arrays, made=made, beside=beside))
-    largest = max(1, math.prod([each.stop - each.start for each in both(grid.groups[0], grid.parts[0])]))
-    workspace, threads = Workspace(largest, dy, plan.dtype), shared(plan, made * largest + beside)
-    places = (apart, casts, copies)
-    run = _Run(call, dy, wanted, stats, rstd, power, exact, run_of_ones(plan, dy), dx, workspace, *places)
-    many = len(grid.groups) >= threads
+    terms = 2 * sum(math.prod(shape) for shape in wanted.parameters if shape is not None)
+    division = divide(plan, () if given else plan.view.axes, arrays, made=made, beside=terms)
+    workspace = Workspace(division.numbers, plan, dy)
+    beside: tuple[Any, ...] = (call.gamma, call.beta, rstd, power, *stats)
+    if plan.interleaved:
+        beside = repeated(plan, beside, dy)
+    gamma, beta, rstd, power, *every = beside
+    known = call._replace(gamma=gamma, beta=beta, stats=Stats(*every))
+    own = _Places(apart, casts, copies)
+    run = _Run(known, given, plan.gamma_last, dy, wanted, rstd, power, exact, dx, workspace, own)
 
-    def work(group: Block) -> list[tuple[Block, Parameters]]:
-        parts = [both(group, part) for part in grid.parts]
-        return list(zip(parts, run.groups(parts, 1 if many else threads), strict=True))
+    def work(parts: list[Block]) -> list[tuple[Block, Parameters]]:
+        return list(zip(parts, run.groups(parts, division.inner), strict=True))
 
-    waiting = sum(math.prod(shape) for shape in wanted.within(grid.groups[0]) if shape is not None)
-    some = max(threads, PENDING // max(waiting, 1))
-
-    def add(groups: list[Block]) -> None:
-        """The gradients of parameters; what is added is let go of before the next."""
-        for block, parameters in chain.from_iterable(
-            share(work, groups, threads if many else 1, library.block_by_block)
-        ):
-            for total, each in zip(totals, parameters, strict=True):
-                if total is not None:
-                    total.add(block, each)
-
+    parts = division.blocks[0]
+    waiting = len(parts) * sum(math.prod(shape) for shape in wanted.within(parts[0]) if shape is not None)
+    some = max(division.outer, division.inner, PENDING // max(waiting, 1))
     with library.block_by_block():
-        for i in range(0, len(grid.groups), some):
-            add(grid.groups[i : i + some])
+        for i in range(0, len(division.blocks), some):  # what is added is let go of before the next
+            done = share(work, division.blocks[i : i + some], division.outer, library.block_by_block)
+            for block, parameters in chain.from_iterable(done):
+                for total, each in zip(totals, parameters, strict=True):
+                    if total is not None:
+                        total.add(block, each)
+            del done
     return dx, *(None if total is None else total.sum() for total in totals)
 
 
@@ -101,8 +85,8 @@ class _Total:
     few, as each takes much of a block; and a second array of its size would be too much.
     """
 
-    def __init__(self, shape: tuple[int, ...], like: Array, dtype: Any) -> None:
-        self._zeros = partial(library_of("like", like).zeros, shape, like, dtype)
+    def __init__(self, library: Library, shape: tuple[int, ...], like: Array, dtype: Any) -> None:
+        self._zeros = partial(library.zeros, shape, like, dtype)
         self._part, self._sum, self._terms = self._zeros(), None, 0
         self._many = math.prod(shape) <= BRIEF
 
@@ -117,45 +101,54 @@ class _Total:
         return self._part if self._sum is None else self._sum + self._part
 
 
+class _Places(NamedTuple):
+    """What takes memory of its own in a block."""
+
+    products: bool
+    """Those with xhat."""
+    result: bool
+    dy: bool
+    """A copy of it."""
+
+
 class _Run(NamedTuple):
     """The gradients of a call that are computed in blocks."""
 
     call: Call
+    """With the statistics of each group."""
+    given: bool
+    """Whether these were given."""
+    last: bool
+    """Whether gamma is one number for each group, and not only for what a block has of it."""
     dy: Array
     wanted: Wanted
-    stats: Stats
     rstd: Array | None
     power: Array | None
     """For `kernels.input_gradient`."""
     exact: bool
     """For `kernels.scaled`."""
-    ones: Array | None
     dx: Array | None
     workspace: Workspace
-    apart: bool
-    """Whether products with xhat take a place of their own; then whether the result does, and a copy of dy."""
-    casts: bool
-    copies: bool
+    places: _Places
 
     def groups(self, parts: list[Block], threads: int) -> list[Parameters]:
         """The gradient of x in the groups that these parts hold together; those of the parameters, of each part."""
-        call, plan = self.call, self.call.plan
-        busy = plan.library.block_by_block
-        if len(parts) == 1 or self.dx is None or call.stats is not None:
+        plan, busy = self.call.plan, self.call.plan.library.block_by_block
+        if len(parts) == 1 or self.dx is None or self.given:
 
             def of_groups(block: Block) -> Parameters:
                 with self.part(block) as part:
-                    parameters = part.parameters(self.wanted.within(block), self.ones)
+                    parameters = part.parameters(self.wanted.within(block))
                     if self.dx is not None:
-                        part.write_input_gradient(given=call.stats is not None)
+                        part.write_input_gradient(given=self.given)
                     return parameters
 
-            return share(of_groups, parts, threads, busy)
+            return [of_groups(parts[0])] if len(parts) == 1 else share(of_groups, parts, threads, busy)
         parameters: list[Parameters] = []
 
         def sums_of_part(block: Block) -> tuple[GradientSums, Parameters]:
             with self.part(block) as part:
-                made = part.parameters(self.wanted.within(block), self.ones)
+                made = part.parameters(self.wanted.within(block))
                 return part.gradient_sums(), made
 
         def sums_of_parts(some: list[Block]) -> list[GradientSums]:
@@ -178,43 +171,40 @@ class _Run(NamedTuple):
     def part(self, block: Block) -> Iterator["_Part"]:
         """A block, standardized."""
         dy, target = self.dy[block], None if self.dx is None else self.dx[block]
-        library, shape = self.call.plan.library, tuple(dy.shape)
-        count = 1 + self.apart + self.casts + self.copies
-        with self.workspace.take(count, self.call.plan, shape) as free:
-            if self.copies:
+        library, own = self.call.plan.library, self.places
+        with self.workspace.part(self.call, block, 1 + sum(own)) as (call, groups, free):
+            if own.dy:
                 place = free.pop()
                 library.assign(place, dy)
                 dy = place
-            places = [library.into(each) for each in free]
-            result = PURE if target is None else places.pop() if self.casts else library.into(target)
-            yield self._standardized(block, dy, target, Outputs(result, places[0], [result, *places[1:]][-1]))
+            places = [*map(library.into, free if target is None or own.result else [*free, target])]
+            result = PURE if target is None else places.pop()
+            rstd, power = cut(block, self.rstd, self.power)
+            outputs = Outputs(result, places[0], [result, *places[1:]][-1])
+            yield self._standardized(
+                _Part(call, target, outputs, groups, dy, self, Standardized(None, rstd, call.stats or NO_STATS), power)
+            )
 
-    def _standardized(self, block: Block, dy: Array, target: Array | None, places: Outputs) -> "_Part":
-        call, plan = self.call, self.call.plan
-        xp, shape = plan.library.xp, tuple(dy.shape)
-        groups: Any = groups_of(plan, shape, repeated=call.weights is None)
-        rstd, power = (repeated(plan, cut(each, block), dy) for each in (self.rstd, self.power))
-        xhat = None
-        if plan.inverse:  # what is added up is the gradient itself, and its products with y less beta
-            gamma, beta = (repeated(plan, cut(each, block), dy) for each in (call.gamma, call.beta))
-            dy = kernels.unscaled(xp, dy, gamma, rstd, places=Outputs(result=places.result), exact=self.exact)
-            if call.x is not None and self.wanted.of_gamma:
-                x = plan.library.cast(call.x[block], plan.dtype)
-                xhat = x if beta is None else places.xhat.subtract(x, beta)
-        elif call.x is not None and (plan.divides or call.weights is not None):
-            own = Stats(*(repeated(plan, each, dy) for each in stats_within(self.stats, block)))
-            x = plan.library.cast(call.x[block], plan.dtype)
-            xhat = kernels.subtract_mean(x, own, ops=places.xhat)
-            xhat = xhat if rstd is None else places.xhat.multiply(xhat, rstd)
-        if call.weights is not None:
-            weights = weights_within(plan, call.weights, block, shape)
-            sums = call.weights.sums[within(call.weights.sums, block)]
-            if xhat is not None and not bool(xp.all((sums > 0) & xp.isfinite(groups.mean(xp, xhat)))):
-                dy, xhat = weighting.gradient_without_padding(xp, dy, xhat, weights.each, sums)
-            groups = WeightedSums(groups.by(1.0), weights, places.product)
-        last = call.gamma_last
-        of = Standardized(xhat if plan.divides else None, rstd, self.stats)
-        return _Part(call, target, places, groups, dy, cut(call.gamma, block), last, of, power, self.exact)
+    def _standardized(self, part: "_Part") -> "_Part":
+        """With what x becomes, and dy without padding; on the way back with y less beta, and the gradient of x."""
+        (call, _, places, sums, dy, _, of, _), xhat = part, None
+        plan, x, weights = call.plan, call.x, call.weights
+        xp = plan.library.xp
+        if x is not None:
+            x = plan.library.cast(x, plan.dtype)
+        if plan.inverse:
+            dy = kernels.unscaled(xp, dy, call.gamma, of.rstd, places=Outputs(places.result), exact=self.exact)
+            if x is not None and self.wanted.of_gamma:
+                xhat = x if call.beta is None else places.xhat.subtract(x, call.beta)
+        elif x is not None and (plan.divides or weights is not None):
+            xhat = kernels.subtract_mean(x, of.stats, ops=places.xhat)
+            xhat = xhat if of.rstd is None else places.xhat.multiply(xhat, of.rstd)
+        if weights is not None:
+            ready = part_weights(call, dy.shape)
+            if xhat is not None and not bool(xp.all((weights.sums > 0) & xp.isfinite(sums.mean(xp, xhat)))):
+                dy, xhat = weighting.gradient_without_padding(xp, dy, xhat, ready.each, weights.sums)
+            sums = WeightedSums(sums.by(1.0), ready, places.product)
+        return part._replace(sums=sums, dy=dy, of=of._replace(xhat=xhat if plan.divides else None))
 
 
 class _Part(NamedTuple):
@@ -224,20 +214,18 @@ class _Part(NamedTuple):
     target: Array | None
     """Where the gradient of x goes."""
     places: Outputs
-    sums: Reduction
+    sums: Any
+    """A `Reduction`."""
     dy: Array
-    gamma: Array | None
-    last: bool
-    """Whether gamma is one number for each group, and not only for what the block has of it."""
+    run: _Run
     of: Standardized
     power: Array | None
-    exact: bool
 
-    def parameters(self, shapes: list[tuple[int, ...] | None], ones: Array | None) -> Parameters:
+    def parameters(self, shapes: list[tuple[int, ...] | None]) -> Parameters:
         """The gradients of gamma and beta, of these shapes."""
         plan, places = self.call.plan, self.places
-        block = plan.library.eager_block
-        return parameter_gradients(plan, self.dy, self.of.xhat, shapes, block=block, ones=ones, places=places)
+        how: dict[str, Any] = {"block": plan.library.eager_block, "ones": plan.groups.ones, "ops": places.product}
+        return kernels.parameter_gradients(plan.library.xp, self.dy, self.of.xhat, shapes, **how)
 
     def gradient_sums(self) -> GradientSums:
         """What a part of some groups adds to their sums."""
@@ -248,17 +236,17 @@ class _Part(NamedTuple):
 
     def write_input_gradient(self, sums: GradientSums | None = None, *, given: bool = False) -> None:
         """Write the gradient of x: by the sums of the groups, of whole groups, or by statistics that are `given`."""
-        plan, xp = self.call.plan, self.call.plan.library.xp
-        how: dict[str, Any] = {"places": self.places, "exact": self.exact}
+        plan, xp, gamma = self.call.plan, self.call.plan.library.xp, self.call.gamma
+        last, how = self.run.last, dict[str, Any](places=self.places, exact=self.run.exact)
         if plan.inverse:
             dx = self.dy
         elif sums is None:
             groups = None if given else self.sums
-            how |= {"groups": groups, "centred": plan.centred, "last": self.last, "power": self.power}
-            dx = kernels.input_gradient(xp, self.dy, self.gamma, self.of, **how)
+            how |= {"groups": groups, "centred": plan.centred, "last": last, "power": self.power}
+            dx = kernels.input_gradient(xp, self.dy, gamma, self.of, **how)
         else:
-            sums = GradientSums(*(repeated(plan, each, self.dy) if hasattr(each, "shape") else each for each in sums))
-            gamma, each = self.gamma if self.last else None, self.sums.each
+            sums = GradientSums(*repeated(plan, sums, self.dy))
+            gamma, each = gamma if last else None, self.sums.each
             g = self._cotangent()
             dx = kernels.input_gradient_of_part(xp, g, sums, self.of, each, gamma, self.power, **how)
         if self.target is not None and dx is not self.target:
@@ -266,7 +254,7 @@ class _Part(NamedTuple):
 
     def _cotangent(self) -> Array:
         """The gradient of xhat, but for a gamma that is one number for each group."""
-        if self.last:
+        if self.run.last:
             return self.dy
-        places, exact = self.places, self.exact
-        return kernels.cotangent(self.call.plan.library.xp, self.dy, self.gamma, self.power, places=places, exact=exact)
+        places, exact, gamma = self.places, self.run.exact, self.call.gamma
+        return kernels.cotangent(self.call.plan.library.xp, self.dy, gamma, self.power, places=places, exact=exact)

@@ -1,6 +1,5 @@
 """Block by block: a large array in little memory, each block straight into its place in the result."""
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import reduce
@@ -8,40 +7,27 @@ from typing import Any, NamedTuple
 
 from anynorm import kernels
 from anynorm.calls import Call
-from anynorm.calls.blocks import Block, blocks, both, within
+from anynorm.calls.blocks import Block, within
 from anynorm.calls.call import Normalized
 from anynorm.calls.conditions import exact_product, in_range, resolved, root, within_spread
 from anynorm.calls.weights import weighed
-from anynorm.executors.blocks.parts import (
-    SHORT,
-    T,
-    Workspace,
-    cut,
-    groups_of,
-    numbers,
-    only,
-    repeated,
-    shared,
-    single,
-    stats_within,
-    trailing,
-    tree_reduce,
-    weights_within,
-)
+from anynorm.executors.blocks.parts import T, Workspace, divide, part_weights, repeated, single, tree_reduce
 from anynorm.executors.threads import share
 from anynorm.kernels import NO_STATS, PURE, Array, Ops, Outputs, PartStats, Scale, Stats, Sums, merge_parts, weighting
 from anynorm.kernels.weighting import WeightedSums
+
+SHORT = 16
+"""The sums of runs of fewer numbers are not small beside them."""
 
 
 def forward(call: Call, *, keep: bool) -> Normalized:
     """Block by block, each into its place in the result."""
     call, plan, out = weighed(call), call.plan, call.out
-    library = plan.library
-    target, y = out, None
+    library, target, y = plan.library, out, None
     if out is not None:
         call, y = _apart(call, out), plan.to_view(out)
     if y is None or (library.overlap(call.x, y) and not library.same_memory(call.x, y)):
-        y = plan.library.empty(plan.view.shape, call.x, plan.result)
+        y = library.empty(plan.view.shape, call.x, plan.result)
         target = plan.from_view(y)
     in_place = library.adds(call.x, plan.dtype) and library.adds(y, plan.dtype)
     in_place = in_place and (target is not out or not library.overlap(call.x, y))
@@ -71,46 +57,38 @@ def statistics(call: Call) -> Stats:
 
 def _write(call: Call, y: Array | None, in_place: bool, keep: bool) -> Stats:
     """Write the result to y, where there is one; its statistics, if they are to be kept."""
-    plan = call.plan
-    axes = () if call.stats is not None else plan.view.axes
-    stats = call.stats or NO_STATS
-    if keep and call.stats is None:
-        stats = Stats(*(plan.library.empty(plan.stats.shape, call.x, plan.dtype) for _ in Stats._fields))
-    apart = bool(axes) and not _added(call)  # then squares take a place of their own
+    plan, given, exact = call.plan, call.stats is not None, False
+    axes, stats = () if given else plan.view.axes, call.stats or NO_STATS
+    apart = bool(axes) and not plan.adds_products  # then squares take a place of their own
     short = plan.view.shape[-1] < SHORT  # and so do sums over the last axis alone
     arrays, made = 2 if apart or not in_place else 1, (apart or short) + (not in_place)
     if call.weights is not None:  # and x without padding, its products with the weights, and these
         arrays, made = 3, 5
-    grid = blocks(plan.view.shape, axes, *numbers(plan, arrays, made=made))
-    if len(grid.parts) > 1 and axes and in_place and call.weights is None:
-        made += 1  # the statistics of a part of a group are found in a place of their own
-        grid = blocks(plan.view.shape, axes, *numbers(plan, arrays, made=made))
-    largest = math.prod([each.stop - each.start for each in both(grid.groups[0], grid.parts[0])])
-    threads = shared(plan, made * largest)
-    many = len(grid.groups) >= threads
-    exact = False
-    if call.stats is not None and call.gamma is not None:
+    division = divide(plan, axes, arrays, made=made)
+    if len(division.blocks[0]) > 1 and in_place and call.weights is None:
+        # the statistics of a part of a group are found in a place of their own
+        division = divide(plan, axes, arrays, made=made + 1)
+    if given and call.gamma is not None:
         with plan.library.quiet():
-            exact = exact_product(plan, root(plan, call.stats), plan.library.extent(call.gamma))
-    run = _Run(call, y, in_place, exact, 1 if many else threads, Workspace(largest, call.x, plan.dtype))
+            exact = exact_product(plan, root(plan, stats), plan.library.extent(call.gamma))
+    if plan.interleaved:
+        gamma, beta = repeated(plan, (call.gamma, call.beta), call.x)
+        call = call._replace(gamma=gamma, beta=beta)
+    run = _Run(call, y, in_place, exact, division.inner, Workspace(division.numbers, plan, call.x))
+    if keep and not given:
+        stats = Stats(*(plan.library.empty(plan.stats.shape, call.x, plan.dtype) for _ in Stats._fields))
 
-    def work(block: Block) -> None:
-        if call.stats is not None:
-            own = stats_within(call.stats, block)
-            run.each(lambda part: part.apply(own, root(plan, own), None), [block], writes=True)
+    def work(parts: list[Block]) -> None:
+        if given:
+            run.each(lambda part: part.apply(part.call.stats or NO_STATS), parts, writes=True)
             return
-        for all_groups, some in zip(stats, run.groups([both(block, part) for part in grid.parts]), strict=True):
+        for all_groups, some in zip(stats, run.groups(parts), strict=True):
             if some is not None and all_groups is not None:
-                all_groups[within(all_groups, block)] = some
+                all_groups[within(all_groups, parts[0])] = some
 
     with plan.library.block_by_block():
-        share(work, grid.groups, threads if many else 1, plan.library.block_by_block)
-    return stats if plan.centred or call.stats is not None else Stats(None, None, stats.var)
-
-
-def _added(call: Call) -> bool:
-    """Whether squares take no place, as they are added as they are made."""
-    return call.weights is None and trailing(call.plan) and call.plan.library.blas_sums
+        share(work, division.blocks, division.outer, plan.library.block_by_block)
+    return stats if plan.centred or given else Stats(None, None, stats.var)
 
 
 class _Run(NamedTuple):
@@ -145,8 +123,7 @@ class _Run(NamedTuple):
             ).stats
             done = scale is not None or (in_range(plan, stats.var) and (call.weights is None or resolved(plan, stats)))
             if done and self.y is not None:
-                rstd = root(plan, stats, scale)
-                self.each(lambda part: part.apply(stats, rstd, scale), parts, writes=True)
+                self.each(lambda part: part.apply(stats, scale), parts, writes=True)
         if done:
             return stats if scale is None else scale.undo_stats(stats)
         bottom, top = zip(*self.each(lambda part: part.extremes(), parts), strict=True)
@@ -167,37 +144,33 @@ class _Run(NamedTuple):
     @contextmanager
     def part(self, block: Block, *, writes: bool) -> Iterator["_Part"]:
         """A block of the call, whose result is written to its place; or for its statistics alone."""
-        call, plan, library = self.call, self.call.plan, self.call.plan.library
-        x, y = call.x[block], self.y[block] if self.y is not None and writes else None
-        shape, in_place = tuple(x.shape), y is not None and self.in_place
-        apart = call.stats is None and not (_added(call) or (writes and call.weights is not None))
-        with self.workspace.take((not in_place) + apart, plan, shape) as places:
+        plan, library = self.call.plan, self.call.plan.library
+        y = self.y[block] if self.y is not None and writes else None
+        in_place = y is not None and self.in_place
+        added = plan.adds_products if self.call.weights is None else writes  # by statistics nothing is added
+        apart = self.call.stats is None and not added
+        with self.workspace.part(self.call, block, (not in_place) + apart) as (call, groups, places):
+            x = call.x
             squares = library.into(places.pop()) if apart else PURE
             place = y if in_place else places.pop()
             if not self.in_place:
                 library.assign(place, x)
                 x = place
-            plain = groups_of(plan, shape, repeated=call.weights is None)
-            groups: Sums | WeightedSums = plain
+            sums: Sums | WeightedSums = groups
             if call.weights is not None and call.stats is None:
                 if writes:
-                    x = only(plan, x, call.weights.sums[within(call.weights.sums, block)] > 0)
+                    x = _only(call, x, call.weights.sums > 0)
                 else:
-                    weights = weights_within(plan, call.weights, block, shape)
-                    groups = WeightedSums(plain.by(1.0), weights, squares)
-            beside = (cut(call.gamma, block), cut(call.beta, block))
-            yield _Part(call, groups, x, *beside, y, library.into(place), squares, self.exact)
+                    sums = WeightedSums(groups.by(1.0), part_weights(call, x.shape), squares)
+            yield _Part(call._replace(x=x), sums, y, library.into(place), squares, self.exact)
 
 
 class _Part(NamedTuple):
     """A block of a call, and where its result goes."""
 
     call: Call
+    """Its x has the dtype of the computation, and is used up if it is a copy."""
     sums: Sums | WeightedSums
-    x: Array
-    """In the dtype of the computation; it is used up if it is a copy."""
-    gamma: Array | None
-    beta: Array | None
     y: Array | None
     ops: Ops
     squares: Ops
@@ -211,8 +184,8 @@ class _Part(NamedTuple):
         """The smallest and the largest number of each group."""
         xp = self.call.plan.library.xp
         if isinstance(self.sums, WeightedSums):
-            return weighting.extremes(xp, self.x, self.sums.weights, groups=self.sums.plain)
-        return kernels.extremes(xp, self.x, groups=self.sums)
+            return weighting.extremes(xp, self.call.x, self.sums.weights, groups=self.sums.plain)
+        return kernels.extremes(xp, self.call.x, groups=self.sums)
 
     def deviations(self, scale: Scale | None) -> tuple[Array, Stats]:
         """The array, times the unit of the scale, less its mean; and the statistics."""
@@ -225,25 +198,24 @@ class _Part(NamedTuple):
             stats = Stats(stats.mean, stats.mean_lo + left.mean, left.var)
         return d, stats
 
-    def apply(self, stats: Stats, rstd: Array | None, scale: Scale | None) -> None:
+    def apply(self, stats: Stats, scale: Scale | None = None) -> None:
         """Normalize by statistics that are known, or go back, and write the result."""
-        plan, x = self.call.plan, self._scaled(scale)
-        own = Stats(*(repeated(plan, each, x) for each in stats))
+        call, plan, x = self.call, self.call.plan, self._scaled(scale)
+        *own, rstd = repeated(plan, (*stats, root(plan, stats, scale)), x)
         if plan.inverse:
-            rstd, gamma, beta = (repeated(plan, each, x) for each in (rstd, self.gamma, self.beta))
-            self._put(kernels.denormalize(plan.library.xp, x, gamma, beta, own, rstd, ops=self.ops, exact=self.exact))
-            return
-        self.finish(kernels.subtract_mean(x, own, ops=self.ops), rstd)
+            how: dict[str, Any] = {"ops": self.ops, "exact": self.exact}
+            self._put(kernels.denormalize(plan.library.xp, x, call.gamma, call.beta, Stats(*own), rstd, **how))
+        else:
+            self.finish(kernels.subtract_mean(x, Stats(*own), ops=self.ops), rstd)
 
     def finish(self, d: Array, rstd: Array | None) -> None:
         """Write d * rstd * gamma + beta."""
-        plan, ops = self.call.plan, self.ops
+        call, plan, ops = self.call, self.call.plan, self.ops
         if self.y is None:
             return
-        rstd, gamma, beta = (repeated(plan, each, d) for each in (rstd, self.gamma, self.beta))
-        if gamma is not None and (self.call.stats is not None or plan.eps > 1):  # what lies between may be out of range
-            places = Outputs(result=ops)
-            d, gamma = kernels.scaled(plan.library.xp, d, gamma, rstd, places=places, exact=self.exact), None
+        gamma, beta = call.gamma, call.beta
+        if gamma is not None and (call.stats is not None or plan.eps > 1):  # what lies between may be out of range
+            d, gamma = kernels.scaled(plan.library.xp, d, gamma, rstd, places=Outputs(ops), exact=self.exact), None
         elif rstd is not None:
             d = ops.multiply(d, rstd)
         self._put(kernels.affine(d, gamma, beta, ops=ops))
@@ -255,6 +227,13 @@ class _Part(NamedTuple):
 
     def _scaled(self, scale: Scale | None) -> Array:
         if scale is None:  # padding that is no number shows in the statistics, which are then found in a scale
-            return self.x
-        x = only(self.call.plan, self.x, self.sums.each > 0) if isinstance(self.sums, WeightedSums) else self.x
-        return self.ops.multiply(x, scale.unit)
+            return self.call.x
+        x, sums = self.call.x, self.sums
+        return self.ops.multiply(
+            _only(self.call, x, sums.each > 0) if isinstance(sums, WeightedSums) else x, scale.unit
+        )
+
+
+def _only(call: Call, x: Array, kept: Array) -> Array:
+    """x, with 0 where it is not to be kept."""
+    return call.plan.library.xp.where(kept, x, call.plan.library.zeros((1,) * x.ndim, x, call.plan.dtype))

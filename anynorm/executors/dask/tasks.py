@@ -191,10 +191,9 @@ def gradient_sums(wanted: Wanted, chunk: Chunk, dy: Array, of: ChunkStats) -> tu
     xp, groups = chunk.library.xp, Sums(chunk.job.axes, 1.0, chunk.library.block)
     dy, g, xhat, _, each, _ = _cotangent(chunk, dy, of)
     own = WeightedSums(groups, Weights(each, weighting.summed(xp, each, g.shape, groups=groups)))
-    return kernels.gradient_sums(xp, g, xhat, groups=own, centred=chunk.job.norm.centred, part=True)[1], *(
-        None if shape is None else kernels.parameter_gradient(xp, dy, factor, shape, block=groups.block)
-        for shape, factor in zip(wanted.within(chunk.block), (xhat, None), strict=False)
-    )
+    parameters = kernels.parameter_gradients(xp, dy, xhat, wanted.within(chunk.block), block=groups.block)
+    _, sums = kernels.gradient_sums(xp, g, xhat, groups=own, centred=chunk.job.norm.centred, part=True)
+    return sums, *parameters
 
 
 def combine_gradient_sums(parts: list[GradientSums]) -> GradientSums:
