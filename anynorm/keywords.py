@@ -1,6 +1,7 @@
 """What an argument is called here, where a caller gave it another framework's name."""
 
 import inspect
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
 from typing import Any, NoReturn, TypeVar, cast
@@ -9,9 +10,12 @@ CallableT = TypeVar("CallableT", bound=Callable[..., Any])
 
 
 def checks_names(made: CallableT) -> CallableT:
-    """The function, or the class by its constructor, that refuses arguments of unknown names with some advice."""
+    """The function, or the class by its constructor, that refuses unknown names and places with some advice."""
     parameters = inspect.signature(made).parameters.values()
     known = frozenset(parameter.name for parameter in parameters if parameter.kind is not parameter.POSITIONAL_ONLY)
+    placed = sum(parameter.kind < parameter.VAR_POSITIONAL for parameter in parameters)
+    most = sys.maxsize if any(each.kind is each.VAR_POSITIONAL for each in parameters) else placed
+    most += isinstance(made, type)  # and self
     target: Any = made
     function = target.__init__ if isinstance(made, type) else target
 
@@ -19,12 +23,22 @@ def checks_names(made: CallableT) -> CallableT:
     def checked(*arguments: Any, **options: Any) -> Any:
         if not known.issuperset(options):
             refuse([name for name in options if name not in known], made)
+        if len(arguments) > most:
+            refuse_places(len(arguments) - most, made)
         return function(*arguments, **options)
 
     if not isinstance(made, type):
         return cast(CallableT, checked)
     target.__init__ = checked
     return made
+
+
+def refuse_places(more: int, function: Callable[..., Any]) -> NoReturn:
+    """A TypeError that says which arguments of the function have a place, where so many more were given."""
+    every = inspect.signature(function).parameters.values()
+    names = [each.name for each in every if each.kind < each.VAR_POSITIONAL and each.name not in ("self", "cls")]
+    rule = f"{', '.join(names)} by position and its other arguments" if names else "its arguments"
+    raise TypeError(f"{function.__name__} takes {rule} by name, got {len(names) + more} by position")
 
 
 def refuse(names: Iterable[str], function: Callable[..., Any]) -> NoReturn:

@@ -435,6 +435,22 @@ def test_an_argument_that_is_missing_is_named():
             function(*arguments)
 
 
+@pytest.mark.cells("numpy")
+def test_what_has_a_place_is_named_where_more_is_given_by_position():
+    x, running = np.ones((2, 4)), anynorm.RunningStats.init(4)
+    for function, arguments, places, given in (
+        (anynorm.layer_norm, (x, (4,), x, x), "x, gamma, beta", 4),  # as PyTorch orders them
+        (anynorm.moments, (x, 0), "x", 2),
+        (anynorm.RunningStats, (x, x, 3, 0.9), "mean, var, count", 4),
+        (running.update, (x, 0.9), "batch", 2),
+    ):
+        message = (
+            f"{function.__name__} takes {places} by position and its other arguments by name, got {given} by position"
+        )
+        refused(TypeError, message, function, *arguments)
+    refused(TypeError, "options takes its arguments by name, got 1 by position", anynorm.options, "numba")
+
+
 @pytest.mark.cells("torch", "jax")
 def test_compilers_see_no_more_of_a_function_than_its_arguments(backend):
     x = backend.array(np.arange(6.0).reshape(2, 3))

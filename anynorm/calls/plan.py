@@ -78,6 +78,12 @@ class Plan(NamedTuple):
         """Whether sizes of x may be others when what is computed runs again: they are taken from the arrays then."""
         return self.groups.block == math.inf
 
+    def times(self, weights: Array) -> int:
+        """How many numbers of x a weight beside the view stands for."""
+        if self.symbolic:
+            return 1
+        return math.prod([self.view.shape[axis] for axis in self.view.axes if weights.shape[axis] == 1])
+
     def to_view(self, x: Array, dtype: Any = None) -> Array:
         """An array of the caller's shape in the view, and in this dtype."""
         xp, order, shape = self.library.xp, self.view.order, self.layout.shape

@@ -37,7 +37,7 @@ def sum_weights(plan: Plan, each: Array) -> Weights:
 
 def _sum_weights(plan: Plan, each: Array) -> Weights:
     library, xp = plan.library, plan.library.xp
-    times = _times(plan, each)
+    times = plan.times(each)
     sums = _of_groups(plan, each, Sums.mean, None) * times
     if 0 in library.sizes(each):
         return Weights(each, sums)
@@ -99,18 +99,11 @@ def count_weights(plan: Plan, weights: Array) -> counts.Counted:
 
 
 def _count_weights(plan: Plan, weights: Array) -> counts.Counted:
-    library, axes, times = plan.library, plan.view.axes, _times(plan, weights)
+    library, axes, times = plan.library, plan.view.axes, plan.times(weights)
     if not library.has_float64(weights):
         return counts.total(library, weights, axes=axes, times=times, halved=not plan.symbolic)
     dtype = counts.dtype_of(library, weights, weights.dtype)
     return _of_groups(plan, weights, Sums.mean, None, dtype) * times, None
-
-
-def _times(plan: Plan, weights: Array) -> int:
-    """How many numbers of x a weight stands for."""
-    if plan.symbolic:
-        return 1
-    return math.prod([plan.view.shape[axis] for axis in plan.view.axes if weights.shape[axis] == 1])
 
 
 def _top(groups: Sums, xp: Namespace, weights: Array) -> Array:

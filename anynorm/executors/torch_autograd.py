@@ -27,7 +27,7 @@ def forward(call: Call, *, keep: bool) -> Normalized:
 
 def _compiled(call: Call) -> bool:
     """Whether it is left to a compiler to differentiate the call: all but those that it adds up in a wide dtype."""
-    library, plain = call.plan.library, call.stats is None and call.weights is None and call.all_reduce is None
+    library, plain = call.plan.library, call.stats is None and call.all_reduce is None
     return library.traced() and not (plain and library.wide(call.x) is not None)
 
 

@@ -8,7 +8,8 @@ from anynorm import kernels
 from anynorm.calls import Call, Plan, Wanted, compiled, weighed, weighted_sums
 from anynorm.calls.call import Gradients, Normalized
 from anynorm.calls.conditions import in_range, near_power, root, squares_in_range
-from anynorm.kernels import NO_STATS, Array, Scale, Standardized, Stats, WideSums, replicas, weighting
+from anynorm.kernels import NO_STATS, Array, Scale, Standardized, Stats, Sums, WideSums, replicas, weighting
+from anynorm.kernels.weighting import WeightedSums, Weights, WideWeightedSums
 
 
 def forward(call: Call) -> Normalized:
@@ -41,14 +42,15 @@ def _gradients(wanted: Wanted, call: Call, dy: Array, of: Standardized | None) -
         of = standardize(call)
     xp = plan.library.xp
     wide = of.xhat is not None and of.xhat.dtype != plan.dtype
-    dy = xp.astype(dy, of.xhat.dtype) if wide else plan.library.cast(dy, plan.dtype)
+    dy = plan.library.cast(dy, plan.dtype)
+    if of.padding is not None:
+        dy = xp.where(of.padding != 0, xp.zeros_like(dy), dy)
+    dy = xp.astype(dy, of.xhat.dtype) if wide else dy
     sums: dict[str, Any] = {"block": math.inf if wide else plan.groups.block, "ones": plan.groups.ones}
     if plan.inverse:
         dx = kernels.unscaled(xp, dy, call.gamma, of.rstd)
         parameters = kernels.parameter_gradients(xp, dx, of.xhat, wanted.parameters, **sums)
         return None if wanted.dtype is None else xp.astype(dx, wanted.dtype, copy=False), *parameters
-    if of.padding is not None:
-        dy = xp.where(of.padding != 0, xp.zeros_like(dy), dy)
     parameters = kernels.parameter_gradients(xp, dy, of.xhat, wanted.parameters, **sums)
     if wide:
         parameters = [None if each is None else xp.astype(each, plan.dtype) for each in parameters]
@@ -61,8 +63,8 @@ def _gradients(wanted: Wanted, call: Call, dy: Array, of: Standardized | None) -
         power = near_power(call, plan.library.constant(of.rstd))
     weighted, groups = weighted_sums(call), None
     if call.stats is None:
-        plain = _wide_sums(plan) if wide else plan.groups
-        groups = plain if weighted is None else weighted._replace(join=call.join)
+        groups = plan.groups if weighted is None else weighted._replace(join=call.join)
+        groups = _wide_sums(call, dy.dtype) if wide else groups
     how: dict[str, Any] = {"centred": plan.centred, "last": call.gamma_last, "power": power}
     dx = kernels.input_gradient(xp, dy, call.gamma, of, groups=groups, **how)
     return xp.astype(dx, wanted.dtype, copy=False), *parameters
@@ -102,8 +104,8 @@ def standardize(call: Call) -> Standardized:
         both = partial(_branching, plan), partial(_derivative, plan)
         found: Standardized = library.differentiated(id(plan), *both, x)
         return found
-    if weighted is None and not vacant and (wide := library.wide(x)) is not None:
-        how |= {"groups": _wide_sums(plan), "eps": plan.eps, "dtype": wide, "once": library.once}
+    if not vacant and (wide := library.wide(x)) is not None:
+        how |= {"groups": _wide_sums(call, wide), "eps": plan.eps, "dtype": wide, "once": library.once}
         return kernels.standardize_wide(xp, x, **how)
     if vacant or library.on_host(x):
         done = kernels.standardize(xp, x, groups=groups, eps=plan.addend, rstd_at_zero=rstd_at_zero, **how)
@@ -112,8 +114,14 @@ def standardize(call: Call) -> Standardized:
     return kernels.standardize_scaled(xp, x, groups=groups, eps=plan.eps, subnormal=subnormal, **how)
 
 
-def _wide_sums(plan: Plan) -> WideSums:
-    return WideSums(plan.view.axes, plan.groups.divisor, math.inf)  # in one go, which is one loop to a compiler
+def _wide_sums(call: Call, dtype: Any) -> WideSums | WideWeightedSums:
+    """The elements that share a mean, added up in this dtype in one go, which is one loop to a compiler."""
+    plan, xp = call.plan, call.plan.library.xp
+    if call.weights is None:
+        return WideSums(plan.view.axes, plan.groups.divisor, math.inf)
+    plain, each = Sums(plan.view.axes, 1.0, math.inf), xp.astype(call.weights.each, dtype)
+    sums = plain.mean(xp, each) * plan.times(each)
+    return WideWeightedSums(plain, Weights(each, sums))
 
 
 def _branching(plan: Plan, x: Array) -> Standardized:
@@ -121,7 +129,7 @@ def _branching(plan: Plan, x: Array) -> Standardized:
     library, xp = plan.library, plan.library.xp
     subnormal = library.subnormal(x, plan.limits.step * plan.limits.further) if plan.tiny else None
     how: dict[str, Any] = {"groups": plan.groups, "eps": plan.eps, "centred": plan.centred, "subnormal": subnormal}
-    one = xp.ones_like(plan.groups.first(x))
+    one = xp.ones_like(plan.groups.first(xp, x))
     own = Scale(one, one * plan.eps, 1.0 if plan.tiny else None, None)
     plain = kernels.standardizer_in_scale(xp, x, own, **how)
     fine = squares_in_range(plan, plain[1].stats.var)
@@ -136,24 +144,22 @@ def _derivative(plan: Plan, of: Standardized, dx: Array) -> Standardized:
 
 def standardize_by(call: Call, stats: Stats) -> Standardized | None:
     """What x was standardized to by its statistics, which are known; None where it is to be found again."""
-    plan, weighted = call.plan, weighted_sums(call)
+    plan = call.plan
     if call.stats is not None or call.x is None:
         return None
-    xp = plan.library.xp
-    if weighted is None:
-        wide = plan.library.wide(call.x)
-        if wide is None or stats.var.dtype != wide:
-            return None
-        stats = stats._replace(mean_lo=None)  # a wide mean has all digits
-        return kernels.standardize_with(xp, xp.astype(call.x, wide), stats, eps=plan.eps, divides=plan.divides)
+    xp, wide = plan.library.xp, plan.library.wide(call.x)
+    groups: WideSums | WeightedSums | None
+    if call.all_reduce is None and wide is not None and stats.var.dtype == wide:
+        x, stats = xp.astype(plan.library.cast(call.x, plan.dtype), wide), stats._replace(mean_lo=None)
+        groups = _wide_sums(call, wide)
     # to find them again replicas would sum again, and those that run programs do not
-    if call.all_reduce is None or not in_range(plan, stats.var):
+    elif call.all_reduce is not None and in_range(plan, stats.var):
+        x, stats, groups = plan.library.cast(call.x, plan.dtype), stats.astype(xp, plan.dtype), weighted_sums(call)
+    else:
         return None
-    x, stats = plan.library.cast(call.x, plan.dtype), stats.astype(xp, plan.dtype)
     with plan.library.quiet():
-        kept = weighting.without_padding(xp, x, weighted.weights)
-        done = kernels.standardize_with(xp, kept, stats, eps=plan.addend, divides=plan.divides)
-        return weighting.with_padding(xp, x, done, weighted.weights)
+        done = kernels.standardize_with(xp, x, stats, eps=plan.eps, divides=plan.divides)
+        return weighting.apart(xp, done, groups.weights) if isinstance(groups, WeightedSums) else done
 
 
 def affine(call: Call, of: Standardized) -> Array:

@@ -45,7 +45,7 @@ class Reduction(Protocol):
 class WideReduction(Reduction, Protocol):
     """The same, of numbers in a wide dtype, which are added up about one of them."""
 
-    def first(self, x: Array) -> Array:
+    def first(self, xp: Namespace, x: Array) -> Array:
         """One number of each group, beside x."""
 
 
@@ -73,7 +73,7 @@ class Sums(NamedTuple):
         """These, with another divisor."""
         return self if divisor == self.divisor else self._replace(divisor=divisor, number=None)
 
-    def first(self, x: Array) -> Array:
+    def first(self, xp: Namespace, x: Array) -> Array:  # noqa: ARG002
         """The first number of each group, beside x."""
         index: list[Any] = [slice(None)] * len(x.shape)
         for axis in self.axes:

@@ -7,7 +7,7 @@ from anynorm.kernels.ops import PURE, Array, Namespace, Ops, Outputs
 from anynorm.kernels.reductions import Sums, WideReduction
 from anynorm.kernels.scaling import Scale, extremes, limits, scale_of, smallest_normal, times, unscaled
 from anynorm.kernels.statistics import Standardized, Stats, deviations, wide_statistics
-from anynorm.kernels.weighting import WeightedSums, with_padding, without_padding
+from anynorm.kernels.weighting import WeightedSums, apart, with_padding, without_padding
 
 
 def standardize(
@@ -126,6 +126,7 @@ def standardize_wide(
 
     What there is for each group goes through `once`, if there is one, before it goes with its numbers.
     """
+    weights = groups.weights if isinstance(groups, WeightedSums) else None
     stats = wide_statistics(xp, xp.astype(x, dtype), groups=groups, centred=centred)
     if stats.mean is not None:
         stats = stats._replace(mean_lo=xp.zeros_like(stats.mean))
@@ -133,7 +134,8 @@ def standardize_wide(
     own = standardizer(xp, stats, rstd, x.dtype)
     if once is not None:
         own = Standardizer(*[each if each is None else once(each) for each in own])
-    return Standardized(by(xp, x, own), rstd, stats)
+    done = Standardized(by(xp, x, own), rstd, stats)
+    return done if weights is None else apart(xp, done, weights)
 
 
 def standardizer(xp: Namespace, stats: Stats, rstd: Array, dtype: Any) -> Standardizer:

@@ -82,7 +82,7 @@ def wide_statistics(xp: Namespace, x: Array, *, groups: WideReduction, centred: 
         x = xp.where(groups.each > 0, x, xp.zeros_like(x))
     if not centred:
         return Stats(None, None, groups.mean_product(xp, x, x))
-    pivot = groups.first(x)
+    pivot = groups.first(xp, x)
     if twice:
         pivot = pivot + groups.mean(xp, x - pivot)
     d = x - pivot

@@ -111,6 +111,20 @@ class WeightedSums(NamedTuple):
         return found(xp, *extremes(xp, x, self.weights, groups=self.plain), self.weight > 0)
 
 
+class WideWeightedSums(WeightedSums):
+    """The same of numbers whose dtype has digits to spare, also beside a large mean."""
+
+    __slots__ = ()
+
+    def first(self, xp: Namespace, x: Array) -> Array:
+        """The largest number of each group that weighs something; 0 where none does."""
+        top = xp.max(xp.where(self.each > 0, x, -math.inf * xp.ones_like(x)), axis=self.axes, keepdims=True)
+        return xp.where(self.weight > 0, top, xp.zeros_like(top))
+
+    def anchor(self, xp: Namespace, g: Array) -> None:
+        """None."""
+
+
 def without_padding(xp: Namespace, x: Array, weights: Weights) -> Array:
     """x with 0 for what weighs nothing and is not finite, and in a group without weight."""
     return xp.where((weights.sums > 0) & ((weights.each > 0) | xp.isfinite(x)), x, xp.zeros_like(x))
@@ -118,9 +132,15 @@ def without_padding(xp: Namespace, x: Array, weights: Weights) -> Array:
 
 def with_padding(xp: Namespace, x: Array, done: Standardized, weights: Weights) -> Standardized:
     """What `without_padding` became, with what x becomes where it weighs nothing and that is not finite."""
-    raw, nothing = xp.where(xp.isfinite(x), done.xhat, x), xp.zeros_like(x)
-    lost = (weights.sums > 0) & (weights.each == 0) & ~xp.isfinite(raw)
-    return done._replace(xhat=xp.where(lost, nothing, done.xhat), padding=xp.where(lost, raw, nothing))
+    taken = (weights.each > 0) | xp.isfinite(x)
+    return apart(xp, done._replace(xhat=xp.where(taken, done.xhat, x)), weights)
+
+
+def apart(xp: Namespace, done: Standardized, weights: Weights) -> Standardized:
+    """What x became, and apart from it what weighs nothing and is not finite; 0 in a group without weight."""
+    xhat, some, nothing = done.xhat, weights.sums > 0, xp.zeros_like(done.xhat)
+    lost = some & (weights.each == 0) & ~xp.isfinite(xhat)
+    return done._replace(xhat=xp.where(some & ~lost, xhat, nothing), padding=xp.where(lost, xhat, nothing))
 
 
 def gradient_without_padding(xp: Namespace, dy: Array, xhat: Array, each: Array, sums: Array) -> tuple[Array, Array]:
