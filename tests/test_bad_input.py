@@ -437,12 +437,12 @@ def test_an_argument_that_is_missing_is_named():
 
 @pytest.mark.cells("numpy")
 def test_what_has_a_place_is_named_where_more_is_given_by_position():
-    x, running = np.ones((2, 4)), anynorm.RunningStats.init(4)
+    x = np.ones((2, 4))
     for function, arguments, places, given in (
         (anynorm.layer_norm, (x, (4,), x, x), "x, gamma, beta", 4),  # as PyTorch orders them
         (anynorm.moments, (x, 0), "x", 2),
         (anynorm.RunningStats, (x, x, 3, 0.9), "mean, var, count", 4),
-        (running.update, (x, 0.9), "batch", 2),
+        (anynorm.RunningStats.init, (4, x), "shape", 2),
     ):
         message = (
             f"{function.__name__} takes {places} by position and its other arguments by name, got {given} by position"
