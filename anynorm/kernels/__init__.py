@@ -12,17 +12,15 @@ from anynorm.kernels.gradients import (
     input_gradient_of_part,
     input_gradient_wide,
     merge_gradient_sums,
-    one_per_group,
     parameter_gradients,
 )
 from anynorm.kernels.merging import PartStats, merge, merge_parts, weighted_mean
-from anynorm.kernels.ops import NEW, PURE, Array, Namespace, Ops, Outputs
-from anynorm.kernels.reductions import LEADING, RUN, Reduction, Sums, WideSums, cut, total
+from anynorm.kernels.ops import PURE, Array, Namespace, Ops, Outputs
+from anynorm.kernels.reductions import LEADING, RUN, Sums, WideSums, cut, total
 from anynorm.kernels.scaling import (
     Limits,
     Scale,
     extremes,
-    factors,
     limits,
     power_of_two,
     scale_of,
@@ -57,7 +55,6 @@ from anynorm.kernels.statistics import (
 
 __all__ = [
     "LEADING",
-    "NEW",
     "NO_STATS",
     "PURE",
     "RUN",
@@ -69,7 +66,6 @@ __all__ = [
     "Outputs",
     "Pair",
     "PartStats",
-    "Reduction",
     "Scale",
     "Standardized",
     "Stats",
@@ -83,7 +79,6 @@ __all__ = [
     "derivative",
     "deviations",
     "extremes",
-    "factors",
     "gradient_sums",
     "input_gradient",
     "input_gradient_of_part",
@@ -93,7 +88,6 @@ __all__ = [
     "merge",
     "merge_gradient_sums",
     "merge_parts",
-    "one_per_group",
     "parameter_gradients",
     "power_of_two",
     "recast",
