@@ -50,6 +50,10 @@ class Report:
         """Those that were measured."""
         return list(dict.fromkeys(row.dtype for row in self.rows))
 
+    def named(self, row: Row) -> str:
+        """A row's work, and its dtype where that is not the first of several."""
+        return row.work if row.dtype == self.dtypes[0] else f"{row.work}, {row.dtype}"
+
     def columns(self) -> list[str]:
         """The candidates that took part, in their order; last those that are no longer measured."""
         known = [each.name for each in candidates(self.device, DEVICES[self.device].libraries)]
@@ -99,13 +103,12 @@ def table(report: Report, question: Question) -> list[str]:
         answered = [True] * len(asked)
     if not any(answered):
         return []
-    heads = ["work", *(["dtype"] if len(report.dtypes) > 1 else [])]
     columns = [_code(name) for name in compress(asked, answered)]
-    lines = [f"| {' | '.join(heads + columns)} |", "|" + "---|" * len(heads) + "---:|" * len(columns)]
+    lines = [f"| work | {' | '.join(columns)} |", "|---|" + "---:|" * len(columns)]
     for row, texts in zip(report.rows, cells, strict=True):
         shown = list(compress(texts, answered))
         if any(shown):
-            lines.append(f"| {' | '.join([row.work, row.dtype][: len(heads)] + shown)} |")
+            lines.append(f"| {' | '.join([report.named(row), *shown])} |")
     return lines
 
 
@@ -139,8 +142,7 @@ def failures(report: Report) -> list[str]:
     for row in report.rows:
         for name, outcome in row.outcomes.items():
             if outcome.failed is not None:
-                where = f", {row.dtype}" if len(report.dtypes) > 1 else ""
-                found[name, outcome.failed].append(f"{row.work}{where}")
+                found[name, outcome.failed].append(report.named(row))
     if not found:
         return ["## What failed", "", "Nothing."]
     lines = ["## What failed", ""]
