@@ -155,7 +155,7 @@ def test_the_text_is_that_of_the_kernels(monkeypatch):
     lines = [line.strip() for line in text.splitlines()]
     assert lines.count("for j in range(n3):") == 2, "one loop for the sums, one for the result"
     assert sum("= plus(" in line for line in lines) == 2, "terms of sums alone may be added in any order"
-    assert sum(line.startswith("store_float32(") for line in lines) == 1, "rounded once"
+    assert sum(line.startswith("store_float32(") for line in lines) == 1, "no result is read again"
     assert not [line for line in lines if "load_float64" in line]
 
 

@@ -221,8 +221,9 @@ def _functions() -> dict[str, Any]:
     functions = {f"load_{name}": function(partial(load, name), real, whole, whole) for name in READ}
     functions |= {f"store_{name}": function(partial(store, name), types.void, whole, whole, real) for name in WRITTEN}
     functions["where"] = function(where, real, types.boolean, real, real)
+    functions["where_float32"] = function(where, types.float32, types.boolean, types.float32, types.float32)
     functions["plus"], functions["located"] = function(plus, real, real, real), function(located, whole, whole, whole)
-    return functions | {"sqrt": sqrt, "empty": np.empty}
+    return functions | {"sqrt": sqrt, "empty": np.empty, "single": np.float32}
 
 
 lock = threading.RLock()

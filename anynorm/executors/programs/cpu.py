@@ -1,4 +1,4 @@
-"""The emitter for a processor: a trace printed as loops for numba, in float64, rounded once where they are written.
+"""The emitter for a processor: a trace printed as loops for numba.
 
 Loops follow memory. In *rows* the innermost axis is one of the group: each group is read in one loop after another. In
 *columns* it is not: a tile of groups that lie side by side is read row by row, with a vector of sums, and where a
@@ -61,15 +61,10 @@ def programs(kind: Kind, tracer: Tracer, written: Written, name: str) -> list[Pr
     return [printer(kind, tracer, part, written if part[-1] is loops[-1] else None).program(name) for part in parts]
 
 
-PRINTED = OPERATORS | {
-    "add": "{} + {}",
-    "subtract": "{} - {}",
-    "multiply": "{} * {}",
-    "logical_not": "not {}",
-    "where": "where({}, {}, {})",
-    "one": "1.0",
-    "zero": "0.0",
-}
+PRINTED = OPERATORS | {"add": "{} + {}", "subtract": "{} - {}", "multiply": "{} * {}", "logical_not": "not {}"}
+PRINTED |= {"where": "where({}, {}, {})", "one": "1.0", "zero": "0.0", "astype": "float({})"}
+NARROW = {"where": "where_float32({}, {}, {})", "one": "single(1.0)", "zero": "single(0.0)", "astype": "single({})"}
+"""What is printed in another way in float32."""
 TOGETHER = 256
 """In columns so many rows are added one after another."""
 SCRATCH, BEFORE, AFTER = 20, 40, 41
@@ -269,8 +264,10 @@ class Rows:
         elif operation in ("read", "first"):
             self._line(f"{name} = {self._load(arguments[0], places[arguments[0]])}")
         else:
-            names = [each.name if isinstance(each, TracedScalar) else repr(float(each)) for each in arguments]
-            self._line(f"{name} = {PRINTED[operation].format(*names)}")
+            form, narrow = PRINTED[operation], statement.dtype == "float32"
+            kept = "single({!r})" if narrow else "{!r}"
+            names = [each.name if isinstance(each, TracedScalar) else kept.format(float(each)) for each in arguments]
+            self._line(f"{name} = {(NARROW.get(operation, form) if narrow else form).format(*names)}")
 
     def _first_where(self, name: str, x: dict[int, str], weights: dict[int, str]) -> None:
         """The first number of a group that weighs something; 0 where there is none."""
@@ -377,8 +374,8 @@ class Columns(Rows):
     def _load_values(self, loop: Loop) -> None:
         for name in loop.values:
             statement = self.tracer.statements.get(name)
-            is_bool = statement is not None and statement.dtype == "bool"
-            self._line(f"{name} = {self._slot(name, 'j')}{' != 0.0' if is_bool else ''}")
+            form = {"bool": "{} != 0.0", "float32": "single({})"}.get(statement.dtype if statement else "", "{}")
+            self._line(f"{name} = {form.format(self._slot(name, 'j'))}")
 
     def _starts(self) -> dict[int, str]:
         return {i: _plus(f"b{i}", self._step(i, self.across, "a")) for i in self.accesses}

@@ -1,7 +1,8 @@
 """The programs of a call: which calls they take, and what of the kernels they run.
 
-On a processor everything is computed in float64 and rounded once. Numbers of up to four bytes, and their squares, have
-digits to spare in it; of numbers of eight the sums are taken twice, and out of the range of these there is no program.
+On a processor everything is computed in float64, but for what x becomes by statistics that are known, in float32.
+Numbers of up to four bytes, and their squares, have digits to spare in float64; of numbers of eight the sums are taken
+twice, and out of the range of these there is no program.
 """
 
 import math
@@ -81,7 +82,9 @@ def forward(call: Call, *, keep: bool) -> Normalized | None:
         with plan.library.on_device(call.x):
             return cuda_run.forward(call, keep=keep)
     careful, weights, fields = takes_two_passes(call), weights_of(call), kept_fields(call)
-    what, place, in_place = ("forward", careful, dtype_of_weights(call)), None, False
+    # xhat has digits enough in float32, unless it is small beside a large eps or moments that were given
+    narrow = plan.divides and call.stats is None and not is_wide(plan) and plan.eps <= 1
+    what, place, in_place = ("forward", careful, dtype_of_weights(call), narrow), None, False
     if out is not None and apart(call, out):
         place = plan.to_view(out)
         in_place = plan.library.overlap(call.x, out)
@@ -100,7 +103,12 @@ def forward(call: Call, *, keep: bool) -> Normalized | None:
         if plan.inverse:
             rstd = kernels.inverse_root(xp, stats.var + eps, rstd_at_zero=1.0)
             return Written([kernels.denormalize(xp, x, gamma, beta, stats, rstd, exact=not is_wide(plan))])
-        xhat = kernels.standardize_with(xp, x, stats, eps=eps, divides=plan.divides).xhat
+        if narrow:
+            rstd = kernels.inverse_root(xp, stats.var + eps, rstd_at_zero=1.0)
+            x, gamma, beta = (each if each is None else xp.astype(each, xp.float32) for each in (x, gamma, beta))
+            xhat = kernels.by(xp, x, kernels.standardizer(xp, stats, rstd, xp.float32))
+        else:
+            xhat = kernels.standardize_with(xp, x, stats, eps=eps, divides=plan.divides).xhat
         if found.weight is not None:  # a group without weight is all beta
             xhat = xp.where(found.weight > 0, xhat, xp.zeros_like(xhat))
         kept = [] if given else [getattr(found, name) for name in fields]
