@@ -206,6 +206,35 @@ def test_gradients_are_exact_beside_any_gamma_and_a_dy_that_is_nearly_all_mean()
         assert abs(dbeta - wide[1].sum(0)).max() <= 2e-7 * abs(dbeta).max()
 
 
+@pytest.mark.parametrize("layout", ["rows", "channels", "channels last"])
+def test_large_arrays_are_exact_by_given_moments_of_any_size(layout):
+    shape, axis = (
+        {"rows": (512, 1024), "channels": (16, 8, 4096), "channels last": (65536, 8)}[layout],
+        layout != "rows",
+    )
+    kept = tuple(1 if (each == 1) != axis else n for each, n in enumerate(shape))
+    for mean, std, size in (
+        (1e6, 1, 1),
+        (0, 1e-18, 1e30),
+        (0, 1e18, 1e-30),
+        (1e-20, 1e-18, 1e-15),
+        (-3e30, 1e18, 1e20),
+    ):
+        x = normal(shape, std=std, mean=mean)
+        gamma, beta = (normal(kept if axis else (1, 1024), seed=i) * np.float32(size) for i in (1, 2))
+        moments = anynorm.Moments(*(np.full(kept, each, np.float32) for each in (mean, std * std)), 3)
+        wide = [each.astype(np.longdouble) for each in (x, gamma, beta, moments.mean, moments.var)]
+        scaled = (wide[0] - wide[3]) / np.sqrt(wide[4] + np.longdouble(1e-30)) * wide[1]
+        expected = (scaled + wide[2]).astype(float)
+        given = anynorm.Moments(np.squeeze(moments.mean), np.squeeze(moments.var), 3)
+        axes = tuple(i for i, n in enumerate(kept) if n == 1)
+        y = anynorm.normalize(x, gamma, beta, axis=axes, moments=given, eps=1e-30)
+        bound = 3e-7 * (np.abs(scaled) + np.abs(wide[2])).astype(float)
+        assert np.all(np.abs(y - expected) <= bound)
+        assert anynorm.normalize(x, gamma, beta, axis=axes, moments=given, eps=1e-30, out=x) is x
+        np.testing.assert_array_equal(x, y)
+
+
 def test_what_cannot_be_read_where_it_lies_is_right_all_the_same():
     x = normal((40, 64))
     expected = standardized(x, 1).astype(float)

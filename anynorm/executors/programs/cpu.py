@@ -243,6 +243,7 @@ class Rows:
 
     def _step(self, i: int, axis: int, index: str) -> str:
         """How far an index into an axis is from its start, or "" where that is no way."""
+        i = self._memory(i)  # the compiler sees that a number is written where it was read
         return ("", index, f"{index} * s{i}_{axis}")[self.accesses[i].steps[axis]]
 
     def _load(self, i: int, place: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from anynorm import kernels
 from anynorm.arrays.checks import name_of
 from anynorm.calls import Call, Gradients, Normalized, Plan, Wanted
-from anynorm.calls.conditions import in_range, sums_had_room
+from anynorm.calls.conditions import exact_product, in_range, root, sums_had_room
 from anynorm.executors.programs import compiled, cpu_run, cuda_run
 from anynorm.executors.programs.cuda_run import apart
 from anynorm.executors.programs.stats import (
@@ -82,8 +82,7 @@ def forward(call: Call, *, keep: bool) -> Normalized | None:
         with plan.library.on_device(call.x):
             return cuda_run.forward(call, keep=keep)
     careful, weights, fields = takes_two_passes(call), weights_of(call), kept_fields(call)
-    # xhat has digits enough in float32, unless it is small beside a large eps or moments that were given
-    narrow = plan.divides and call.stats is None and not is_wide(plan) and plan.eps <= 1
+    narrow = _is_narrow(call)
     what, place, in_place = ("forward", careful, dtype_of_weights(call), narrow), None, False
     if out is not None and apart(call, out):
         place = plan.to_view(out)
@@ -106,6 +105,10 @@ def forward(call: Call, *, keep: bool) -> Normalized | None:
         if narrow:
             rstd = kernels.inverse_root(xp, stats.var + eps, rstd_at_zero=1.0)
             x, gamma, beta = (each if each is None else xp.astype(each, xp.float32) for each in (x, gamma, beta))
+            if call.stats is not None:  # xhat may leave the range where y does not
+                own = kernels.standardizer(xp, stats._replace(mean=stats.mean + stats.mean_lo), rstd, xp.float32)
+                factor = own.rstd if gamma is None else gamma * own.rstd
+                return Written([kernels.affine(kernels.subtract_mean(x, Stats(*own[1:])), factor, beta)])
             xhat = kernels.by(xp, x, kernels.standardizer(xp, stats, rstd, xp.float32))
         else:
             xhat = kernels.standardize_with(xp, x, stats, eps=eps, divides=plan.divides).xhat
@@ -117,7 +120,8 @@ def forward(call: Call, *, keep: bool) -> Normalized | None:
     def written(known: ProgramStats | None) -> Any:
         inputs = (call.x, call.gamma, call.beta, None if known else weights, *(known or ()))
         how: dict[str, Any] = {"of_groups": 0 if known else len(fields), "keep": keep or careful, "in_place": in_place}
-        return cpu_run.run(plan, (*what, known is None), inputs, (y,), (), body, **how)
+        axes = None if known is None else _along_memory(plan)
+        return cpu_run.run(plan, (*what, known is None), inputs, (y,), (), body, axes=axes, **how)
 
     ran = written(known)
     if ran is None and in_place and known is None:  # parts share a group, and one may write before another has read
@@ -136,6 +140,28 @@ def forward(call: Call, *, keep: bool) -> Normalized | None:
     if place is None:
         out[...] = plan.from_view(y)
     return Normalized(out, stats)
+
+
+def _along_memory(plan: Plan) -> tuple[int, ...]:
+    """The axes that are gone through together where nothing is added up: x is read in its order."""
+    axes, last = plan.view.axes, len(plan.view.shape) - 1
+    return (last,) if last in axes and not plan.interleaved else axes
+
+
+def _is_narrow(call: Call) -> bool:
+    """Whether y has digits enough in float32: all that it is made of is in range, and not small beside a large eps."""
+    plan, library, stats = call.plan, call.plan.library, call.stats
+    if is_wide(plan) or plan.inverse or not plan.divides:
+        return False
+    if stats is None:
+        return plan.eps <= 1
+    if plan.nbytes < SMALL:  # to look at the moments that were given takes longer
+        return False
+    with library.quiet():
+        rstd, step = root(plan, stats), plan.limits.step
+        if not 1 / step <= library.min(rstd) <= library.max(rstd) <= step:
+            return False
+        return call.gamma is None or exact_product(plan, rstd, library.extent(call.gamma))
 
 
 def statistics(call: Call) -> Stats | None:
@@ -191,7 +217,8 @@ def backward(call: Call, dy: Array, wanted: Wanted, stats: Stats) -> Gradients |
         beside = (call.gamma if scales else None, *known, weights, weight, call.beta if reads_x else None)
         inputs = (dy, call.x if reads_x else None, *beside)
         key = (what, name_of(dy.dtype), dtype_of_weights(call), wide, given, of_x, *these)
-        return cpu_run.run(plan, key, inputs, *others, **how)
+        axes = _along_memory(plan) if given else None
+        return cpu_run.run(plan, key, inputs, *others, **{"axes": axes, **how})
 
     dx = plan.library.empty(plan.view.shape, dy, wanted.dtype) if of_x else None
     if dx is not None and call.all_reduce is not None and not given:
