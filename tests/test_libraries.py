@@ -42,6 +42,14 @@ def test_statistics_are_merged_updated_and_used(backend):
     backend.check(weight.weight, x)
 
 
+def test_numbers_of_any_size_are_normalized(backend):
+    rng = np.random.default_rng(0)
+    for size in (1e30, 1e-30):
+        x = (rng.standard_normal((3, 5)) * size).astype(np.float32)
+        y = anynorm.layer_norm(backend.array(x, "float32"), eps=0.0)
+        backend.check(y, exact(anynorm.layer_norm, x, x, eps=0.0).y, dtype="float32", tolerance=2e-6)
+
+
 def test_integers_a_way_back_a_fold_and_a_checkpoint(backend):
     numbers = np.random.default_rng(2).integers(0, 255, (7, 4))
     found = anynorm.Moments.over([backend.array(part, "uint8") for part in (numbers[:2], numbers[2:])], axis=0)

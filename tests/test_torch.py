@@ -208,6 +208,44 @@ def test_a_compiled_gradient_is_exact_at_every_magnitude(backend, axis, kind):
     torch._dynamo.reset()
 
 
+@pytest.mark.cells("torch-cpu")
+@pytest.mark.untracked
+@pytest.mark.parametrize(
+    ("first", "weight"), [(1e10, 1e-30), (3e8, 1e-25), (-1e12, 1e-30), (3e4, 1e-12), (-3.4e38, 0.0)]
+)
+def test_a_compiled_call_is_that_of_eager_tensors_beside_a_far_number_of_little_weight(backend, first, weight):
+    torch = backend.xp
+    arrays = [backend.array([[first, 0, 1, 2]], "float32"), *(torch.ones(4) * n for n in (2, 3))]
+    weights, dy = backend.array([[weight, 1, 1, 1]], "float32"), torch.arange(1.0, 5)[None, :]
+
+    def function(x, gamma, beta, weights):
+        return anynorm.layer_norm(x, gamma, beta, weights=weights, eps=1e-3)
+
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    for one, other in zip(*(derivatives(torch, f, arrays, dy, weights) for f in (compiled, function)), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6 * float(other[..., 1:].abs().max()))
+
+
+@pytest.mark.untracked
+def test_a_compiled_call_writes_where_out_says(backend):
+    torch, x = backend.xp, backend.array(np.arange(6.0).reshape(2, 3), "float32")
+    function = torch.compile(lambda x, out: anynorm.layer_norm(x, out=out), fullgraph=True, backend="aot_eager")
+    place = torch.empty_like(x)
+    assert function(x, place) is place
+    torch.testing.assert_close(place, anynorm.layer_norm(x))
+
+
+@pytest.mark.untracked
+def test_weights_of_a_subclass_are_taken_at_any_size(backend):
+    torch = backend.xp
+    for shape in ((4, 8), (300, 1000)):
+        rng = np.random.default_rng(0)
+        x, weights = (backend.array(rng.random(shape), "float32") for _ in range(2))
+        found = anynorm.layer_norm(x, weights=weights.as_subclass(type("Own", (torch.Tensor,), {})))
+        assert type(found).__name__ == "Own"
+        torch.testing.assert_close(found.as_subclass(torch.Tensor), anynorm.layer_norm(x, weights=weights))
+
+
 @pytest.mark.untracked
 def test_the_first_call_of_a_process_may_be_compiled(backend):
     code = (

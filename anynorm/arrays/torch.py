@@ -132,7 +132,8 @@ class TorchLibrary(Library, name="torch"):
         return bool(same and x.element_size() == out.element_size())
 
     def writeable(self, x: Array) -> bool:
-        if x.is_inference() and not self.torch.is_inference_mode_enabled():
+        compiling = self.torch.compiler.is_compiling()  # a graph is not told, and refuses to run
+        if not compiling and x.is_inference() and not self.torch.is_inference_mode_enabled():
             return False
         # one that came empty from NumPy has no strides
         return x.numel() == 0 or all(step != 0 or n <= 1 for step, n in zip(x.stride(), x.shape, strict=True))

@@ -52,7 +52,7 @@ def squares_in_range(plan: Plan, var: Array) -> Array:
 
 def sums_had_room(plan: Plan, dx: Array) -> bool:
     """Whether no sum over a group overflowed in a gradient of x, which the first number of each group tells."""
-    return bool(plan.library.xp.all(plan.library.xp.isfinite(plan.groups.first(plan.library.xp, dx))))
+    return bool(plan.library.xp.all(plan.library.xp.isfinite(plan.groups.first(dx))))
 
 
 def resolved(plan: Plan, stats: Stats) -> bool:

@@ -129,7 +129,7 @@ def _branching(plan: Plan, x: Array) -> Standardized:
     library, xp = plan.library, plan.library.xp
     subnormal = library.subnormal(x, plan.limits.step * plan.limits.further) if plan.tiny else None
     how: dict[str, Any] = {"groups": plan.groups, "eps": plan.eps, "centred": plan.centred, "subnormal": subnormal}
-    one = xp.ones_like(plan.groups.first(xp, x))
+    one = xp.ones_like(plan.groups.first(x))
     own = Scale(one, one * plan.eps, 1.0 if plan.tiny else None, None)
     plain = kernels.standardizer_in_scale(xp, x, own, **how)
     fine = squares_in_range(plan, plain[1].stats.var)
@@ -159,7 +159,7 @@ def standardize_by(call: Call, stats: Stats) -> Standardized | None:
         return None
     with plan.library.quiet():
         done = kernels.standardize_with(xp, x, stats, eps=plan.eps, divides=plan.divides)
-        return weighting.apart(xp, done, groups.weights) if isinstance(groups, WeightedSums) else done
+        return weighting.apart(xp, done, groups.weights, plan.dtype) if isinstance(groups, WeightedSums) else done
 
 
 def affine(call: Call, of: Standardized) -> Array:

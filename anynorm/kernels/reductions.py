@@ -43,10 +43,10 @@ class Reduction(Protocol):
 
 
 class WideReduction(Reduction, Protocol):
-    """The same, of numbers in a wide dtype, which are added up about one of them."""
+    """The same, of numbers in a wide dtype, which are added up about a pivot."""
 
-    def first(self, xp: Namespace, x: Array) -> Array:
-        """One number of each group, beside x."""
+    def pivot(self, xp: Namespace, x: Array) -> Array:
+        """A number near those of each group, beside x; where these are equal, that number."""
 
 
 class Sums(NamedTuple):
@@ -73,12 +73,16 @@ class Sums(NamedTuple):
         """These, with another divisor."""
         return self if divisor == self.divisor else self._replace(divisor=divisor, number=None)
 
-    def first(self, xp: Namespace, x: Array) -> Array:  # noqa: ARG002
+    def first(self, x: Array) -> Array:
         """The first number of each group, beside x."""
         index: list[Any] = [slice(None)] * len(x.shape)
         for axis in self.axes:
             index[axis] = slice(0, 1)
         return x[tuple(index)]
+
+    def pivot(self, xp: Namespace, x: Array) -> Array:  # noqa: ARG002
+        """The first."""
+        return self.first(x)
 
     @property
     def each(self) -> None:

@@ -72,9 +72,9 @@ def deviations(
 def wide_statistics(xp: Namespace, x: Array, *, groups: WideReduction, centred: bool, twice: bool = False) -> Stats:
     """The statistics of numbers in a wide dtype, in which the square of each exists; one pass, or two if `twice`.
 
-    The pivot is one of the numbers of the group: the square of what it leaves of the mean is at most as many times the
-    variance as there are numbers. If x was a narrow dtype, that many digits are to spare; else the mean that was found
-    is the pivot of a second pass, which tells the rest of it. What weighs nothing may be no number.
+    The pivot is one of the numbers of the group, or near the mean: the square of what it leaves of the mean is at most
+    as many times the variance as there are numbers. If x was a narrow dtype, that many digits are to spare; else the
+    mean that was found is the pivot of a second pass, which tells the rest of it. What weighs nothing may be no number.
 
     Chan, Golub & LeVeque, "Algorithms for computing the sample variance", 1983, eq. 1.5 to 1.8.
     """
@@ -82,7 +82,7 @@ def wide_statistics(xp: Namespace, x: Array, *, groups: WideReduction, centred: 
         x = xp.where(groups.each > 0, x, xp.zeros_like(x))
     if not centred:
         return Stats(None, None, groups.mean_product(xp, x, x))
-    pivot = groups.first(xp, x)
+    pivot = groups.pivot(xp, x)
     if twice:
         pivot = pivot + groups.mean(xp, x - pivot)
     d = x - pivot

@@ -116,10 +116,10 @@ class WideWeightedSums(WeightedSums):
 
     __slots__ = ()
 
-    def first(self, xp: Namespace, x: Array) -> Array:
-        """The largest number of each group that weighs something; 0 where none does."""
-        top = xp.max(xp.where(self.each > 0, x, -math.inf * xp.ones_like(x)), axis=self.axes, keepdims=True)
-        return xp.where(self.weight > 0, top, xp.zeros_like(top))
+    def pivot(self, xp: Namespace, x: Array) -> Array:
+        """The mean; of equal numbers, of which it may be rounded, one of them."""
+        bottom, top = self.bounds(xp, x)
+        return xp.where(bottom == top, top, self.mean(xp, x))
 
     def anchor(self, xp: Namespace, g: Array) -> None:
         """None."""
@@ -136,10 +136,13 @@ def with_padding(xp: Namespace, x: Array, done: Standardized, weights: Weights) 
     return apart(xp, done._replace(xhat=xp.where(taken, done.xhat, x)), weights)
 
 
-def apart(xp: Namespace, done: Standardized, weights: Weights) -> Standardized:
-    """What x became, and apart from it what weighs nothing and is not finite; 0 in a group without weight."""
+def apart(xp: Namespace, done: Standardized, weights: Weights, dtype: Any = None) -> Standardized:
+    """What x became, and apart from it what weighs nothing and is not finite; 0 in a group without weight.
+
+    `dtype` is that of the result, where xhat is in a wider one.
+    """
     xhat, some, nothing = done.xhat, weights.sums > 0, xp.zeros_like(done.xhat)
-    lost = some & (weights.each == 0) & ~xp.isfinite(xhat)
+    lost = some & (weights.each == 0) & ~xp.isfinite(xhat if dtype is None else xp.astype(xhat, dtype, copy=False))
     return done._replace(xhat=xp.where(some & ~lost, xhat, nothing), padding=xp.where(lost, xhat, nothing))
 
 

@@ -32,7 +32,8 @@ def supports(call: Call, *beside: Array) -> bool:
         return False
     if plan.library.in_memory:
         return True
-    arrays = (call.x, call.gamma, call.beta, call.out, *(call.stats or ()), *beside)
+    weights = None if call.weights is None else call.weights.each
+    arrays = (call.x, call.gamma, call.beta, call.out, weights, *(call.stats or ()), *beside)
     return plan.library.writable_in_blocks(*[array for array in arrays if array is not None])
 
 

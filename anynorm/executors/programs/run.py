@@ -106,7 +106,8 @@ def forward(call: Call, *, keep: bool) -> Normalized | None:
             rstd = kernels.inverse_root(xp, stats.var + eps, rstd_at_zero=1.0)
             x, gamma, beta = (each if each is None else xp.astype(each, xp.float32) for each in (x, gamma, beta))
             if call.stats is not None:  # xhat may leave the range where y does not
-                own = kernels.standardizer(xp, stats._replace(mean=stats.mean + stats.mean_lo), rstd, xp.float32)
+                mean = stats.mean if stats.mean_lo is None else stats.mean + stats.mean_lo
+                own = kernels.standardizer(xp, stats._replace(mean=mean), rstd, xp.float32)
                 factor = own.rstd if gamma is None else gamma * own.rstd
                 return Written([kernels.affine(kernels.subtract_mean(x, Stats(*own[1:])), factor, beta)])
             xhat = kernels.by(xp, x, kernels.standardizer(xp, stats, rstd, xp.float32))

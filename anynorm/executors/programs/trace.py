@@ -125,7 +125,7 @@ class TracedSums:
         """How many numbers there are."""
         return self.tracer.divisor
 
-    def first(self, xp: Namespace, x: TracedScalar) -> TracedScalar:  # noqa: ARG002
+    def pivot(self, xp: Namespace, x: TracedScalar) -> TracedScalar:  # noqa: ARG002
         """The first number of each group."""
         return self.tracer.first(x)
 
@@ -148,7 +148,7 @@ class TracedSums:
 
     def anchor(self, xp: Namespace, g: TracedScalar) -> TracedScalar | None:
         """The first number, or the mean."""
-        first = self.first(xp, g)
+        first = self.pivot(xp, g)
         return first + self.mean(xp, g - first) if self.twice else first
 
 
@@ -168,7 +168,7 @@ class TracedWeightedSums(TracedSums):
             self._weight = self.tracer.total("sum", self.each)
         return self._weight
 
-    def first(self, xp: Namespace, x: TracedScalar) -> TracedScalar:  # noqa: ARG002
+    def pivot(self, xp: Namespace, x: TracedScalar) -> TracedScalar:  # noqa: ARG002
         """The first number of each group that weighs something; 0 where none does."""
         return self.tracer.first(x, self.each)
 
