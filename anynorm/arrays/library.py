@@ -219,6 +219,10 @@ class Library:
         """How far apart in memory neighbours along each axis lie; 0 where it is not known."""
         return (0,) * len(x.shape)
 
+    def memory_key(self, x: Array) -> Hashable:
+        """All in which arrays of one dtype and shape may lie differently in memory."""
+        return self.strides(x)
+
     def memory_order(self, x: Array) -> Shape | None:
         """The axes as they follow each other in memory, () for their own order; None if they do not."""
         if self.contiguous(x):

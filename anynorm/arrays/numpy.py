@@ -46,6 +46,7 @@ class NumpyLibrary(Library, name="numpy"):
     min: Any = methodcaller("min")
     sizes: Any = attrgetter("shape")
     strides: Any = attrgetter("strides")
+    memory_key: Any = attrgetter("strides")
     contiguous: Any = attrgetter("flags.c_contiguous")
     aligned: Any = attrgetter("flags.aligned")
     address: Any = staticmethod(id if NEAR else attrgetter("ctypes.data"))

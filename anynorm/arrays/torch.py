@@ -3,7 +3,7 @@
 import math
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from operator import methodcaller
@@ -180,8 +180,11 @@ class TorchLibrary(Library, name="torch"):
     def aligned(self, x: Array) -> bool:
         return x.data_ptr() % x.element_size() == 0  # type: ignore[no-any-return]
 
+    def memory_key(self, x: Array) -> Hashable:
+        return x.stride(), self.in_place(x)
+
     def in_place(self, x: Array) -> bool:
-        return not x.is_neg()
+        return not (x.is_neg() or x._is_zerotensor())  # both are numbers that are not there
 
     def host_empty(self, shape: Shape, dtype: Any) -> Array:
         """Where all pages are new, small ones cost more than the norm: NumPy asks for huge pages."""

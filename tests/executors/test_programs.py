@@ -78,6 +78,9 @@ def test_what_was_compiled_is_kept_from_one_process_to_the_next(tmp_path):
         (made,) = (tmp_path / next(iter(folder.values())).rpartition("/")[2]).glob("**/forward_*.py")
         kept = list(made.parent.rglob("*.nbc")) or list(made.parent.parent.rglob("*.nbc"))
         assert len(kept) == 1
+    made.write_bytes(b"\xff\xfe")
+    run = in_a_process(LARGE + "print(abs(y).max())", **folder)
+    assert run.stdout == "0.0\n", run.stderr
 
 
 def test_a_folder_that_cannot_be_written_to_is_done_without(tmp_path):
@@ -247,6 +250,51 @@ def test_what_cannot_be_read_where_it_lies_is_right_all_the_same():
         np.testing.assert_allclose(
             pullback(each)[0].astype(float), standardized_gradient(x, x, 1).astype(float), atol=2e-6
         )
+
+
+def test_what_lies_alike_but_is_read_in_another_way_is_no_known_call():
+    torch = pytest.importorskip("torch")
+    x, dy = normal((3, 8)), normal((3, 8), seed=1)
+    _, pullback = anynorm.vjp(anynorm.layer_norm, x)
+    np.testing.assert_allclose(pullback(dy.astype(">f4"))[0], pullback(dy)[0], atol=1e-6)
+    x, dy = map(torch.from_numpy, (x, dy))
+    whole, negative = (torch.complex(torch.zeros(3, 8), sign * x) for sign in (1, -1))
+    plain, other = whole.imag, negative.conj().imag
+    assert torch.equal(plain, other)
+    assert plain.is_neg() < other.is_neg()
+    torch.testing.assert_close(anynorm.layer_norm(plain), anynorm.layer_norm(other))
+    _, pullback = anynorm.vjp(anynorm.layer_norm, x)
+    pullback(dy)
+    assert not pullback(torch._efficientzerotensor((3, 8)))[0].any()
+
+
+@pytest.mark.parametrize("size", [1e28, 1e-28])
+def test_a_gradient_is_exact_where_array_operations_computed_the_result(size):
+    x, dy, place = normal((4, 64), std=size), normal((4, 64), seed=1), np.empty((4, 64), ">f4")
+    for out in (None, place):
+        y, pullback = anynorm.vjp(anynorm.layer_norm, x, out=out, eps=0)
+        expected = standardized_gradient(x, dy, 1, 0)
+        np.testing.assert_allclose(y.astype(float), standardized(x, 1, 0).astype(float), atol=2e-6)
+        found = pullback(dy)[0].astype("g") / abs(expected).max()
+        np.testing.assert_allclose(found.astype(float), (expected / abs(expected).max()).astype(float), atol=2e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_group_that_has_a_nan_is_nan(dtype):
+    for bad in (np.nan, np.inf):
+        x = normal((2, 6), dtype)
+        x[0, 1] = bad
+        for norm, more in (
+            (anynorm.rms_norm, ()),
+            (anynorm.layer_norm, ()),
+            (anynorm.weight_norm, (np.ones(2, dtype),)),
+        ):
+            y = norm(x, *more)
+            with anynorm.options(engine="arrays"):
+                expected = norm(x, *more)
+            np.testing.assert_array_equal(np.isnan(y), np.isnan(expected))
+            assert np.isnan(y[0, 1])
+            assert np.all(np.isfinite(y[1]))
 
 
 def test_integers_and_other_dtypes_are_read_and_written_where_they_lie(ran):

@@ -117,9 +117,9 @@ def _kept(name: str, text: str) -> str | None:
         return None
     path = folder / f"{name}_{hashlib.sha256((_version() + text).encode()).hexdigest()[:20]}.py"
     try:
-        if not path.exists() or path.read_text() != text:
-            with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".tmp", delete=False) as file:
-                file.write(text)
+        if not path.exists() or path.read_bytes() != text.encode():
+            with tempfile.NamedTemporaryFile("wb", dir=folder, suffix=".tmp", delete=False) as file:
+                file.write(text.encode())
             os.replace(file.name, path)
     except OSError:
         return None

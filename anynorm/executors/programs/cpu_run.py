@@ -91,10 +91,10 @@ def run(
     lies where the first input does. What else `body` depends upon, also the dtypes of arrays that the plan does not
     tell, is in `body_key`.
     """
-    library, strides, address = plan.library, plan.library.strides, plan.library.address
+    library, lies, address = plan.library, plan.library.memory_key, plan.library.address
     assert address is not None
     arrays = (*inputs, *results)
-    key = (id(plan), body_key, axes, in_place, *[None if x is None else strides(x) for x in arrays])
+    key = (id(plan), body_key, axes, in_place, *[None if x is None else lies(x) for x in arrays])
     known = _known.get(key)
     if known is None:
         if len(_known) >= MOST:

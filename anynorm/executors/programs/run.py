@@ -9,7 +9,6 @@ import math
 from typing import Any
 
 from anynorm import kernels
-from anynorm.arrays.checks import name_of
 from anynorm.calls import Call, Gradients, Normalized, Plan, Wanted
 from anynorm.calls.conditions import exact_product, in_range, root, sums_had_room
 from anynorm.executors.programs import compiled, cpu_run, cuda_run
@@ -182,7 +181,8 @@ def backward(call: Call, dy: Array, wanted: Wanted, stats: Stats) -> Gradients |
         with plan.library.on_device(dy):
             return cuda_run.backward(call, dy, wanted, stats)
     twice, of_x, last, weight, here = is_wide(plan), wanted.dtype is not None, call.gamma_last, None, None
-    if twice and not given and not in_range(plan, stats.var):
+    # statistics of programs are wider, if they can be
+    if not given and stats.var.dtype == plan.dtype and not in_range(plan, stats.var):
         return None
     if weights is not None:
         here = sum_of_weights(call)
@@ -217,7 +217,7 @@ def backward(call: Call, dy: Array, wanted: Wanted, stats: Stats) -> Gradients |
         known = stats if scales or reads_x else NO_STATS
         beside = (call.gamma if scales else None, *known, weights, weight, call.beta if reads_x else None)
         inputs = (dy, call.x if reads_x else None, *beside)
-        key = (what, name_of(dy.dtype), dtype_of_weights(call), wide, given, of_x, *these)
+        key = (what, dy.dtype, dtype_of_weights(call), wide, given, of_x, *these)  # in whatever byte order
         axes = _along_memory(plan) if given else None
         return cpu_run.run(plan, key, inputs, *others, **{"axes": axes, **how})
 
@@ -289,7 +289,7 @@ def _joined_input_gradient(call: Call, dx: Array, dy: Array, stats: Stats, here:
 
     (weight,) = widened(call, weights.unit)
     inputs: tuple[Any, ...] = (dy, call.x, call.gamma, *stats, weight, each)
-    key = (name_of(dy.dtype), name_of(stats.var.dtype), dtype_of_weights(call))
+    key = (dy.dtype, stats.var.dtype, dtype_of_weights(call))
     fields = ["mean"] if each is None else []  # beside weights g has no anchor
     fields += ["rest", "product", "level"] if plan.divides else ["rest"]
     ran = cpu_run.run(plan, ("sums of a replica", *key), inputs, (), (), local, of_groups=len(fields))

@@ -106,8 +106,9 @@ class TracedNamespace:
     reciprocal = staticmethod(lambda x: 1.0 / x)
     abs = staticmethod(lambda x: TracedNamespace.where(x < 0.0, -x, x))
     isfinite = staticmethod(lambda x: x - x == 0.0)
-    minimum = staticmethod(lambda x, y: TracedNamespace.where(x < y, x, y))
-    maximum = staticmethod(lambda x, y: TracedNamespace.where(x > y, x, y))
+    # NaN stays; a y that is one is not among what kernels compare with
+    minimum = staticmethod(lambda x, y: TracedNamespace.where(x > y, y, x))
+    maximum = staticmethod(lambda x, y: TracedNamespace.where(x < y, y, x))
     sum, min, max = staticmethod(_total("sum")), staticmethod(_total("min")), staticmethod(_total("max"))
 
 
