@@ -10,15 +10,17 @@ from typing import Any
 
 from anynorm import kernels
 from anynorm.calls import Call, Gradients, Normalized, Plan, Wanted
-from anynorm.calls.conditions import exact_product, in_range, root, sums_had_room
+from anynorm.calls.conditions import in_range, sums_had_room
 from anynorm.executors.programs import compiled, cpu_run, cuda_run
 from anynorm.executors.programs.cuda_run import apart
 from anynorm.executors.programs.stats import (
+    SMALL,
     ProgramStats,
     dtype_of_weights,
     find_statistics,
     found_of,
     groups_of,
+    is_narrow,
     is_wide,
     kept_fields,
     kept_stats,
@@ -33,8 +35,6 @@ from anynorm.executors.programs.stats import (
 from anynorm.executors.programs.trace import TracedSums, Written
 from anynorm.kernels import NO_STATS, Array, GradientSums, Standardized, Stats, replicas, weighting
 
-SMALL = 2**20
-"""A call of fewer bytes is no program, unless one is asked for."""
 BRIEF = 2**13
 """The gradients of parameters of more numbers are added up by programs of their own."""
 
@@ -81,8 +81,8 @@ def forward(call: Call, *, keep: bool) -> Normalized | None:
         with plan.library.on_device(call.x):
             return cuda_run.forward(call, keep=keep)
     careful, weights, fields = takes_two_passes(call), weights_of(call), kept_fields(call)
-    narrow = _is_narrow(call)
-    what, place, in_place = ("forward", careful, dtype_of_weights(call), narrow), None, False
+    narrow, place, in_place = is_narrow(call), None, False
+    what = ("forward", careful, dtype_of_weights(call), narrow)
     if out is not None and apart(call, out):
         place = plan.to_view(out)
         in_place = plan.library.overlap(call.x, out)
@@ -146,22 +146,6 @@ def _along_memory(plan: Plan) -> tuple[int, ...]:
     """The axes that are gone through together where nothing is added up: x is read in its order."""
     axes, last = plan.view.axes, len(plan.view.shape) - 1
     return (last,) if last in axes and not plan.interleaved else axes
-
-
-def _is_narrow(call: Call) -> bool:
-    """Whether y has digits enough in float32: all that it is made of is in range, and not small beside a large eps."""
-    plan, library, stats = call.plan, call.plan.library, call.stats
-    if is_wide(plan) or plan.inverse or not plan.divides:
-        return False
-    if stats is None:
-        return plan.eps <= 1
-    if plan.nbytes < SMALL:  # to look at the moments that were given takes longer
-        return False
-    with library.quiet():
-        rstd, step = root(plan, stats), plan.limits.step
-        if not 1 / step <= library.min(rstd) <= library.max(rstd) <= step:
-            return False
-        return call.gamma is None or exact_product(plan, rstd, library.extent(call.gamma))
 
 
 def statistics(call: Call) -> Stats | None:

@@ -6,12 +6,14 @@ from typing import Any, NamedTuple
 from anynorm import kernels
 from anynorm.arrays.checks import name_of
 from anynorm.calls import Call, Plan
-from anynorm.calls.conditions import in_range
+from anynorm.calls.conditions import exact_product, in_range, root
 from anynorm.executors.programs import cpu_run
 from anynorm.executors.programs.trace import TracedSums, TracedWeightedSums, Written
 from anynorm.kernels import Array, Stats, replicas, weighting
 from anynorm.kernels.weighting import Weights
 
+SMALL = 2**20
+"""A call of fewer bytes is no program, unless one is asked for."""
 LEAST, MOST = 1e-100, 1e200
 """Sums of weights between these leave their products with squares in range."""
 
@@ -153,6 +155,22 @@ def dtype_of_weights(call: Call) -> str | None:
 def is_wide(plan: Plan) -> bool:
     """Whether numbers are as wide as the sums of programs."""
     return name_of(plan.dtype) == "float64"
+
+
+def is_narrow(call: Call) -> bool:
+    """Whether y has digits enough in float32: all that it is made of is in range, and not small beside a large eps."""
+    plan, library, stats = call.plan, call.plan.library, call.stats
+    if is_wide(plan) or plan.inverse or not plan.divides:
+        return False
+    if stats is None:
+        return plan.eps <= 1
+    if plan.nbytes < SMALL:  # to look at the moments that were given takes longer
+        return False
+    with library.quiet():
+        rstd, step = root(plan, stats), plan.limits.step
+        if not 1 / step <= library.min(rstd) <= library.max(rstd) <= step:
+            return False
+        return call.gamma is None or exact_product(plan, rstd, library.extent(call.gamma))
 
 
 def takes_two_passes(call: Call) -> bool:
